@@ -1,0 +1,97 @@
+"""The command `parley`: finds the subcommand, turns what goes wrong into one line.
+
+Nothing heavy is imported here: `parley --help` must answer at once, and each subcommand imports what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from src import __version__
+from src.errors import ParleyError
+
+TRAINER_COMMANDS = {
+    "fit": "train a model from YAML: any Module, any DataModule, any strategy",
+    "validate": "evaluate on the validation split",
+    "test": "evaluate on the test split and write every prediction",
+    "predict": "write predictions for the test split, without scores",
+}
+COMMANDS = {
+    "init": "make a small base model and tokenizer from scratch",
+    "score": "ROUGE of a predictions file, several columns side by side",
+    "export": "a checkpoint as a plain Hugging Face or PEFT directory",
+    "demo": "the whole road offline, in minutes",
+}
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words after `parley`; those of the process when left out.
+
+    Returns:
+        The exit status: 0 when all went well, 2 when the input cannot be used.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"parley {__version__}\n")
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "httpcore", "datasets", "fsspec", "filelock", "urllib3", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return _dispatch(words[0], words[1:])
+    except ParleyError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"parley {words[0]}: {error}\n")
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # `parley score … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(name: str, words: list[str]) -> int:
+    if name in TRAINER_COMMANDS:
+        trainer = importlib.import_module("src.commands.trainer")
+        return trainer.run(name, words)
+    if name not in COMMANDS:
+        known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
+        raise ParleyError(f"there is no such command; choose one of: {known}.")
+    command = importlib.import_module(f"src.commands.{name}")
+    parser = _Parser(prog=f"parley {name}", description=command.__doc__, formatter_class=_Formatter)
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(words)) or 0
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the paragraphs of a command's docstring and shows defaults."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ParleyError(f"{message}; `{self.prog} --help` shows what it takes.")
+
+
+def _help() -> str:
+    width = max(map(len, [*TRAINER_COMMANDS, *COMMANDS]))
+    lines = ["usage: parley COMMAND [...]", "", "Fine-tune, align and ship dialogue models.", "", "Training:"]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in TRAINER_COMMANDS.items()]
+    lines += ["", "Beside it:"]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    lines += ["", "`parley COMMAND --help` shows a command's options; `--debug` shows the traceback of an error."]
+    return "\n".join(lines) + "\n"
