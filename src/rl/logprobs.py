@@ -1,0 +1,113 @@
+"""Log-probabilities and entropy of tokens, in slices: never a (batch, time, vocabulary) float32 tensor.
+
+TRL's `selective_log_softmax_and_entropy` does the arithmetic. Two things about it matter here (trl 1.16): it answers in
+the dtype of the logits, and half precision is too coarse for PPO's ratios, so each slice goes in as float32; and it
+loops over the first dimension, so each slice goes in as (1, tokens, vocabulary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from trl.trainer.utils import selective_log_softmax_and_entropy
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states (tokens, hidden) to logits (tokens, vocabulary); deterministic, for it may run twice."""
+
+CHUNK_SIZE = 512
+"""Tokens in a slice: 64 MiB of float32 logits at T5's vocabulary."""
+
+
+class TokenScores(NamedTuple):
+    """Each of shape (batch, time), float32, 0 where the label is negative.
+
+    Attributes:
+        logprobs: Of the labels, in nats.
+        entropy: Of the whole distribution at that place, in nats.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def logprobs_from_hidden(
+    hidden: Tensor,
+    labels: Tensor,
+    head: Head,
+    *,
+    temperature: float = 1.0,
+    entropy_requires_grad: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> TokenScores:
+    """Apply the output head and score the labels, a slice of tokens at a time.
+
+    Only tokens with a label go through the head. Where a gradient is wanted and there is more than one slice, each is
+    checkpointed: backward makes its logits again instead of having kept them all. The head is called at least once,
+    with no tokens if need be, so that its parameters are part of the graph on every process.
+
+    Args:
+        hidden: Shape (batch, time, hidden): `hidden[b, t]` is what predicts `labels[b, t]`.
+        labels: Shape (batch, time), token ids; negative (-100) where there is nothing to score.
+        head: From hidden states to logits.
+        temperature: Divides the logits; where responses were sampled at another temperature than 1, the policy that
+            sampled them is the tempered one ("Adjust the sampling temperature" of
+            https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+        entropy_requires_grad: Let gradient through the entropy (an entropy bonus), at the cost of its memory.
+        chunk_size: Tokens in a slice.
+
+    Returns:
+        Log-probabilities and entropies.
+    """
+    wanted = labels >= 0
+    rows, targets = hidden[wanted], labels[wanted]
+
+    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(rows).float().unsqueeze(0)
+        logprobs, entropy = selective_log_softmax_and_entropy(
+            logits, targets.unsqueeze(0), entropy_requires_grad=entropy_requires_grad, temperature=temperature
+        )
+        return logprobs[0], entropy[0]
+
+    slices = list(zip(rows.split(chunk_size), targets.split(chunk_size), strict=True))
+    again = torch.is_grad_enabled() and len(slices) > 1
+    scored = [
+        checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
+        for each in slices
+    ]
+    logprobs, entropy = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
+    return TokenScores(empty.masked_scatter(wanted, logprobs), empty.masked_scatter(wanted, entropy))
+
+
+def logprobs_from_logits(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy_requires_grad: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> TokenScores:
+    """Score the labels from logits that are there already, upcasting a slice of tokens at a time.
+
+    Args:
+        logits: Shape (batch, time, vocabulary), any floating dtype: `logits[b, t]` predicts `labels[b, t]`.
+        labels: Shape (batch, time), token ids; negative (-100) where there is nothing to score.
+        temperature: Divides the logits.
+        entropy_requires_grad: Let gradient through the entropy.
+        chunk_size: Tokens in a slice.
+
+    Returns:
+        Log-probabilities and entropies.
+    """
+    return logprobs_from_hidden(
+        logits,
+        labels,
+        lambda rows: rows,
+        temperature=temperature,
+        entropy_requires_grad=entropy_requires_grad,
+        chunk_size=chunk_size,
+    )

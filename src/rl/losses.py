@@ -1,0 +1,186 @@
+"""PPO's losses on one minibatch, with everything that TRL's users have on their dashboards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.rl.masked import Reduce, masked_mean, masked_moments, zero_outside
+
+
+class ClippedLoss(NamedTuple):
+    """A clipped loss, each of shape ().
+
+    Attributes:
+        loss: The mean over response tokens.
+        clipfrac: The share of response tokens at which the clipped term is the larger.
+    """
+
+    loss: Tensor
+    clipfrac: Tensor
+
+
+class PPOLoss(NamedTuple):
+    """What one minibatch gives.
+
+    Attributes:
+        total: Shape (): policy + vf_coef * value - entropy_coef * entropy; call `backward` on this.
+        policy: Shape (), without coefficient.
+        value: Shape (), without coefficient.
+        skipped: Shape (), boolean: the mean ratio was above the threshold, all losses are 0 and so are their gradients.
+        stats: TRL 0.11.4's figures by its names (`loss/policy`, `policy/approxkl`, `val/error` …), each of shape (),
+            without gradient; `policy/advantages` and `policy/ratio` are of shape (response tokens,).
+    """
+
+    total: Tensor
+    policy: Tensor
+    value: Tensor
+    skipped: Tensor
+    stats: dict[str, Tensor]
+
+
+def policy_loss(log_ratio: Tensor, advantages: Tensor, mask: Tensor, cliprange: float = 0.2) -> ClippedLoss:
+    """The clipped surrogate, equation 7 of https://arxiv.org/abs/1707.06347, to be minimised.
+
+    Args:
+        log_ratio: Shape (batch, time): new minus old log-probabilities.
+        advantages: Shape (batch, time).
+        mask: Shape (batch, time), 1 = response token.
+        cliprange: How far the ratio may be from 1 before its gradient ends.
+
+    Returns:
+        The loss and the share of clipped tokens.
+    """
+    ratio = torch.exp(zero_outside(log_ratio, mask))
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return ClippedLoss(masked_mean(torch.max(plain, clipped), mask), masked_mean((clipped > plain).float(), mask))
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float = 0.2
+) -> ClippedLoss:
+    """Half the squared error of the value head, which may not gain from leaving its old values by more than the clip.
+
+    Detail "value function loss clipping" of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/,
+    as in TRL 0.11.4.
+
+    Args:
+        values: Shape (batch, time), new.
+        old_values: Shape (batch, time), at rollout.
+        returns: Shape (batch, time), the targets.
+        mask: Shape (batch, time), 1 = response token.
+        cliprange_value: The clip, in units of the value.
+
+    Returns:
+        The loss and the share of clipped tokens.
+    """
+    near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
+    plain, clipped = (values - returns).square(), (near - returns).square()
+    return ClippedLoss(0.5 * masked_mean(torch.max(plain, clipped), mask), masked_mean((clipped > plain).float(), mask))
+
+
+def ppo_loss(
+    logprobs: Tensor,
+    values: Tensor,
+    entropy: Tensor,
+    *,
+    old_logprobs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    cliprange: float = 0.2,
+    cliprange_value: float = 0.2,
+    vf_coef: float = 0.1,
+    entropy_coef: float = 0.0,
+    ratio_threshold: float | None = 10.0,
+) -> PPOLoss:
+    """Policy loss, value loss and entropy bonus of one minibatch, TRL 0.11.4's `loss`.
+
+    All tensors are of shape (batch, time) and padding in them may hold anything.
+
+    Args:
+        logprobs: Of the policy now, with gradient.
+        values: Of the value head now, with gradient.
+        entropy: Of the policy's distribution at each token, in nats; with gradient where `entropy_coef` is not 0.
+        old_logprobs: At rollout.
+        old_values: At rollout.
+        advantages: From `compute_advantages`.
+        returns: From `compute_advantages`.
+        mask: 1 = response token.
+        cliprange: Clip of the ratio.
+        cliprange_value: Clip of the values.
+        vf_coef: Weight of the value loss.
+        entropy_coef: Weight of the entropy bonus.
+        ratio_threshold: Learn nothing from a minibatch whose mean ratio exceeds this; never when left out.
+
+    Returns:
+        The losses and their figures.
+    """
+    old_values, advantages, returns = (zero_outside(tensor, mask) for tensor in (old_values, advantages, returns))
+    values = zero_outside(values, mask)
+    log_ratio = zero_outside(logprobs - old_logprobs, mask)
+    ratio = log_ratio.detach().exp()
+    mean_ratio = masked_mean(ratio, mask)
+    skipped = (
+        torch.zeros_like(mean_ratio, dtype=torch.bool) if ratio_threshold is None else mean_ratio > ratio_threshold
+    )
+
+    # An infinite ratio times 0 is NaN, in the gradient too: a skipped minibatch must never compute with it.
+    safe_log_ratio = torch.where(skipped, torch.zeros_like(log_ratio), log_ratio)
+    policy = policy_loss(safe_log_ratio, advantages, mask, cliprange).loss
+    value, value_clipfrac = value_loss(values, old_values, returns, mask, cliprange_value)
+    keep = (~skipped).to(policy.dtype)
+    policy, value = policy * keep, value * keep
+    mean_entropy = masked_mean(entropy, mask)
+    total = policy + vf_coef * value
+    if entropy_coef:
+        total = total - entropy_coef * mean_entropy * keep
+
+    with torch.no_grad():
+        return_moments, value_moments = masked_moments(returns, mask), masked_moments(old_values, mask)
+        tokens = mask.bool()
+        stats = {
+            "loss/policy": policy,
+            "loss/value": value,
+            "loss/total": total,
+            "policy/entropy": mean_entropy,
+            "policy/approxkl": 0.5 * masked_mean(log_ratio.square(), mask),
+            "policy/policykl": masked_mean(-log_ratio, mask),
+            "policy/clipfrac": policy_loss(log_ratio, advantages, mask, cliprange).clipfrac,
+            "policy/advantages": advantages[tokens],
+            "policy/advantages_mean": masked_mean(advantages, mask),
+            "policy/ratio": ratio[tokens],
+            "returns/mean": return_moments.mean,
+            "returns/var": return_moments.var,
+            "val/vpred": masked_mean(values, mask),
+            "val/error": masked_mean((values - returns).square(), mask),
+            "val/clipfrac": value_clipfrac,
+            "val/mean": value_moments.mean,
+            "val/var": value_moments.var,
+        }
+    return PPOLoss(total, policy, value, skipped, {name: figure.detach() for name, figure in stats.items()})
+
+
+def exceeds_target_kl(policykl: Tensor | float, target_kl: float | None, reduce: Reduce | None = None) -> bool:
+    """Whether the update has gone far enough and should stop: the mean `policy/policykl` is above 1.5 times the target.
+
+    TRL 0.11.4's `_early_stop`, after OpenAI's Spinning Up. Every process decides alike.
+
+    Args:
+        policykl: Shape (), of this process's last minibatch.
+        target_kl: In nats a token; never stop when left out.
+        reduce: Sums over processes, for their mean.
+
+    Returns:
+        True to leave the update loop.
+    """
+    if target_kl is None:
+        return False
+    if reduce is not None:
+        sums = reduce(torch.stack([torch.as_tensor(policykl), torch.ones_like(torch.as_tensor(policykl))]))
+        policykl = sums[0] / sums[1]
+    return float(policykl) > 1.5 * target_kl

@@ -1,0 +1,158 @@
+"""What happens to a reward's scores, one a response, before they become rewards per token."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.rl.masked import Reduce, masked_moments
+
+
+class RunningMoments:
+    """Mean and standard deviation of every score seen so far, over all processes.
+
+    Chan's parallel update, as TRL 0.11.4's `RunningMoments`; scores that are not finite are left out, for a single one
+    would spoil the figures for the rest of the run.
+
+    Attributes:
+        mean: The running mean, 0 before the first score.
+        var: The running variance, uncorrected; 1 before the first score.
+        count: How many scores were seen.
+    """
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self.var = 1.0
+        self.count = 0.0
+
+    @property
+    def std(self) -> float:
+        """The running standard deviation, with Bessel's correction; 1 before the second score."""
+        return math.sqrt(self.var * self.count / (self.count - 1)) if self.count > 1 else 1.0
+
+    @torch.no_grad()
+    def update(self, scores: Tensor, reduce: Reduce | None = None) -> None:
+        """Take in one batch.
+
+        Args:
+            scores: Shape (batch,).
+            reduce: Sums over processes, so that each of them holds the moments of all.
+        """
+        moments = masked_moments(scores.float(), torch.isfinite(scores), unbiased=False, reduce=reduce)
+        mean, var, count = (float(figure) for figure in moments)
+        if count == 0:
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        squares = self.var * self.count + var * count + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.var = squares / total
+        self.count = total
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {"mean": self.mean, "var": self.var, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`'s result."""
+        self.mean, self.var, self.count = float(state["mean"]), float(state["var"]), float(state["count"])
+
+
+def scale_scores(scores: Tensor, moments: RunningMoments, center: bool = False) -> Tensor:
+    """Divide by the running standard deviation, after taking off the running mean where `center` is set.
+
+    TRL 0.11.4's `use_score_scaling` and `use_score_norm`; see also appendix D of Engstrom et al.,
+    https://arxiv.org/abs/2005.12729.
+
+    Args:
+        scores: Shape (batch,).
+        moments: Of all scores so far, these included.
+        center: Take off the mean: whitening.
+
+    Returns:
+        Shape (batch,).
+    """
+    shift = moments.mean if center else 0.0
+    return (scores - shift) / (moments.std + torch.finfo(scores.dtype).eps)
+
+
+def clip_scores(scores: Tensor, limit: float) -> Tensor:
+    """Bring scores into [-limit, limit]; shape (batch,). NaN stays NaN, for the caller to count."""
+    return scores.clamp(-limit, limit)
+
+
+def penalise_missing_eos(scores: Tensor, has_eos: Tensor, penalty: float) -> Tensor:
+    """Take a penalty off the responses that were cut off before they ended by themselves.
+
+    TRL's `missing_eos_penalty` (since 0.10, `PPOv2Trainer`).
+
+    Args:
+        scores: Shape (batch,).
+        has_eos: Shape (batch,), true where the response ends in EOS.
+        penalty: What is taken off, in units of the score.
+
+    Returns:
+        Shape (batch,).
+    """
+    return torch.where(has_eos.bool(), scores, scores - penalty)
+
+
+class ScoreShaper:
+    """Scaling, clipping and the penalty for a missing EOS, in this order.
+
+    The penalty comes last so that it keeps its size: neither does it move the running moments nor does clipping
+    swallow it.
+
+    Args:
+        use_score_scaling: Divide by the running standard deviation.
+        use_score_norm: With scaling, take off the running mean too.
+        score_clip: Clip to ± this after scaling; no clipping when left out.
+        missing_eos_penalty: Taken off responses without EOS; nothing when left out.
+
+    Attributes:
+        moments: Of the raw scores so far. Kept up only where scaling is on.
+    """
+
+    def __init__(
+        self,
+        use_score_scaling: bool = False,
+        use_score_norm: bool = False,
+        score_clip: float | None = None,
+        missing_eos_penalty: float | None = None,
+    ) -> None:
+        self.use_score_scaling = use_score_scaling
+        self.use_score_norm = use_score_norm
+        self.score_clip = score_clip
+        self.missing_eos_penalty = missing_eos_penalty
+        self.moments = RunningMoments()
+
+    def __call__(self, scores: Tensor, has_eos: Tensor, reduce: Reduce | None = None) -> Tensor:
+        """Shape one batch of scores, updating the running moments.
+
+        Args:
+            scores: Shape (batch,), raw.
+            has_eos: Shape (batch,), true where the response ends in EOS.
+            reduce: Sums over processes.
+
+        Returns:
+            Shape (batch,).
+        """
+        if self.use_score_scaling:
+            self.moments.update(scores, reduce)
+            scores = scale_scores(scores, self.moments, center=self.use_score_norm)
+        if self.score_clip is not None:
+            scores = clip_scores(scores, self.score_clip)
+        if self.missing_eos_penalty is not None:
+            scores = penalise_missing_eos(scores, has_eos, self.missing_eos_penalty)
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        return {"moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`'s result."""
+        self.moments.load_state_dict(state["moments"])
