@@ -1,0 +1,67 @@
+"""Make a small base model and its tokenizer from scratch, as a plain Hugging Face directory.
+
+The tokenizer (byte-level BPE) is trained on the corpus; the weights are random. Whatever takes a base model takes
+the directory: `--model.init_args.model_name_or_path DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import src.datamodules
+
+ARCHITECTURES = ("t5", "bart", "gpt2", "llama")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="t5", help="what kind of model")
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="FILE",
+        default=[str(Path(src.datamodules.__file__).parent / "sample")],
+        help="text, JSONL or CSV files, or directories of them, to train the tokenizer on",
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="where the model goes")
+    parser.add_argument("--hidden-size", type=int, default=256, metavar="N", help="width")
+    parser.add_argument("--layers", type=int, default=4, metavar="N", help="blocks; in an encoder-decoder, a side")
+    parser.add_argument("--heads", type=int, default=4, metavar="N", help="attention heads")
+    parser.add_argument("--feed-forward-size", type=int, metavar="N", help="four times the width when left out")
+    parser.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="the most tokens there may be")
+    parser.add_argument(
+        "--max-positions", type=int, metavar="N", help="longest sequence, 1024 if left out (not for t5)"
+    )
+    parser.add_argument(
+        "--untied-head", action="store_true", help="t5 only: gated GELU and an output head of its own, as FLAN-T5 has"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory that has something in it")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> None:
+    from src.commands.output import show
+    from src.models.corpus import read_corpus
+    from src.models.lora import count_parameters
+    from src.models.scratch import Sizes, make_base_model
+
+    sizes = Sizes(
+        hidden_size=args.hidden_size,
+        layers=args.layers,
+        heads=args.heads,
+        feed_forward_size=args.feed_forward_size,
+        vocab_size=args.vocab_size,
+        max_positions=args.max_positions,
+        untied_head=args.untied_head,
+    )
+    model, tokenizer = make_base_model(
+        args.architecture, read_corpus(args.corpus), args.output, sizes, seed=args.seed, overwrite=args.overwrite
+    )
+    summary = {
+        "architecture": args.architecture,
+        "parameters": count_parameters(model).total,
+        "vocabulary": len(tokenizer),
+        "directory": args.output,
+    }
+    show([summary], as_json=args.json)

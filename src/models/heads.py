@@ -1,0 +1,156 @@
+"""The output head and the embeddings: one matrix, or two.
+
+T5 v1.1, FLAN-T5 and mT5 have two. Since transformers 5, `T5Config` and `MT5Config` say `tie_word_embeddings=True`
+whatever the file said: `T5Config` keeps the old flag as `scale_decoder_outputs`, `MT5Config` drops it. A model
+built from such a config has one matrix, `load_state_dict` then writes one of two over the other, and every later
+`tie_weights()` (resizing calls it) would do so again. What is here keeps the two apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from src.errors import ParleyError
+
+T5_FAMILY = ("t5", "mt5", "umt5")
+
+
+def wants_untied_head(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration has a head of its own.
+
+    For mT5 always: its published weights do, and the configuration no longer says.
+    """
+    if config.model_type == "t5":
+        return not config.scale_decoder_outputs
+    return config.model_type in T5_FAMILY or not getattr(config, "tie_word_embeddings", False)
+
+
+def head_is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output head and the input embeddings are one parameter."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def untie_head(model: PreTrainedModel) -> None:
+    """Give the head a matrix of its own (a copy, where it shared one), for good.
+
+    The mapping that `tie_weights()` and `save_pretrained` follow is narrowed on this instance; the config stays as
+    transformers wants it, since T5 reads from it that its encoder and decoder share their embeddings.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return
+    if head_is_tied(model):
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    names = {f"{name}.weight" for name, module in model.named_modules() if module is head}
+    model._tied_weights_keys = {k: v for k, v in (model._tied_weights_keys or {}).items() if k not in names}
+    for name in names:
+        model.all_tied_weights_keys.pop(name, None)
+
+
+def settle_head(model: PreTrainedModel, *, untied: bool) -> PreTrainedModel:
+    """Make a freshly loaded model's head stay what its weights or its file say.
+
+    Args:
+        model: The model, loaded.
+        untied: What the configuration file says; weights that differ count as untied in any case.
+
+    Returns:
+        The same model.
+    """
+    if untied or not head_is_tied(model):
+        untie_head(model)
+    return model
+
+
+@contextmanager
+def without_tying_warning() -> Iterator[None]:
+    """Silence the advice of transformers to write into the config what its T5 configs cannot hold."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "so we will NOT tie them" not in record.getMessage().replace("\n", " ")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a state dict so that no matrix is written over by another.
+
+    Where the model has one matrix for embeddings and head but the state dict has two different ones, the head is
+    untied first. Where it is the other way round, the head's own matrix gets the shared values.
+
+    Args:
+        model: A Hugging Face model, or a PEFT model around one.
+        state_dict: What `model.state_dict()` gave, here or in another process.
+
+    Raises:
+        ParleyError: When keys or shapes do not fit, or two names of one parameter come with different values.
+    """
+    base = base_model(model)
+    state = dict(state_dict)
+    if (head := base.get_output_embeddings()) is not None:
+        head_names = set(_names(model, head.weight))
+        input_names = set(_names(model, base.get_input_embeddings().weight))
+        if head_is_tied(base):
+            own = {name for name in head_names if _belongs_to(model, name, head)}
+            if _differ(state, own, input_names - own):
+                untie_head(base)
+        elif not head_names & state.keys() and (source := next(iter(input_names & state.keys()), None)):
+            state.update(dict.fromkeys(head_names, state[source]))
+    for names in _shared_names(model):
+        present = [name for name in names if name in state]
+        if any(not _same(state[present[0]], state[name]) for name in present[1:]):
+            raise ParleyError(
+                f"the weights give {' and '.join(present)} different values, but in this model they are one."
+            )
+        if present:
+            state.update({name: state[present[0]] for name in names if name not in state})
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ParleyError(f"the weights do not fit this model: {' '.join(lines[1:3])[:300]}") from error
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The Hugging Face model, also where PEFT is around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _names(model: nn.Module, parameter: Tensor) -> list[str]:
+    return [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
+
+
+def _shared_names(model: nn.Module) -> list[list[str]]:
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups[id(parameter)].append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _belongs_to(model: nn.Module, parameter_name: str, module: nn.Module) -> bool:
+    owner = model.get_submodule(parameter_name.rpartition(".")[0])
+    return owner is module or any(part is owner for part in module.modules())
+
+
+def _differ(state: Mapping[str, Tensor], left: set[str], right: set[str]) -> bool:
+    return any(not _same(state[a], state[b]) for a in left & state.keys() for b in right & state.keys())
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left is right or left.shape != right.shape or left.is_meta or right.is_meta:
+        return left is right or (left.shape == right.shape and left.is_meta and right.is_meta)
+    return torch.equal(left, right)

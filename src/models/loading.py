@@ -1,0 +1,174 @@
+"""Base models from anywhere `from_pretrained` takes: a directory, a hub name, a GGUF file, a PEFT adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from src.errors import ParleyError
+from src.models.heads import load_state, settle_head, untie_head, wants_untied_head, without_tying_warning
+from src.models.sources import is_adapter, locate, read_json, reading
+from src.models.tokenizer import fit_embeddings, load_tokenizer
+
+__all__ = [
+    "fit_embeddings",
+    "is_encoder_decoder",
+    "load_config",
+    "load_model",
+    "load_state",
+    "load_tokenizer",
+    "model_from_config",
+]
+
+
+def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedConfig:
+    """The configuration of a base model; of an adapter directory, its base's.
+
+    Args:
+        name_or_path: A directory or hub name.
+        gguf_file: The GGUF file's name within it.
+
+    Raises:
+        ParleyError: When there is none, or it is of no language model that generates.
+    """
+    if is_adapter(name_or_path):
+        return load_config(adapter_base(name_or_path), gguf_file)
+    name, local_only = locate(name_or_path)
+    if local_only and Path(name).is_dir() and not gguf_file and not (Path(name) / "config.json").is_file():
+        raise ParleyError(f"{name} is not a model directory: it has no config.json (nor adapter_config.json).")
+    if gguf_file and Path(name).is_dir() and not (Path(name) / gguf_file).is_file():
+        raise ParleyError(f"{name} has no file {gguf_file}; give the GGUF file's name within the directory.")
+    with reading("the configuration", name):
+        options = {"gguf_file": gguf_file} if gguf_file else {}
+        config = AutoConfig.from_pretrained(name, local_files_only=local_only, **options)
+    _auto_class(config, name)
+    return config
+
+
+def is_encoder_decoder(name_or_path: str | Path, gguf_file: str | None = None) -> bool:
+    """Whether the model has an encoder; reads the configuration only."""
+    return bool(load_config(name_or_path, gguf_file).is_encoder_decoder)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    gguf_file: str | None = None,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    is_trainable: bool = False,
+    base_model: str | Path | None = None,
+) -> PreTrainedModel | PeftModel:
+    """Load a base model, or a PEFT adapter on its base; the head stays tied or untied as the weights have it.
+
+    Args:
+        name_or_path: A directory or hub name, or a directory with an adapter.
+        gguf_file: The GGUF file's name within the directory.
+        dtype: Of the weights; float32 when left out, whatever the file holds (mixed precision is the trainer's).
+        attn_implementation: Handed to `from_pretrained` ("sdpa", "eager", ...).
+        is_trainable: Whether an adapter's weights take gradients.
+        base_model: For an adapter, its base where that has moved.
+
+    Returns:
+        The model in evaluation mode: a `PeftModel` for an adapter directory.
+
+    Raises:
+        ParleyError: When anything cannot be found or read, or an adapter was trained on another base.
+    """
+    if is_adapter(name_or_path):
+        options = {"gguf_file": gguf_file, "dtype": dtype, "attn_implementation": attn_implementation}
+        return _load_adapter(name_or_path, base_model or adapter_base(name_or_path), is_trainable, options)
+    config = load_config(name_or_path, gguf_file)
+    name, local_only = locate(name_or_path)
+    given = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
+    with reading("the weights", name), without_tying_warning():
+        model, loaded = _auto_class(config, name).from_pretrained(
+            name,
+            config=config,
+            dtype=dtype or torch.float32,
+            local_files_only=local_only,
+            output_loading_info=True,
+            **{key: value for key, value in given.items() if value is not None},
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
+    return settle_head(model, untied=_file_says_untied(name))
+
+
+def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights, also under `torch.device("meta")`; with a head of its own where T5 v1.1 has one.
+
+    An untied T5 head starts at a standard deviation of d_model^-0.5, as in T5X (the 1.0 that transformers 4 used
+    makes the first logits tens of units wide).
+
+    Args:
+        config: Any configuration of an encoder-decoder or decoder-only language model.
+
+    Raises:
+        ParleyError: When the architecture is neither.
+    """
+    model = _auto_class(config, config.model_type).from_config(config, dtype=torch.float32)
+    if wants_untied_head(config):
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        untie_head(model)
+        if tied:
+            std = getattr(config, "initializer_factor", 1.0) * config.hidden_size**-0.5
+            torch.nn.init.normal_(model.get_output_embeddings().weight, std=std)
+    return model.eval()
+
+
+def adapter_base(adapter: str | Path) -> str:
+    """The base model that an adapter directory names.
+
+    Raises:
+        ParleyError: When it names none.
+    """
+    path = Path(adapter).expanduser() / "adapter_config.json"
+    base = read_json(path).get("base_model_name_or_path")
+    if not base:
+        raise ParleyError(f"{path} names no base model; fill in base_model_name_or_path.")
+    return str(base)
+
+
+def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, options: dict[str, Any]) -> PeftModel:
+    from src.models.saving import check_base
+
+    directory = str(Path(adapter).expanduser())
+    if is_adapter(base):
+        raise ParleyError(f"the adapter {directory} names another adapter, {base}, as its base; give a whole model.")
+    model = load_model(base, **options)
+    assert isinstance(model, PreTrainedModel)
+    fit_embeddings(model, load_tokenizer(directory, options["gguf_file"]))
+    check_base(model, Path(directory))
+    with reading("the adapter", directory):
+        return PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
+
+
+def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
+    if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForSeq2SeqLM
+    if not config.is_encoder_decoder and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    raise ParleyError(
+        f"{name} is a {config.model_type} model, neither encoder-decoder nor decoder-only; give one that is."
+    )
+
+
+def _file_says_untied(name: str) -> bool:
+    """Whether config.json itself has `tie_word_embeddings: false`, which T5's and mT5's config classes forget."""
+    path = Path(name) / "config.json"
+    return path.is_file() and read_json(path).get("tie_word_embeddings") is False

@@ -1,0 +1,205 @@
+"""Plain Hugging Face and PEFT directories, which stock libraries load: transformers 5 and 4.45 alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.errors import ParleyError
+from src.models.fingerprint import fingerprint
+from src.models.heads import T5_FAMILY, base_model, head_is_tied
+from src.models.lora import embeddings_have_grown
+from src.models.sources import read_json
+
+BASE_FILE = "parley_base.json"
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write a model directory that gives the same logits in transformers 5 and in 4.45.
+
+    Args:
+        model: A whole model (an adapter is merged first, or goes to `save_adapter`).
+        tokenizer: Its tokenizer.
+        directory: Where to; written beside it first, then renamed, so it is whole or not there.
+        overwrite: Replace a directory that has something in it.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ParleyError: When the directory has something in it, or cannot be written.
+    """
+    if isinstance(model, PeftModel):
+        raise ParleyError("this model carries an adapter; merge it first, or save the adapter alone.")
+    with _fresh(directory, overwrite) as folder:
+        changes = _tying_for_both_versions(model)
+        model.save_pretrained(folder, state_dict=_state_for_both_versions(model, changes))
+        _rewrite(folder / "config.json", changes | _rope_for_both_versions(model.config.to_dict()))
+        save_tokenizer(tokenizer, folder)
+    return Path(directory)
+
+
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write a PEFT adapter directory with the base's name, which `PeftModel.from_pretrained` takes.
+
+    Beside PEFT's files lies `parley_base.json` with the base's fingerprint, so that `load_model` can refuse
+    another base.
+
+    Args:
+        model: The PEFT model.
+        tokenizer: Its tokenizer.
+        directory: Where to; whole or not there.
+        overwrite: Replace a directory that has something in it.
+
+    Raises:
+        ParleyError: When the directory has something in it, or cannot be written.
+    """
+    base = base_model(model)
+    name = _absolute(base.name_or_path)
+    with _fresh(directory, overwrite) as folder:
+        grown = embeddings_have_grown(model)
+        model.save_pretrained(str(folder), save_embedding_layers=grown)
+        _rewrite(folder / "adapter_config.json", {"base_model_name_or_path": name})
+        record = {"name": name, "fingerprint": fingerprint(model)}
+        (folder / BASE_FILE).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        save_tokenizer(tokenizer, folder)
+    return Path(directory)
+
+
+def check_base(model: PreTrainedModel, adapter: Path) -> None:
+    """Refuse an adapter on another base than its own; one without a record (not written here) is taken.
+
+    Raises:
+        ParleyError: With the names of both bases.
+    """
+    path = adapter / BASE_FILE
+    if not path.is_file():
+        return
+    record = read_json(path)
+    if record.get("fingerprint") not in (None, fingerprint(model)):
+        raise ParleyError(
+            f"the adapter {adapter} was trained on {record.get('name')}, whose weights differ from those of "
+            f"{model.name_or_path}; give the base it was trained on."
+        )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a tokenizer which both versions load: tokenizer.json has all of it, so the plainest class will do."""
+    tokenizer.save_pretrained(str(directory), save_jinja_files=False)
+    path = directory / "tokenizer_config.json"
+    config = read_json(path)
+    if (directory / "tokenizer.json").is_file():
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.pop("backend", None)
+    if isinstance(extra := config.pop("extra_special_tokens", None), list):
+        config["additional_special_tokens"] = extra  # a name that both know
+    config.setdefault("clean_up_tokenization_spaces", bool(tokenizer.clean_up_tokenization_spaces))
+    _write_json(path, config)
+
+
+def _tying_for_both_versions(model: PreTrainedModel) -> dict[str, Any]:
+    """What config.json must say so that both versions tie, and scale, as this model does.
+
+    In transformers 4 the flag of the T5 family means tied *and* scaled by d_model^-0.5; in 5, T5 ties by what the
+    weights are and scales by `scale_decoder_outputs`, mT5 never scales. "Not tied" with both matrices in the file
+    is right everywhere for a model that does not scale.
+    """
+    if model.get_output_embeddings() is None:
+        return {}
+    tied = head_is_tied(model)
+    if model.config.model_type not in T5_FAMILY:
+        return {"tie_word_embeddings": tied}
+    scaled = model.config.model_type != "mt5" and bool(getattr(model.config, "scale_decoder_outputs", True))
+    if tied and scaled:
+        return {"tie_word_embeddings": True}
+    changes: dict[str, Any] = {"tie_word_embeddings": False}
+    return changes | {"scale_decoder_outputs": False} if model.config.model_type == "t5" else changes
+
+
+def _state_for_both_versions(model: PreTrainedModel, changes: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights under every name that a reader without tying will look for, each in memory of its own."""
+    state = model.state_dict()
+    if changes.get("tie_word_embeddings", True):
+        return state
+    head = model.get_output_embeddings()
+    names = {f"{name}.weight" for name, module in model.named_modules() if module is head}
+    by_storage: dict[int, str] = {}
+    for name, tensor in state.items():
+        first = by_storage.setdefault(tensor.data_ptr(), name)
+        needed = name in names or model.config.model_type not in T5_FAMILY
+        if first != name and needed and not tensor.is_meta:
+            state[name] = tensor.clone()
+    if model.config.model_type == "t5" and model.config.scale_decoder_outputs:
+        for name in names:  # untied but scaled has no name in transformers 4: the factor goes into the head
+            state[name] = (state[name].float() * model.config.d_model**-0.5).to(state[name].dtype)
+    return state
+
+
+def _rope_for_both_versions(config: dict[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` under transformers 4's names too; without them it takes a base of 10,000 for granted."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return {}
+    changes = {"rope_theta": rope["rope_theta"]}
+    if rope.get("rope_type", "default") != "default":
+        changes["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return changes
+
+
+@contextmanager
+def _fresh(directory: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling that becomes `directory` when the block ends well, and vanishes otherwise."""
+    target = Path(directory).expanduser()
+    check_output(target, overwrite)
+    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+            if target.is_dir():
+                shutil.rmtree(target)
+            folder.rename(target)
+        except OSError as error:
+            raise ParleyError(f"{target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(directory: str | Path, overwrite: bool) -> None:
+    """Refuse a directory that something would be lost in.
+
+    Raises:
+        ParleyError: When it is a file, or has something in it and `overwrite` is not set.
+    """
+    target = Path(directory).expanduser()
+    if target.is_file():
+        raise ParleyError(f"{target} is a file; give a directory.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise ParleyError(f"{target} exists and is not empty; give another directory, or overwrite it (--overwrite).")
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name and path.is_dir() else name
+
+
+def _rewrite(path: Path, changes: dict[str, Any]) -> None:
+    _write_json(path, read_json(path) | changes)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")

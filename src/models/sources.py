@@ -1,0 +1,130 @@
+"""Where a base model lies: a directory here, or a name on the Hugging Face hub (or in its local cache)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.errors import ParleyError
+
+HUB_TIMEOUT_SECONDS = 5.0
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
+
+
+def locate(name_or_path: str | Path) -> tuple[str, bool]:
+    """Find a model without waiting for a network that is not there.
+
+    `from_pretrained` retries an unreachable hub for some twenty seconds a file. One probe decides instead whether
+    the hub is asked at all; without it only the local cache is read.
+
+    Args:
+        name_or_path: A directory, or a hub name such as `google/flan-t5-base`.
+
+    Returns:
+        The directory or hub name, and what to pass on as `local_files_only`.
+
+    Raises:
+        ParleyError: When there is no such directory, or the hub cannot be reached and the cache does not have it.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), True
+    if path.is_file():
+        raise ParleyError(f"{name} is a file; give the directory that holds it (for GGUF, with gguf_file).")
+    if not _HUB_NAME.fullmatch(name) or ".." in name:
+        raise ParleyError(f"there is no model directory {name}; give a directory or a hub name.")
+    if hub_is_reachable():
+        return name, False
+    if not _is_cached(name):
+        raise ParleyError(
+            f"{name} is neither a directory here nor in the local cache, and the Hugging Face hub cannot be reached; "
+            "give a directory, or connect."
+        )
+    return name, True
+
+
+@functools.cache
+def hub_is_reachable() -> bool:
+    """Whether the hub answers; one request a process, honouring proxies and `HF_HUB_OFFLINE`."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+    except Exception:  # whichever client is underneath: no answer is no answer
+        return False
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json"))
+
+
+def is_adapter(name_or_path: str | Path) -> bool:
+    """Whether this is a local directory with a PEFT adapter rather than a whole model."""
+    return (Path(name_or_path).expanduser() / "adapter_config.json").is_file()
+
+
+@contextmanager
+def reading(what: str, name: str) -> Iterator[None]:
+    """Turn whatever a library throws while it reads files into one line.
+
+    Args:
+        what: What is being read ("the weights").
+        name: The directory or hub name it is read from.
+
+    Raises:
+        ParleyError: In place of any reading error.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ParleyError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        ImportError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        raise ParleyError(f"{what} of {name} cannot be read: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, KeyError) or not lines:
+        return f"{type(error).__name__} {' '.join(lines)}".strip()
+    return " ".join(lines[:2])[:300] if lines[0].endswith(":") else lines[0][:300]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ParleyError: When the file holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ParleyError(f"{path} cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ParleyError(f"{path} does not hold a JSON object.")
+    return value

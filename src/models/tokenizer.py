@@ -1,0 +1,147 @@
+"""Tokenizers as they come: without a padding token, in an old layout, longer than the model's embeddings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from src.models.heads import head_is_tied
+from src.models.sources import is_adapter, locate, read_json, reading
+
+logger = logging.getLogger(__name__)
+ADDED_PADDING = "<pad>"
+UNBOUNDED_LENGTH = int(1e30)  # what transformers writes where a tokenizer has no limit
+
+
+def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that can pad.
+
+    One without a padding token gets, in this order: `<pad>` where its vocabulary has one, the unknown token, the
+    end-of-sequence token, an added `<pad>` (then the embeddings must grow: see `fit_embeddings`). None of these
+    keeps EOS from being learned so long as padding is told from the attention mask and the -100 of the labels,
+    never from the id: that is the contract of this project's batches.
+
+    Args:
+        name_or_path: A model directory or hub name, or a PEFT adapter directory (its own tokenizer, or its base's).
+        gguf_file: The GGUF file's name within the directory, which then holds the tokenizer too.
+
+    Raises:
+        ParleyError: When there is none, or it cannot be read.
+    """
+    if is_adapter(name_or_path) and not _has_tokenizer(Path(name_or_path).expanduser()):
+        adapter = read_json(Path(name_or_path).expanduser() / "adapter_config.json")
+        return load_tokenizer(str(adapter.get("base_model_name_or_path")), gguf_file)
+    name, local_only = locate(name_or_path)
+    with reading("the tokenizer", name):
+        if _is_bare_bpe(Path(name)):
+            tokenizer: PreTrainedTokenizerBase = _bare_bpe(Path(name))
+        else:
+            options = {"gguf_file": gguf_file} if gguf_file else {}
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only, **options)
+    ensure_padding(tokenizer)
+    return tokenizer
+
+
+def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Choose a padding token where there is none; see `load_tokenizer` for the order."""
+    if tokenizer.pad_token_id is not None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    if ADDED_PADDING in vocabulary:
+        tokenizer.pad_token = ADDED_PADDING
+    elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
+        tokenizer.pad_token = tokenizer.unk_token
+    elif tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    else:
+        tokenizer.add_special_tokens({"pad_token": ADDED_PADDING})
+    logger.info("The tokenizer has no padding token: padding with %s.", tokenizer.pad_token)
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Add rows to embeddings and head where the tokenizer has more tokens than the model has rows.
+
+    Old rows stay bit for bit as they were; each new row is the mean of the old ones, which needs no seed, so two
+    processes get the same model. Spare rows (FLAN-T5 has 28) stay.
+
+    Returns:
+        How many rows were added.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    added = len(tokenizer) - rows
+    if added <= 0:
+        return 0
+    untied = not head_is_tied(model)
+    head = model.get_output_embeddings()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    _fill_with_mean(model.get_input_embeddings().weight, rows)
+    if untied and head is not None:
+        if head.weight.shape[0] == rows:  # transformers believes that an untied T5 is tied, and leaves its head
+            grown = nn.Linear(
+                head.in_features,
+                len(tokenizer),
+                bias=head.bias is not None,
+                dtype=head.weight.dtype,
+                device=head.weight.device,
+            )
+            with torch.no_grad():
+                for name, parameter in head.named_parameters():
+                    grown.get_parameter(name)[:rows] = parameter
+            model.set_output_embeddings(grown)
+        for parameter in model.get_output_embeddings().parameters():
+            _fill_with_mean(parameter, rows)
+    logger.info("The tokenizer has %d tokens more than the model: as many embeddings added.", added)
+    return added
+
+
+@torch.no_grad()
+def _fill_with_mean(matrix: torch.Tensor, rows: int) -> None:
+    matrix[rows:] = matrix[:rows].float().mean(dim=0).to(matrix.dtype)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
+
+
+def _is_bare_bpe(directory: Path) -> bool:
+    """Whether `vocab.json` and `merges.txt` are all there is, as in KoGPT2's first release."""
+    others = ("tokenizer.json", "tokenizer_config.json")
+    return all((directory / name).is_file() for name in ("vocab.json", "merges.txt")) and not any(
+        (directory / name).is_file() for name in others
+    )
+
+
+def _bare_bpe(directory: Path) -> PreTrainedTokenizerFast:
+    """Read `vocab.json` and `merges.txt`: byte-level as GPT-2 has it, or SentencePiece's `▁` as KoGPT2 has it.
+
+    KoGPT2's was trained by `tokenizers.SentencePieceBPETokenizer` with `<s> </s> <pad> <unk>`, which is what its
+    card passes to `PreTrainedTokenizerFast.from_pretrained`.
+    """
+    from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer
+
+    vocabulary = read_json(directory / "vocab.json")
+    files = str(directory / "vocab.json"), str(directory / "merges.txt")
+    known = {
+        role: next((token for token in tokens if token in vocabulary), None)
+        for role, tokens in {
+            "bos_token": ("<s>", "</s>", "<|endoftext|>"),
+            "eos_token": ("</s>", "<|endoftext|>"),
+            "pad_token": ("<pad>",),
+            "unk_token": ("<unk>", "<|endoftext|>"),
+        }.items()
+    }
+    if any(token.startswith("▁") for token in vocabulary):
+        backend = SentencePieceBPETokenizer.from_file(*files, unk_token=known["unk_token"] or "<unk>")
+    else:
+        backend = ByteLevelBPETokenizer.from_file(*files)
+    limit = read_json(directory / "config.json").get("n_positions") if (directory / "config.json").is_file() else None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend._tokenizer,
+        model_max_length=limit or UNBOUNDED_LENGTH,
+        clean_up_tokenization_spaces=False,
+        **{role: token for role, token in known.items() if token is not None},
+    )
