@@ -11,14 +11,13 @@ two scores, of every column against each one named before it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.commands.output import show
+from src.commands.output import show, show_json
 from src.errors import ParleyError
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     scores = score_systems(table.predictions, table.references, scorer, track=_progress)
     differences = scores.differences(resamples=RESAMPLES if args.confidence else 0)
     if args.json:
-        sys.stdout.write(json.dumps(_object(args, table, scores, differences), ensure_ascii=False, indent=2) + "\n")
+        show_json(_object(args, table, scores, differences))
         return
     _tables(scores, differences, ROUGE_KEYS, _title(table))
     if len(scores.keys) > len(ROUGE_KEYS):
