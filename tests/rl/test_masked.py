@@ -1,0 +1,104 @@
+import threading
+
+import pytest
+import torch
+
+from src.rl.masked import masked_mean, masked_moments, masked_var, masked_whiten
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(8, 11, generator=generator)
+    mask = torch.zeros(8, 11)
+    for row, length in enumerate([11, 3, 1, 0, 7, 5, 0, 9]):
+        mask[row, :length] = 1
+    return values, mask
+
+
+def on_two_processes(function, values, mask):
+    """Run `function` on both halves with tensors summed between them, in lockstep through threads."""
+    barrier, slots, results = threading.Barrier(2), [None, None], [None, None]
+
+    def process(rank):
+        def reduce(tensor):
+            slots[rank] = tensor.clone()
+            barrier.wait(timeout=20)
+            total = slots[0] + slots[1]
+            barrier.wait(timeout=20)
+            return total
+
+        rows = slice(0, 3) if rank == 0 else slice(3, None)
+        results[rank] = function(values[rows], mask[rows], reduce)
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_statistics_are_those_of_the_selected_values(batch):
+    values, mask = batch
+    chosen = values[mask.bool()]
+    torch.testing.assert_close(masked_mean(values, mask), chosen.mean())
+    torch.testing.assert_close(masked_var(values, mask), chosen.var())
+    torch.testing.assert_close(masked_var(values, mask, unbiased=False), chosen.var(unbiased=False))
+    assert masked_moments(values, mask).size == len(chosen)
+
+
+def test_mean_along_a_dimension_leaves_empty_rows_at_zero(batch):
+    values, mask = batch
+    means = masked_mean(values, mask, dim=1)
+    for row in range(8):
+        chosen = values[row][mask[row].bool()]
+        assert means[row].item() == pytest.approx(chosen.mean().item() if len(chosen) else 0.0, abs=1e-6)
+
+
+def test_whitened_values_have_mean_0_and_variance_1(batch):
+    values, mask = batch
+    whitened = masked_whiten(values * 7 + 100, mask)[mask.bool()]
+    assert whitened.mean().item() == pytest.approx(0, abs=1e-5)
+    assert whitened.var().item() == pytest.approx(1, abs=1e-4)
+    kept = masked_whiten(values * 7 + 100, mask, shift_mean=False)[mask.bool()]
+    assert kept.mean().item() == pytest.approx((values * 7 + 100)[mask.bool()].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_two_halves_with_a_summing_reduce_equal_the_whole(batch, shift_mean):
+    values, mask = batch
+    whole = masked_whiten(values, mask, shift_mean)
+    halves = on_two_processes(lambda v, m, reduce: masked_whiten(v, m, shift_mean, reduce), values, mask)
+    torch.testing.assert_close(torch.cat(halves), whole)
+    assert not torch.allclose(masked_whiten(values[:3], mask[:3], shift_mean), whole[:3], atol=1e-2)
+    means = on_two_processes(lambda v, m, reduce: masked_mean(v, m, reduce=reduce), values, mask)
+    torch.testing.assert_close(means[0], masked_mean(values, mask))
+    columns = on_two_processes(lambda v, m, reduce: masked_mean(v, m, dim=0, reduce=reduce), values, mask)
+    torch.testing.assert_close(columns[1], masked_mean(values, mask, dim=0))
+
+
+def test_padding_never_reaches_a_statistic(batch):
+    values, mask = batch
+    poisoned = torch.where(mask.bool(), values, torch.tensor([float("nan"), float("inf")] * 44).view(8, 11))
+    assert torch.equal(masked_mean(poisoned, mask), masked_mean(values, mask))
+    assert torch.equal(masked_var(poisoned, mask), masked_var(values, mask))
+    kept = mask.bool()
+    assert torch.equal(masked_whiten(poisoned, mask)[kept], masked_whiten(values, mask)[kept])
+
+
+def test_no_value_or_a_single_one_gives_finite_figures():
+    values, mask = torch.randn(2, 3), torch.zeros(2, 3)
+    assert masked_moments(values, mask) == (0, 0, 0)
+    mask[0, 0] = 1
+    assert masked_var(values, mask) == 0
+    assert masked_whiten(values, mask)[0, 0] == 0
+
+
+def test_large_offsets_lose_no_digits(batch):
+    values, mask = batch
+    exact = (values.double() + 4096)[mask.bool()].var()
+    assert masked_var(values + 4096, mask).item() == pytest.approx(exact.item(), rel=1e-3)
+    shifted = (values + 4096)[mask.bool()]
+    one_pass = shifted.square().mean() - shifted.mean().square()
+    assert abs(one_pass - exact) > 0.01  # what the one-pass form would have given

@@ -1,0 +1,97 @@
+import json
+import math
+
+import pytest
+import torch
+
+from src.rl.scores import RunningMoments, ScoreShaper, clip_scores, penalise_missing_eos, scale_scores
+
+
+@pytest.fixture
+def stream():
+    generator = torch.Generator().manual_seed(3)
+    return [5 + 3 * torch.randn(size, generator=generator) for size in (16, 4, 1, 33)]
+
+
+def test_running_moments_are_those_of_everything_seen(stream):
+    moments = RunningMoments()
+    for batch in stream:
+        moments.update(batch)
+    seen = torch.cat(stream)
+    assert moments.mean == pytest.approx(seen.mean().item(), rel=1e-5)
+    assert moments.std == pytest.approx(seen.std().item(), rel=1e-5)
+    assert moments.count == len(seen)
+
+
+def test_scores_that_are_not_finite_are_left_out(stream):
+    clean, dirty = RunningMoments(), RunningMoments()
+    clean.update(stream[0])
+    dirty.update(torch.cat([stream[0], torch.tensor([float("nan"), float("inf")])]))
+    dirty.update(torch.tensor([float("nan")]))
+    assert dirty.state_dict() == pytest.approx(clean.state_dict())
+
+
+def test_moments_over_processes_are_those_of_the_whole_batch(stream):
+    whole, shared = RunningMoments(), RunningMoments()
+    whole.update(stream[0])
+    left, right = stream[0][:5], stream[0][5:]
+    mean = stream[0].mean()
+    others = iter([torch.stack([right.sum(), torch.tensor(11.0)]), (right - mean).square().sum()])
+    shared.update(left, reduce=lambda tensor: tensor + next(others))
+    assert shared.state_dict() == pytest.approx(whole.state_dict(), rel=1e-5)
+
+
+def test_moments_go_on_from_their_state(stream):
+    straight, first, second = RunningMoments(), RunningMoments(), RunningMoments()
+    for batch in stream:
+        straight.update(batch)
+    for batch in stream[:2]:
+        first.update(batch)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for batch in stream[2:]:
+        second.update(batch)
+    assert second.state_dict() == straight.state_dict()
+
+
+def test_one_score_alone_has_no_deviation_and_stays_as_it_is():
+    moments = RunningMoments()
+    moments.update(torch.tensor([4.0]))
+    assert moments.std == 1.0
+    assert scale_scores(torch.tensor([4.0]), moments).item() == pytest.approx(4.0)
+
+
+def test_scaling_and_whitening(stream):
+    moments = RunningMoments()
+    moments.update(stream[0])
+    scaled, centred = scale_scores(stream[0], moments), scale_scores(stream[0], moments, center=True)
+    assert scaled.std().item() == pytest.approx(1, abs=1e-5)
+    assert scaled.mean().item() == pytest.approx((stream[0].mean() / stream[0].std()).item(), rel=1e-5)
+    assert centred.mean().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_clipping_keeps_nan_for_the_caller_to_count():
+    clipped = clip_scores(torch.tensor([-9.0, 0.5, math.inf, math.nan]), 2.0).tolist()
+    assert clipped[:3] == [-2.0, 0.5, 2.0]
+    assert math.isnan(clipped[3])
+
+
+def test_the_penalty_is_for_responses_without_eos():
+    scores = penalise_missing_eos(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), 1.5)
+    assert scores.tolist() == [1.0, 0.5]
+
+
+def test_the_shaper_changes_nothing_by_default():
+    shaper, scores = ScoreShaper(), torch.tensor([3.0, -40.0])
+    assert shaper(scores, torch.tensor([False, False])) is scores
+    assert shaper.state_dict() == ScoreShaper().state_dict()
+
+
+def test_the_shaper_scales_then_clips_then_penalises(stream):
+    shaper = ScoreShaper(use_score_scaling=True, use_score_norm=True, score_clip=0.5, missing_eos_penalty=3.0)
+    has_eos = torch.arange(16) % 2 == 0
+    shaped = shaper(stream[0], has_eos)
+    whitened = ((stream[0] - stream[0].mean()) / stream[0].std()).clamp(-0.5, 0.5)
+    torch.testing.assert_close(shaped, torch.where(has_eos, whitened, whitened - 3.0), rtol=0, atol=1e-5)
+    resumed = ScoreShaper(use_score_scaling=True)
+    resumed.load_state_dict(shaper.state_dict())
+    assert resumed.moments.mean == shaper.moments.mean == pytest.approx(stream[0].mean().item(), rel=1e-5)
