@@ -1,0 +1,7 @@
+"""Callbacks, by short name in YAML."""
+
+from src.callbacks.samples import PredictionWriter, SampleTable
+from src.callbacks.summary import ParameterSummary
+from src.callbacks.throughput import Throughput
+
+__all__ = ["ParameterSummary", "PredictionWriter", "SampleTable", "Throughput"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from src.errors import ParleyError
-from src.models.heads import load_state, settle_head, untie_head, wants_untied_head, without_tying_warning
-from src.models.sources import is_adapter, locate, read_json, reading
+from src.models.sources import is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
+from src.models.tying import head_is_tied, load_state, settle_head, untie_head, wants_untied_head
 
 __all__ = [
     "fit_embeddings",
@@ -95,8 +96,8 @@ def load_model(
     config = load_config(name_or_path, gguf_file)
     name, local_only = locate(name_or_path)
     given = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
-    with reading("the weights", name), without_tying_warning():
-        model, loaded = _auto_class(config, name).from_pretrained(
+    with reading("the weights", name), quietly() if local_only else nullcontext():
+        loaded: Any = _auto_class(config, name).from_pretrained(
             name,
             config=config,
             dtype=dtype or torch.float32,
@@ -104,7 +105,8 @@ def load_model(
             output_loading_info=True,
             **{key: value for key, value in given.items() if value is not None},
         )
-    if missing := sorted(loaded["missing_keys"]):
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
     return settle_head(model, untied=_file_says_untied(name))
 
@@ -123,7 +125,7 @@ def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     """
     model = _auto_class(config, config.model_type).from_config(config, dtype=torch.float32)
     if wants_untied_head(config):
-        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        tied = head_is_tied(model)
         untie_head(model)
         if tied:
             std = getattr(config, "initializer_factor", 1.0) * config.hidden_size**-0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from src.errors import ParleyError
-from src.models.heads import base_model, head_is_tied, settle_head, untie_head
 from src.models.sources import first_line
+from src.models.tying import base_model, embedding_matrix, head_is_tied, settle_head, untie_head
 
 ALL_LINEAR = "all-linear"  # PEFT's own word
 
@@ -67,7 +68,10 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     config.inference_mode = False
     _check_targets(model, config)
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT puts it right by itself
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
 
@@ -160,7 +164,7 @@ def embeddings_have_grown(model: PeftModel) -> bool:
         rows = load_config(base.name_or_path).vocab_size if base.name_or_path else None
     except ParleyError:
         return False
-    return rows is not None and base.get_input_embeddings().weight.shape[0] != rows
+    return rows is not None and embedding_matrix(base).shape[0] != rows
 
 
 def _tuned_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -169,11 +173,7 @@ def _tuned_layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 def _head_weight_is_shared(base: PreTrainedModel) -> bool:
     head = base.get_output_embeddings()
-    return head.get_base_layer().weight is _plain(base.get_input_embeddings()).weight
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return head.get_base_layer().weight is embedding_matrix(base)
 
 
 def _untie_adapted_head(base: PreTrainedModel) -> None:

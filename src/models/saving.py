@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.models.fingerprint import fingerprint
-from src.models.heads import T5_FAMILY, base_model, head_is_tied
 from src.models.lora import embeddings_have_grown
-from src.models.sources import read_json
+from src.models.sources import quietly, read_json
+from src.models.tying import T5_FAMILY, base_model, head_is_tied
 
 BASE_FILE = "parley_base.json"
 
@@ -44,7 +44,8 @@ def save_model(
         raise ParleyError("this model carries an adapter; merge it first, or save the adapter alone.")
     with _fresh(directory, overwrite) as folder:
         changes = _tying_for_both_versions(model)
-        model.save_pretrained(folder, state_dict=_state_for_both_versions(model, changes))
+        with quietly():
+            model.save_pretrained(folder, state_dict=_state_for_both_versions(model, changes))
         _rewrite(folder / "config.json", changes | _rope_for_both_versions(model.config.to_dict()))
         save_tokenizer(tokenizer, folder)
     return Path(directory)
@@ -68,7 +69,7 @@ def save_adapter(
         ParleyError: When the directory has something in it, or cannot be written.
     """
     base = base_model(model)
-    name = _absolute(base.name_or_path)
+    name = _absolute(base.name_or_path or "")
     with _fresh(directory, overwrite) as folder:
         grown = embeddings_have_grown(model)
         model.save_pretrained(str(folder), save_embedding_layers=grown)

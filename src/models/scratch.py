@@ -110,7 +110,7 @@ def make_base_model(
     check_sizes(architecture, sizes)
     check_output(directory, overwrite)
     tokenizer = train_tokenizer(kind, corpus, sizes)
-    ids = {role: tokenizer.convert_tokens_to_ids(token) for role, token in kind.roles.items()}
+    ids = {role: tokenizer.get_vocab()[token] for role, token in kind.roles.items()}
     config = kind.configure(sizes, len(tokenizer), ids)
     with torch.random.fork_rng():
         set_seed(seed)
@@ -185,18 +185,20 @@ def train_tokenizer(kind: Architecture, corpus: Iterable[str], sizes: Sizes) -> 
 
 
 def _t5(sizes: Sizes, vocab_size: int, ids: dict[str, int]) -> PreTrainedConfig:
-    return T5Config(
-        vocab_size=vocab_size,
-        d_model=sizes.hidden_size,
-        d_kv=sizes.hidden_size // sizes.heads,
-        d_ff=sizes.feed_forward,
-        num_layers=sizes.layers,
-        num_heads=sizes.heads,
-        feed_forward_proj="gated-gelu" if sizes.untied_head else "relu",
-        tie_word_embeddings=not sizes.untied_head,
-        pad_token_id=ids["pad"],
-        eos_token_id=ids["eos"],
-        decoder_start_token_id=ids["pad"],
+    return T5Config.from_dict(
+        {
+            "vocab_size": vocab_size,
+            "d_model": sizes.hidden_size,
+            "d_kv": sizes.hidden_size // sizes.heads,
+            "d_ff": sizes.feed_forward,
+            "num_layers": sizes.layers,
+            "num_heads": sizes.heads,
+            "feed_forward_proj": "gated-gelu" if sizes.untied_head else "relu",
+            "tie_word_embeddings": not sizes.untied_head,
+            "pad_token_id": ids["pad"],
+            "eos_token_id": ids["eos"],
+            "decoder_start_token_id": ids["pad"],
+        }
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import pickle
 import re
 from collections.abc import Iterator
@@ -105,6 +106,29 @@ def reading(what: str, name: str) -> Iterator[None]:
         SafetensorError,
     ) as error:
         raise ParleyError(f"{what} of {name} cannot be read: {first_line(error)}") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers from drawing bars for local files, which take no time.
+
+    Its advice to write `tie_word_embeddings: false` into the config goes too: its T5 configs cannot hold that.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "so we will NOT tie them" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:

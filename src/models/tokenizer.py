@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from src.models.heads import head_is_tied
 from src.models.sources import is_adapter, locate, read_json, reading
+from src.models.tying import embedding_matrix, head_is_tied
 
 logger = logging.getLogger(__name__)
 ADDED_PADDING = "<pad>"
@@ -71,14 +71,14 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     Returns:
         How many rows were added.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_matrix(model).shape[0]
     added = len(tokenizer) - rows
     if added <= 0:
         return 0
     untied = not head_is_tied(model)
     head = model.get_output_embeddings()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    _fill_with_mean(model.get_input_embeddings().weight, rows)
+    _fill_with_mean(embedding_matrix(model), rows)
     if untied and head is not None:
         if head.weight.shape[0] == rows:  # transformers believes that an untied T5 is tied, and leaves its head
             grown = nn.Linear(

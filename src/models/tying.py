@@ -8,10 +8,8 @@ built from such a config has one matrix, `load_state_dict` then writes one of tw
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,21 +69,6 @@ def settle_head(model: PreTrainedModel, *, untied: bool) -> PreTrainedModel:
     return model
 
 
-@contextmanager
-def without_tying_warning() -> Iterator[None]:
-    """Silence the advice of transformers to write into the config what its T5 configs cannot hold."""
-    logger = logging.getLogger("transformers.modeling_utils")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "so we will NOT tie them" not in record.getMessage().replace("\n", " ")
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
-
-
 def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load a state dict so that no matrix is written over by another.
 
@@ -103,7 +86,7 @@ def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     state = dict(state_dict)
     if (head := base.get_output_embeddings()) is not None:
         head_names = set(_names(model, head.weight))
-        input_names = set(_names(model, base.get_input_embeddings().weight))
+        input_names = set(_names(model, embedding_matrix(base)))
         if head_is_tied(base):
             own = {name for name in head_names if _belongs_to(model, name, head)}
             if _differ(state, own, input_names - own):
@@ -123,6 +106,14 @@ def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ParleyError(f"the weights do not fit this model: {' '.join(lines[1:3])[:300]}") from error
+
+
+def embedding_matrix(model: PreTrainedModel) -> nn.Parameter:
+    """The input embeddings, shape (rows, width), also where PEFT is around them."""
+    module: Any = model.get_input_embeddings()
+    matrix = (module.get_base_layer() if hasattr(module, "get_base_layer") else module).weight
+    assert isinstance(matrix, nn.Parameter)
+    return matrix
 
 
 def base_model(model: Any) -> PreTrainedModel:

@@ -1,0 +1,129 @@
+"""Generated text beside its references, while training and at its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from src.callbacks.gather import Prediction, gather, predictions_of
+
+log = logging.getLogger(__name__)
+
+
+def run_directory(trainer: Trainer) -> Path:
+    """Where a run keeps its files."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+class SampleTable(Callback):
+    """Shows the same few examples after every validation: prompt, references, output.
+
+    They go to W&B as a table, to TensorBoard as text, and to `samples/step-….jsonl` in the run's directory.
+
+    Args:
+        num_samples: The first so many examples of the split.
+    """
+
+    def __init__(self, num_samples: int = 8) -> None:
+        self.num_samples = num_samples
+        self._predictions: list[Prediction] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep those of the chosen examples that are in this batch."""
+        self._predictions += [row for row in predictions_of(outputs, batch) if row.index < self.num_samples]
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        rows = gather(self._predictions, trainer)
+        self._predictions = []
+        if not trainer.is_global_zero or trainer.sanity_checking or not rows:
+            return
+        file = run_directory(trainer) / "samples" / f"step-{trainer.global_step:07d}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                table = [[row.id, row.prompt, "\n".join(row.references), row.prediction] for row in rows]
+                logger.log_table(
+                    "samples", ["id", "prompt", "references", "prediction"], table, step=trainer.global_step
+                )
+            elif isinstance(logger, TensorBoardLogger):
+                text = "\n\n---\n\n".join(f"{row.prompt}\n\n**{row.prediction}**" for row in rows)
+                logger.experiment.add_text("samples", text, trainer.global_step)
+
+
+class PredictionWriter(Callback):
+    """Writes every answer of `parley test` and `parley predict` to a CSV file that `parley score` reads.
+
+    Columns: `id, prompt, reference1, reference2, …, prediction`.
+
+    Args:
+        filename: In the run's directory.
+    """
+
+    def __init__(self, filename: str = "predictions.csv") -> None:
+        self.filename = filename
+        self._predictions: list[Prediction] = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the answers."""
+        self._predictions += predictions_of(outputs, batch)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the answers."""
+        self._predictions += predictions_of(outputs, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        self._write(trainer)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        rows = gather(self._predictions, trainer)
+        self._predictions = []
+        if not trainer.is_global_zero:
+            return
+        width = max(len(row.references) for row in rows)
+        file = run_directory(trainer) / self.filename
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["id", "prompt", *(f"reference{i + 1}" for i in range(width)), "prediction"])
+            for row in rows:
+                padding = [""] * (width - len(row.references))
+                writer.writerow([row.id, row.prompt, *row.references, *padding, row.prediction])
+        log.info("%d predictions written to %s", len(rows), file)

@@ -1,0 +1,90 @@
+"""`parley fit | validate | test | predict`: LightningCLI, with Parley's classes by short name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+import src.callbacks
+import src.datamodules
+import src.modules
+from src.errors import ParleyError
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+class ParleyCLI(LightningCLI):
+    """LightningCLI in subclass mode; the DataModule prepares for the Module's model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Name the model once."""
+        for name in ("model_name_or_path", "gguf_file"):
+            parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration stands: a checkpoint does not silently replace what was asked for."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        defaults = (
+            src.callbacks.ParameterSummary,
+            src.callbacks.SampleTable,
+            src.callbacks.PredictionWriter,
+            src.callbacks.Throughput,
+        )
+        missing = [cls() for cls in defaults if not any(isinstance(callback, cls) for callback in given)]
+        if config.get("logger") in (None, True):
+            config["logger"] = CSVLogger(config.get("default_root_dir") or "runs", name="")
+        return super()._instantiate_trainer({**config, "callbacks": [*given, *missing]}, callbacks)
+
+    def before_instantiate_classes(self) -> None:
+        """Look at what can be checked before anything heavy starts."""
+        path = self._get(self.config, "ckpt_path")
+        if path not in (None, "last", "best", "hpc") and not Path(path).exists():
+            raise ParleyError(
+                f"there is no checkpoint {str(path)!r}; give a .ckpt file of a run, or leave --ckpt_path out."
+            )
+
+
+def run(name: str, words: list[str]) -> int:
+    """Run a subcommand of LightningCLI with the words after it.
+
+    Raises:
+        ParleyError: The configuration is not right.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser_kwargs: dict[str, Any] = {"exit_on_error": False, "prog": "parley"}
+    argv, sys.argv = sys.argv, ["parley", name, *words]  # DDP starts its other processes with these words
+    try:
+        ParleyCLI(
+            model_class=src.modules.DialogueModule,
+            datamodule_class=src.datamodules.DialogueDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=42,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"default_root_dir": "runs", "use_distributed_sampler": False},
+            parser_kwargs=parser_kwargs | {command: {"exit_on_error": False} for command in SUBCOMMANDS},
+        )
+    except argparse.ArgumentError as error:
+        raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def _essence(message: str) -> str:
+    """The lines of a jsonargparse error that say what is wrong, as one."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    lines = [line for line in lines if not re.match(r"(Does not validate against any|Subtypes:|Parser key .*:$)", line)]
+    return ": ".join(line.rstrip(":. ") for line in lines[:4])

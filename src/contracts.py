@@ -1,0 +1,55 @@
+"""Where DataModules and Modules meet: neither imports the other, both import this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from torch import Tensor
+
+IGNORE_INDEX = -100  # in labels: nothing to learn here
+
+
+@dataclass(frozen=True)
+class Example:
+    """What every dataset comes down to.
+
+    Attributes:
+        prompt: What the model is given.
+        target: What it should answer.
+        references: Everything that counts as a right answer; `target` is one of them.
+        id: Names the example in tables and files.
+    """
+
+    prompt: str
+    target: str
+    references: list[str] = field(default_factory=list)
+    id: str = ""
+
+
+class Batch(TypedDict):
+    """What a DataModule hands to a Module.
+
+    Attributes:
+        input_ids: (batch, source) right-padded; for a decoder-only model prompt and target together.
+        attention_mask: (batch, source) 1 where `input_ids` is not padding.
+        labels: (batch, target) or, decoder-only, (batch, source); -100 where there is nothing to learn.
+        prompt_ids: (batch, prompt) what generation starts from; left-padded for a decoder-only model.
+        prompt_attention_mask: (batch, prompt).
+        id: The examples' names.
+        prompt: The prompts as text.
+        references: The right answers as text, at least one an example.
+        is_filler: True for a row that only keeps processes in step: it has no labels and is not to be counted.
+        index: The row in the split.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    prompt_ids: Tensor
+    prompt_attention_mask: Tensor
+    id: list[str]
+    prompt: list[str]
+    references: list[list[str]]
+    is_filler: list[bool]
+    index: list[int]

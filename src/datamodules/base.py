@@ -1,0 +1,303 @@
+"""What all DataModules share: rows to examples, examples to tokens, tokens to batches."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from transformers import PreTrainedTokenizerBase
+
+from src.contracts import Example
+from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
+from src.datamodules.encoding import Collator, encode_examples
+from src.datamodules.loader import ResumableDataLoader
+from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.datamodules.sources import Rows, read_split
+from src.datamodules.splits import SplitSpec
+from src.datamodules.templates import fill, resolve_template
+from src.errors import ParleyError
+from src.models.loading import is_encoder_decoder, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+CACHE_VERSION = 1  # raise it when the meaning of a cached row changes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A dataset's row, its columns sorted into what is asked and what is answered.
+
+    Attributes:
+        fields: What the template may name.
+        target: One right answer.
+        id: The row's name in its source.
+        size: Characters, for the limits on length.
+    """
+
+    fields: dict[str, str] = field(default_factory=dict)
+    target: str = ""
+    id: str = ""
+    size: int = 0
+
+
+class DialogueDataModule(LightningDataModule):
+    """Base of the DataModules: a dataset says what its rows mean, everything else is here.
+
+    Args:
+        model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
+        path: A hub name, a directory, a file (.jsonl, .csv, .parquet) or a directory saved by `datasets`.
+        train_split: The split to train on: a name, or a part such as `train[:80%]` (taken after the filters below).
+        validation_split: The split for validation.
+        test_split: The split for testing and predicting.
+        template: A prompt template's name (see `templates.yaml`), or a text with a `{field}` in it.
+        batch_size: Examples a process takes at a time.
+        max_tokens_per_batch: Padded tokens (prompt and target) a process takes at a time in training, instead of
+            `batch_size` examples.
+        group_by_length: Batch examples of similar length together.
+        max_source_length: Tokens of a prompt at most; longer ones are truncated and counted in the log.
+        max_target_length: Tokens of a target at most.
+        every_nth: Keep each n-th row of every split, from the first (the published subsample has 100).
+        min_chars: Keep rows with more characters than this (the published PPO recipe: 200).
+        max_chars: Keep rows with no more characters than this (the published PPO recipe: 1000).
+        num_workers: Processes that prepare batches.
+        seed: Of the shuffling.
+        strict: Refuse an empty cell instead of dropping the row.
+        pad_to_multiple_of: Round padded lengths up to a multiple; 8 suits tensor cores.
+        cache_dir: Where tokenised data is kept; beside the caches of `datasets` when left out.
+        gguf_file: The GGUF file in the model's directory, where the tokenizer is in one. Linked to the model's.
+    """
+
+    fields: frozenset[str]  # what a template may name
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        path: str,
+        train_split: str = "train",
+        validation_split: str = "validation",
+        test_split: str = "test",
+        template: str = "",
+        batch_size: int = 8,
+        max_tokens_per_batch: int | None = None,
+        group_by_length: bool = True,
+        max_source_length: int = 512,
+        max_target_length: int = 128,
+        every_nth: int = 1,
+        min_chars: int = 0,
+        max_chars: int | None = None,
+        num_workers: int = 0,
+        seed: int = 42,
+        strict: bool = False,
+        pad_to_multiple_of: int = 1,
+        cache_dir: str | None = None,
+        gguf_file: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path = model_name_or_path
+        self.path = path
+        self.splits = {
+            name: SplitSpec.parse(text)
+            for name, text in {"train": train_split, "validation": validation_split, "test": test_split}.items()
+        }
+        self.template = resolve_template(template, set(self.fields))
+        self.batch_size = batch_size
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.group_by_length = group_by_length
+        self.max_source_length = max_source_length
+        self.max_target_length = max_target_length
+        self.every_nth = every_nth
+        self.min_chars = min_chars
+        self.max_chars = max_chars
+        self.num_workers = num_workers
+        self.seed = seed
+        self.strict = strict
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        self.gguf_file = gguf_file
+        self.datasets: dict[str, EncodedDataset] = {}
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        if every_nth < 1:
+            raise ParleyError(f"every_nth is {every_nth}; it must be 1 (keep all rows) or more.")
+
+    @abstractmethod
+    def to_rows(self, source: Rows) -> Iterable[Row]:
+        """Sort a source's columns into rows, one a right answer; answers to the same question follow each other."""
+
+    def examples(self, part: str) -> list[Example]:
+        """Read, filter and cut a split.
+
+        Args:
+            part: `train` gives one example a right answer; `validation` and `test` give one a question, with all
+                its answers as references.
+
+        Raises:
+            ParleyError: Nothing is left of the split.
+        """
+        return self._to_examples(part, self._read(part))
+
+    def _read(self, part: str) -> Rows:
+        return read_split(self.path, self.splits[part].name)
+
+    def _to_examples(self, part: str, source: Rows) -> list[Example]:
+        rows = list(self.to_rows(source))
+        rows = [row for number, row in enumerate(rows) if number % self.every_nth == 0]
+        rows = self._without_empty(rows, source.origin)
+        rows = [
+            row for row in rows if row.size > self.min_chars and (self.max_chars is None or row.size <= self.max_chars)
+        ]
+        start, stop = self.splits[part].bounds(len(rows))
+        rows = rows[start:stop]
+        if not rows:
+            raise ParleyError(
+                f"the {part} split of {source.origin} is empty ({len(source.rows)} rows before every_nth, min_chars, "
+                "max_chars and the slice); widen them or name another split."
+            )
+        if part == "train":
+            return [Example(fill(self.template, row.fields), row.target, [row.target], row.id) for row in rows]
+        grouped = [list(group) for _, group in groupby(rows, key=lambda row: row.fields)]
+        return [
+            Example(fill(self.template, group[0].fields), group[0].target, [row.target for row in group], group[0].id)
+            for group in grouped
+        ]
+
+    def _without_empty(self, rows: list[Row], origin: str) -> list[Row]:
+        def is_empty(row: Row) -> bool:
+            return not row.target.strip() or not all(text.strip() for text in row.fields.values())
+
+        empty = [row.id for row in rows if is_empty(row)]
+        if empty and self.strict:
+            raise ParleyError(
+                f"{origin}: row {empty[0]!r} has an empty cell; fill it, or drop strict to skip such rows."
+            )
+        if empty:
+            log.warning(
+                "%s: dropped %d of %d rows with an empty cell (first: %s).", origin, len(empty), len(rows), empty[0]
+            )
+        return [row for row in rows if not is_empty(row)]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.model_name_or_path, gguf_file=self.gguf_file)
+        return self._tokenizer
+
+    def _settings(self) -> dict[str, Any]:
+        """What the cached rows depend on besides their source and the tokenizer."""
+        return {
+            "template": self.template,
+            "max_source_length": self.max_source_length,
+            "max_target_length": self.max_target_length,
+            "every_nth": self.every_nth,
+            "min_chars": self.min_chars,
+            "max_chars": self.max_chars,
+            "strict": self.strict,
+            "seed": self.seed,
+        }
+
+    def _encoded(self, part: str) -> EncodedDataset:
+        source = self._read(part)
+        encoder_decoder = is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file)
+        key = [
+            CACHE_VERSION,
+            type(self).__name__,
+            "train" if part == "train" else "evaluate",
+            asdict(self.splits[part]),
+            source.fingerprint,
+            tokenizer_fingerprint(self.tokenizer),
+            encoder_decoder,
+            self._settings(),
+        ]
+        return cached(
+            self.cache_dir,
+            key,
+            lambda: encode_examples(
+                self._to_examples(part, source),
+                self.tokenizer,
+                is_encoder_decoder=encoder_decoder,
+                max_source_length=self.max_source_length,
+                max_target_length=self.max_target_length,
+            ),
+        )
+
+    def _parts(self, stage: str | None) -> list[str]:
+        return {
+            "fit": ["train", "validation"],
+            "validate": ["validation"],
+            "test": ["test"],
+            "predict": ["test"],
+        }.get(stage or "", ["train", "validation", "test"])
+
+    def prepare_data(self) -> None:
+        """Tokenise into the cache; Lightning calls this on one process, so that the others find it done."""
+        stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
+        for part in self._parts(stage):
+            self._encoded(part)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits that a stage needs and say what they hold."""
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise ParleyError(
+                "this DataModule deals batches to processes itself; set trainer.use_distributed_sampler: false."
+            )
+        for part in self._parts(stage):
+            if part in self.datasets:
+                continue
+            dataset = self.datasets[part] = self._encoded(part)
+            if trainer is not None and trainer.is_global_zero:
+                self._report(part, dataset)
+
+    def _report(self, part: str, dataset: EncodedDataset) -> None:
+        tokens = sum(dataset.lengths("prompt_ids")) + sum(dataset.lengths("target_ids"))
+        log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
+        for what, limit in (("prompt", self.max_source_length), ("target", self.max_target_length)):
+            if cut := sum(dataset.rows[f"{what}_truncated"]):
+                log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
+
+    def _loader(self, part: str, *, training: bool) -> ResumableDataLoader:
+        dataset = self.datasets[part]
+        trainer = self.trainer
+        prompts, targets = dataset.lengths("prompt_ids"), dataset.lengths("target_ids")
+        sampler = LengthGroupedBatchSampler(
+            [prompt + target for prompt, target in zip(prompts, targets, strict=True)],
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens_per_batch if training else None,
+            shuffle=training,
+            group_by_length=self.group_by_length,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+        )
+        return ResumableDataLoader(
+            dataset,
+            sampler,
+            collate_fn=Collator(
+                pad_token_id=self.tokenizer.pad_token_id,
+                is_encoder_decoder=is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file),
+                pad_to_multiple_of=self.pad_to_multiple_of,
+            ),
+            num_workers=self.num_workers,
+        )
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        """Shuffled batches of the training split."""
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> ResumableDataLoader:
+        """The validation split, each example once over all processes."""
+        return self._loader("validation", training=False)
+
+    def test_dataloader(self) -> ResumableDataLoader:
+        """The test split, each example once over all processes."""
+        return self._loader("test", training=False)
+
+    def predict_dataloader(self) -> ResumableDataLoader:
+        """The test split again."""
+        return self._loader("test", training=False)

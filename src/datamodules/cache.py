@@ -1,0 +1,85 @@
+"""Tokenised examples on disk, one directory a set of examples and settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset as ArrowDataset
+from datasets import config, load_from_disk
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from src.datamodules.encoding import Encoded
+
+
+class EncodedDataset(Dataset):
+    """Rows of the cache by number.
+
+    The index `-1 - i` gives row `i` as a filler (see `LengthGroupedBatchSampler`).
+
+    Args:
+        rows: The memory-mapped rows.
+    """
+
+    def __init__(self, rows: ArrowDataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        is_filler = index < 0
+        if is_filler:
+            index = -1 - index
+        return {**self.rows[index], "is_filler": is_filler, "index": index}
+
+    def lengths(self, column: str) -> list[int]:
+        """Tokens in a column of ids, row by row."""
+        import pyarrow.compute
+
+        return pyarrow.compute.list_value_length(self.rows.data.column(column)).to_pylist()
+
+
+def default_cache_dir() -> Path:
+    """Beside the caches of `datasets`, wherever the user put those."""
+    return Path(config.HF_DATASETS_CACHE).parent / "parley"
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identify a tokenizer by what it does: its whole pipeline, or its vocabulary where it has no fast one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    special = json.dumps([tokenizer.special_tokens_map, tokenizer.chat_template], default=str, sort_keys=True)
+    return hashlib.sha256((type(tokenizer).__name__ + text + special).encode()).hexdigest()
+
+
+def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]]) -> EncodedDataset:
+    """Load rows from the cache, or make them and put them there.
+
+    The directory is written under another name and renamed, so that two processes that make the same rows at once
+    and one that is killed do no harm.
+
+    Args:
+        cache_dir: Where the caches are.
+        key: Everything that the rows depend on, JSON-serialisable.
+        make: Makes the rows.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    directory = cache_dir / digest
+    if not directory.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        rows = make()
+        temporary = tempfile.mkdtemp(prefix=f".{digest}-", dir=cache_dir)
+        ArrowDataset.from_list([dict(row) for row in rows]).save_to_disk(temporary)
+        try:
+            os.rename(temporary, directory)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary, ignore_errors=True)
+    return EncodedDataset(load_from_disk(str(directory)))

@@ -1,0 +1,56 @@
+"""A DataLoader that says where it is and goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from src.datamodules.sampler import LengthGroupedBatchSampler
+
+
+class ResumableDataLoader(DataLoader):
+    """A DataLoader whose position travels in the checkpoint.
+
+    Lightning restores its own counters after a mid-epoch resume but not the loader, so the epoch would start over.
+    It does save and load the state of a loader that offers `state_dict` and `load_state_dict`, and that is all
+    this class adds: the epoch and the number of batches *handed to the training loop*. Workers run ahead of
+    the loop, so what they have prepared does not count.
+
+    Args:
+        dataset: The examples.
+        batch_sampler: Gives the batches; can start at any of them.
+        **kwargs: As for `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, batch_sampler: LengthGroupedBatchSampler, **kwargs: Any) -> None:
+        # Its own generator: making an iterator draws a seed for workers, and a resumed run makes one iterator more.
+        kwargs.setdefault("generator", torch.Generator().manual_seed(batch_sampler.seed))
+        super().__init__(dataset, batch_sampler=batch_sampler, **kwargs)
+        self._batches_handed = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator, so that nothing is drawn before the first batch is asked for: Lightning makes the iterator of a
+        # resumed run's first epoch before it calls `set_epoch`.
+        sampler = self._sampler
+        self._batches_handed = sampler.start_batch
+        for batch in super().__iter__():
+            self._batches_handed += 1
+            yield batch
+        sampler.start_batch = 0
+
+    @property
+    def _sampler(self) -> LengthGroupedBatchSampler:
+        assert isinstance(self.batch_sampler, LengthGroupedBatchSampler)
+        return self.batch_sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training loop is: epoch and batches handed to it."""
+        return {"epoch": self._sampler.epoch, "batches": self._batches_handed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a state."""
+        self._sampler.epoch = state["epoch"]
+        self._sampler.start_batch = self._batches_handed = state["batches"]

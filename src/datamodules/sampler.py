@@ -1,0 +1,120 @@
+"""Batches of similar length, the same ones in the same order however many processes share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from src.errors import ParleyError
+
+
+class LengthGroupedBatchSampler(Sampler[list[int]]):
+    """Cuts a dataset into batches of similar length and deals each batch to all processes.
+
+    Lengths are rounded up to buckets some 6 % wide. Every epoch shuffles the examples inside each bucket, cuts
+    the ordered examples at fixed positions, and shuffles the batches. As the positions depend on the bucketed lengths
+    alone, every epoch has the same number of batches and a token budget holds in each.
+
+    The *global* batches depend on the seed, the epoch and the global size only. A process takes every `world_size`-th
+    example of each, so a run continued on another number of processes sees the same batches. Where a global batch
+    is too small to go round, a process gets a filler instead of nothing: the index `-1 - i`, which stands for example
+    `i` with nothing to learn from and nothing to count. No example is ever repeated or dropped.
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples a process takes at a time. Ignored where `max_tokens` is given.
+        max_tokens: Padded tokens a process takes at a time, instead of a number of examples.
+        shuffle: Shuffle anew every epoch; otherwise batches come longest first, so that what does not fit into
+            memory shows at once.
+        group_by_length: Form batches of similar length; otherwise examples come as shuffled (or as they are).
+        seed: Seed of the shuffling.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ParleyError: An example is longer than the token budget, or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int = 8,
+        max_tokens: int | None = None,
+        shuffle: bool = False,
+        group_by_length: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
+            raise ParleyError(f"batch_size ({batch_size}) and max_tokens ({max_tokens}) must be positive.")
+        self.lengths = torch.as_tensor(lengths, dtype=torch.long)
+        if max_tokens is not None and len(lengths) and int(self.lengths.max()) > max_tokens:
+            raise ParleyError(
+                f"max_tokens_per_batch is {max_tokens}, but the longest example has {int(self.lengths.max())} tokens; "
+                "raise it, or lower max_source_length."
+            )
+        self.shuffle = shuffle
+        self.group_by_length = group_by_length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start_batch = 0
+        self._keys = _bucket(self.lengths) if group_by_length else torch.zeros_like(self.lengths)
+        if max_tokens is None:
+            step = batch_size * world_size
+            self._cuts = list(range(0, len(lengths), step)) + [len(lengths)]
+        else:
+            self._cuts = self._cut_by_tokens(max_tokens)
+
+    @property
+    def sampler(self) -> LengthGroupedBatchSampler:
+        """Lightning looks for `set_epoch` on `batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to an epoch; a new one starts at its first batch."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.start_batch = 0
+
+    def __len__(self) -> int:
+        return len(self._cuts) - 1
+
+    def global_batches(self) -> list[list[int]]:
+        """This epoch's batches, before they are dealt to the processes."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        count = len(self.lengths)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        order = order[torch.argsort(self._keys[order], descending=True, stable=True)]
+        batches = [order[start:stop].tolist() for start, stop in zip(self._cuts, self._cuts[1:], strict=False)]
+        if self.shuffle:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.global_batches()[self.start_batch :]:
+            yield batch[self.rank :: self.world_size] or [-1 - batch[0]]
+
+    def _cut_by_tokens(self, max_tokens: int) -> list[int]:
+        """Cut the lengths, longest first, so that each process's share stays within the budget."""
+        lengths = torch.sort(self._keys if self.group_by_length else self.lengths.max().expand_as(self.lengths))[
+            0
+        ].flip(0)
+        cuts, start = [0], 0
+        for stop in range(len(lengths)):
+            share = -(-(stop + 1 - start) // self.world_size)
+            if stop > start and share * int(min(lengths[start], max_tokens)) > max_tokens:
+                cuts.append(stop)
+                start = stop
+        return [*cuts, len(lengths)]
+
+
+def _bucket(lengths: torch.Tensor) -> torch.Tensor:
+    """Round lengths up to a multiple of a sixteenth of the power of two below them (at most 6 % more)."""
+    width = (2 ** torch.floor(torch.log2(lengths.clamp(min=1).double())).long() // 16).clamp(min=1)
+    return (lengths + width - 1) // width * width

@@ -1,0 +1,52 @@
+"""Prompt templates: named ones from `templates.yaml`, or any text with a `{field}` in it."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from importlib import resources
+
+import yaml
+
+from src.errors import ParleyError
+
+
+def named_templates() -> dict[str, str]:
+    """The bundled templates, name to text, character for character as published."""
+    text = resources.files("src.datamodules").joinpath("templates.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def resolve_template(template: str, fields: set[str]) -> str:
+    """Find the template that a configuration means.
+
+    Args:
+        template: The name of a bundled template, or a text with at least one `{field}`.
+        fields: The fields that the dataset's rows have.
+
+    Returns:
+        The template's text.
+
+    Raises:
+        ParleyError: The name is unknown, or the text asks for a field that the rows lack.
+    """
+    templates = named_templates()
+    text = templates.get(template, template)
+    try:
+        asked = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise ParleyError(
+            f"template {template!r} is malformed ({error}); write {{{{ and }}}} for plain braces."
+        ) from error
+    if not asked:
+        names = ", ".join(sorted(templates))
+        raise ParleyError(f"unknown template {template!r}; name one of {names}, or write a text with {{field}} in it.")
+    if unknown := asked - fields:
+        missing, known = ", ".join(sorted(unknown)), ", ".join(f"{{{field}}}" for field in sorted(fields))
+        raise ParleyError(f"template {template!r} asks for {missing!r}, which this dataset lacks; it has {known}.")
+    return text
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """Fill a resolved template from a row's fields."""
+    return template.format(**fields)

@@ -1,0 +1,222 @@
+"""What every Module shares: model, loss, generation, metrics, optimiser, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from peft import LoraConfig, PeftConfig
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.contracts import Batch
+from src.errors import ParleyError
+from src.metrics.rouge import Rouge, TokenizerName
+from src.models.fingerprint import fingerprint
+from src.models.generation import GenerationOptions, generate_text
+from src.models.loading import load_model, load_tokenizer
+from src.models.lora import ParameterCount, add_lora, count_parameters
+from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
+from src.modules.schedules import WarmupSchedule
+
+log = logging.getLogger(__name__)
+
+
+class DialogueModule(LightningModule):
+    """Base of the Modules that learn to answer prompts: `Seq2SeqModule` and `CausalLMModule`.
+
+    Set-up has a fixed order, in `configure_model`: tokenizer, base model, its fingerprint, adapter. Lightning calls it
+    on every process, once the strategy says where and in which precision the model is to be.
+
+    Args:
+        model_name_or_path: A hub name or a directory that `from_pretrained` takes.
+        lora: A PEFT configuration to train an adapter; the whole model is trained when left out.
+        optimizer: Makes the optimiser from parameters.
+        lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
+        generation: How validation, test and predict decode.
+        label_smoothing: Share of the target's probability that is spread over the vocabulary.
+        gradient_checkpointing: Recompute activations in the backward pass, for memory.
+        rouge_tokenizer: `standard` for English; `unicode` for other scripts, which the standard one drops.
+        gguf_file: The GGUF file in the model's directory, where its weights are in one.
+    """
+
+    is_encoder_decoder: bool
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        lora: LoraConfig | PeftConfig | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        generation: GenerationOptions | None = None,
+        label_smoothing: float = 0.0,
+        gradient_checkpointing: bool = False,
+        rouge_tokenizer: TokenizerName = "standard",
+        gguf_file: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path = model_name_or_path
+        self.lora = lora
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.generation = generation or GenerationOptions()
+        self.label_smoothing = label_smoothing
+        self.gradient_checkpointing = gradient_checkpointing
+        self.gguf_file = gguf_file
+        self.model: nn.Module | None = None
+        self.tokenizer: PreTrainedTokenizerBase
+        self.base_fingerprint = ""
+        if self.generation.num_return_sequences != 1:
+            raise ParleyError("generation.num_return_sequences must be 1 here: metrics take one answer a prompt.")
+        # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
+        self.strict_loading = lora is None
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
+        self.rouges = nn.ModuleDict({f"{stage}_rouge": Rouge(tokenizer=rouge_tokenizer) for stage in ("val", "test")})
+
+    # Set-up
+
+    def configure_model(self) -> None:
+        """Load the model; a second call does nothing."""
+        if self.model is not None:
+            return
+        self.tokenizer = load_tokenizer(self.model_name_or_path, gguf_file=self.gguf_file)
+        model = load_model(self.model_name_or_path, gguf_file=self.gguf_file, dtype=torch.get_default_dtype())
+        self._check_architecture(model)
+        self.base_fingerprint = fingerprint(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.config.use_cache = False
+        if self.lora is not None:
+            model = add_lora(model, self.lora)
+        self.model = model.train()
+
+    def _check_architecture(self, model: PreTrainedModel) -> None:
+        if bool(model.config.is_encoder_decoder) != self.is_encoder_decoder:
+            kind, other = (
+                ("a decoder-only", "CausalLMModule")
+                if self.is_encoder_decoder
+                else ("an encoder-decoder", "Seq2SeqModule")
+            )
+            raise ParleyError(
+                f"{self.model_name_or_path!r} is {kind} model ({model.config.model_type}); use {other}, "
+                f"or give {type(self).__name__} another model."
+            )
+
+    @property
+    def parameter_count(self) -> ParameterCount:
+        """Parameters of the model, and how many are trained."""
+        return count_parameters(self._model)
+
+    @property
+    def _model(self) -> nn.Module:
+        assert self.model is not None, "configure_model comes first"
+        return self.model
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and schedule; weight decay spares biases and norms, as in transformers' Trainer."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(
+            [
+                {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+                {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+            ]
+        )
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule = self.lr_scheduler(optimizer)
+        if isinstance(schedule, WarmupSchedule):
+            if schedule.num_training_steps is None:
+                schedule.plan(int(self.trainer.estimated_stepping_batches))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    # Loss
+
+    @abstractmethod
+    def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the tokens to learn from: (tokens, vocabulary) and (tokens,)."""
+
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over the tokens to learn from, and their number."""
+        logits, labels = self.token_logits(batch)
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return loss, torch.tensor(labels.numel(), device=labels.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean over the tokens of all processes, so that a run's losses do not depend on how many there are."""
+        loss_sum, count = self.loss_sum(batch)
+        total = count
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
+        # The strategy averages gradients over processes; this undoes it.
+        loss = loss_sum * self.trainer.world_size / total.clamp(min=1)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
+        return loss
+
+    # Evaluation
+
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, list[str]]:
+        loss_sum, count = self.loss_sum(batch)
+        if count:
+            self.losses[f"{stage}_loss"].update(loss_sum / count, weight=count)
+        predictions = self.generate(batch)
+        real = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
+        self.rouges[f"{stage}_rouge"].update(
+            [predictions[row] for row in real], [batch["references"][row] for row in real]
+        )
+        return {"predictions": predictions}
+
+    def _log_epoch(self, stage: str) -> None:
+        metrics: dict[str, Any] = {f"{stage}/loss": self.losses[f"{stage}_loss"].compute()}
+        metrics |= {f"{stage}/{key}": value for key, value in self.rouges[f"{stage}_rouge"].compute().items()}
+        for metric in (self.losses[f"{stage}_loss"], self.rouges[f"{stage}_rouge"]):
+            metric.reset()
+        # Computed over all processes already; to be logged as they are.
+        self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
+
+    def generate(self, batch: Batch) -> list[str]:
+        """Answers to a batch's prompts."""
+        return generate_text(
+            self._model, self.tokenizer, batch["prompt_ids"], batch["prompt_attention_mask"], self.generation
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Loss and generated answers; the answers go to the callbacks."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """As in validation."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Generated answers."""
+        return {"predictions": self.generate(batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole split."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the whole split."""
+        self._log_epoch("test")
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what was trained from what; leave a frozen base out."""
+        checkpoint["parley"] = describe(self._model, self.model_name_or_path, self.base_fingerprint, self.gguf_file)
+        if self.lora is not None:
+            checkpoint["state_dict"] = keep_trainable(checkpoint["state_dict"], self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what would not fit."""
+        refuse_other_base(checkpoint, self._model, self.model_name_or_path, self.base_fingerprint)

@@ -1,0 +1,85 @@
+"""What a checkpoint says about its model, and what it may be loaded onto."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+
+from src import __version__
+from src.errors import ParleyError
+
+FORMAT = 1  # raise it when an older checkpoint can no longer be read
+
+
+def describe(model: nn.Module, name: str, fingerprint: str, gguf_file: str | None) -> dict[str, Any]:
+    """What export and resuming need to know, in plain values that load with `weights_only=True`.
+
+    Args:
+        model: The model that is trained, with its adapter.
+        name: The base model's name or directory.
+        fingerprint: Of the base model's weights, as loaded.
+        gguf_file: The base model's GGUF file.
+    """
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "base": {"name": name, "fingerprint": fingerprint, "gguf_file": gguf_file},
+        "config": model.config.to_dict(),  # type: ignore[union-attr, operator]
+        "adapter": _plain(model.active_peft_config.to_dict()) if isinstance(model, PeftModel) else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Sets and enumerations to lists and strings."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else str(getattr(value, "value", value))
+
+
+def keep_trainable(state_dict: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Leave frozen parameters out of a state dict."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in state_dict.items() if name not in frozen}
+
+
+def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, name: str, fingerprint: str) -> None:
+    """Refuse a checkpoint that belongs to another model, before anything is loaded.
+
+    Raises:
+        ParleyError: Another program's checkpoint, a newer format, another base below an adapter, or other shapes.
+    """
+    saved = checkpoint.get("parley")
+    if saved is None:
+        raise ParleyError("this checkpoint was not written by Parley; give one from a run's checkpoints directory.")
+    if saved["format"] > FORMAT:
+        raise ParleyError(f"this checkpoint needs Parley {saved['version']} or newer (this is {__version__}); upgrade.")
+    base = saved["base"]
+    has_adapter = isinstance(model, PeftModel)
+    if (saved["adapter"] is not None) != has_adapter:
+        kinds = {True: "an adapter", False: "a whole model"}
+        raise ParleyError(
+            f"the checkpoint holds {kinds[not has_adapter]} and this run trains {kinds[has_adapter]}; "
+            "set model.init_args.lora as in the checkpoint's run."
+        )
+    if has_adapter and base["fingerprint"] != fingerprint:
+        raise ParleyError(
+            f"the checkpoint's adapter was trained on {base['name']!r}, and {name!r} has other weights; "
+            "give the base model that it was trained on."
+        )
+    saved_shapes = {key: tensor.shape for key, tensor in checkpoint["state_dict"].items() if key.startswith("model.")}
+    expected = {
+        f"model.{key}": parameter.shape for key, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    for key, shape in expected.items():
+        if saved_shapes.get(key) != shape:
+            there = "lacks it" if key not in saved_shapes else f"has {tuple(saved_shapes[key])}"
+            raise ParleyError(
+                f"the checkpoint (trained from {base['name']!r}) does not fit {name!r}: {key} is {tuple(shape)} here "
+                f"and the checkpoint {there}; use the same base model and lora settings."
+            )

@@ -1,0 +1,111 @@
+"""What a reward is: text in, one score a text out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.errors import ParleyError
+
+
+class Reward(ABC):
+    """Scores responses; the higher, the more PPO makes of their like.
+
+    A reward of one's own is a subclass with `__call__`, named in YAML by `class_path`; the arguments of its `__init__`
+    are set there too, so they want type hints. See docs/rewards.md.
+
+    Attributes:
+        needs_references: Whether `__call__` takes a third argument, `references: list[list[str]]`, the reference texts
+            of each response.
+    """
+
+    needs_references: bool = False
+
+    @abstractmethod
+    def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
+        """Score each response.
+
+        Args:
+            prompts: What the model was given.
+            responses: What it answered, special tokens removed; may be empty strings.
+
+        Returns:
+            Shape (batch,).
+        """
+
+    def to(self, device: torch.device | str) -> Reward:  # noqa: ARG002
+        """Compute on this device from now on; a reward without a model has nothing to move.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            Itself.
+        """
+        return self
+
+
+def score_responses(
+    reward: Reward,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    references: Sequence[Sequence[str]] | None = None,
+) -> Tensor:
+    """Call a reward, with references where it needs them, and check what it gives.
+
+    Args:
+        reward: The reward.
+        prompts: What the model was given.
+        responses: What it answered, one for each prompt.
+        references: The reference texts of each response; needed by some rewards only.
+
+    Returns:
+        Shape (batch,), float32; scores may be NaN or infinite, for the caller to count.
+
+    Raises:
+        ParleyError: The reward needs references that are not there, or its scores cannot be used.
+    """
+    texts: list[Any] = [list(prompts), list(responses)]
+    if reward.needs_references:
+        if references is None or not all(references):
+            raise ParleyError(
+                f"{type(reward).__name__} compares with references and this data has none for some prompt; "
+                "choose a reward without references, or data with them."
+            )
+        texts.append([list(each) for each in references])
+    with torch.no_grad():
+        return check_scores(reward(*texts), len(texts[1]), type(reward).__name__)
+
+
+def check_scores(scores: Any, batch: int, name: str = "the reward") -> Tensor:
+    """Bring a reward's answer into the form of the contract.
+
+    Args:
+        scores: A tensor of shape (batch,), or as many numbers in a list, tuple or array.
+        batch: How many responses were scored.
+        name: Of the reward, for the complaint.
+
+    Returns:
+        Shape (batch,), float32, detached, on the device that it came on. NaN and infinity pass.
+
+    Raises:
+        ParleyError: The answer is of another type or shape.
+    """
+    wanted = f"return one number for each response, a tensor of shape ({batch},)"
+    if not isinstance(scores, Tensor):
+        try:
+            scores = torch.as_tensor(scores, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(scores).__name__
+            raise ParleyError(f"{name} returned a {kind} that does not hold plain numbers; {wanted}.") from None
+    if scores.dim() == 1 and len(scores) != batch:
+        raise ParleyError(f"{name} returned {len(scores)} scores for {batch} responses; {wanted}.")
+    if scores.shape != (batch,):
+        raise ParleyError(f"{name} returned scores of the shape {tuple(scores.shape)}; {wanted}.")
+    if scores.is_complex():
+        raise ParleyError(f"{name} returned complex numbers; {wanted}.")
+    return scores.detach().float()

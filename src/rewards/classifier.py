@@ -1,0 +1,160 @@
+"""Scores by a sequence classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import ParleyError
+from src.rewards.base import Reward
+
+Text = Literal["prompt_and_response", "response"]
+
+
+class ClassifierReward(Reward):
+    """The score that a sequence classifier gives to one of its labels.
+
+    The defaults are the published recipe's: the `nothate` logit on prompt and response. The classifier is loaded at the
+    first call. A text longer than it can read loses its beginning, never the response at its end.
+
+    Args:
+        model_name_or_path: A classifier's directory or hub name.
+        label: Whose score is the reward, by the classifier's own name for it; null for a classifier with one output.
+        output: The raw logit, or its probability: softmax over the labels, a sigmoid where the classifier has one
+            output or allows several labels at once. Logits go on growing where probabilities saturate.
+        text: What is classified: prompt, a space and the response, or the response alone.
+        batch_size: Texts in a forward pass.
+        max_length: Tokens of a text at most; as many as the classifier can read when left out.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str = "facebook/roberta-hate-speech-dynabench-r4-target",
+        label: str | None = "nothate",
+        output: Literal["logit", "probability"] = "logit",
+        text: Text = "prompt_and_response",
+        batch_size: int = 16,
+        max_length: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ParleyError(f"batch_size is {batch_size}; it must be at least 1.")
+        if output not in ("logit", "probability"):
+            raise ParleyError(f"there is no output {output!r}; choose logit or probability.")
+        self.model_name_or_path = model_name_or_path
+        self.label = label
+        self.output = output
+        self.text = text
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self._device = torch.device("cpu")
+        self._loaded: _Classifier | None = None
+
+    def to(self, device: torch.device | str) -> ClassifierReward:
+        """Run the classifier on this device from now on."""
+        self._device = torch.device(device)
+        if self._loaded is not None:
+            self._loaded.model.to(self._device)
+        return self
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
+        """Score each response, shape (batch,), float32, on the classifier's device."""
+        return self.score_texts(texts_to_score(prompts, responses, self.text))
+
+    @torch.no_grad()
+    def score_texts(self, texts: Sequence[str]) -> Tensor:
+        """Score texts as they are.
+
+        Args:
+            texts: What to classify.
+
+        Returns:
+            Shape (texts,), float32, on the classifier's device.
+
+        Raises:
+            ParleyError: The classifier cannot be loaded, or lacks the label.
+        """
+        classifier = self._classifier()
+        scores = torch.zeros(len(texts), device=self._device)
+        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        for start in range(0, len(texts), self.batch_size):
+            chosen = by_length[start : start + self.batch_size]
+            encoded = classifier.tokenizer(
+                [texts[index] for index in chosen],
+                truncation=True,
+                max_length=classifier.max_length,
+                padding=True,
+                return_tensors="pt",
+            ).to(self._device)
+            logits = classifier.model(**encoded).logits.float()
+            outputs = logits if self.output == "logit" else classifier.probabilities(logits)
+            scores[torch.tensor(chosen, device=self._device)] = outputs[:, classifier.index]
+        return scores
+
+    def _classifier(self) -> _Classifier:
+        if self._loaded is None:
+            self._loaded = _Classifier(self.model_name_or_path, self.label, self.max_length)
+            self._loaded.model.to(self._device)
+        return self._loaded
+
+
+class _Classifier:
+    """A loaded classifier: its model and tokenizer, the place of the label and how much it can read."""
+
+    def __init__(self, name: str, label: str | None, max_length: int | None) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            self.model = AutoModelForSequenceClassification.from_pretrained(name).eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ParleyError(
+                f"the classifier {name!r} cannot be loaded ({reason}); name a directory that holds one, "
+                "or a hub model that can be reached from here."
+            ) from error
+        self.index = _label_index(self.model.config, label, name)
+        self.max_length = min(
+            max_length or _readable(self.model, self.tokenizer), _readable(self.model, self.tokenizer)
+        )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of the labels, shape (batch, labels)."""
+        several = self.model.config.problem_type == "multi_label_classification"
+        return logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(-1)
+
+
+def texts_to_score(prompts: Sequence[str], responses: Sequence[str], text: Text) -> list[str]:
+    """What a reward reads of each pair: prompt, a space and the response, or the response alone."""
+    if text == "response":
+        return list(responses)
+    if text == "prompt_and_response":
+        return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
+    raise ParleyError(f"there is no text {text!r}; choose prompt_and_response or response.")
+
+
+def _label_index(config: Any, label: str | None, name: str) -> int:
+    labels = {str(known): int(index) for index, known in config.id2label.items()}
+    if label is None:
+        if len(labels) == 1:
+            return 0
+        raise ParleyError(f"the classifier {name!r} has several labels; set `label` to one of: {', '.join(labels)}.")
+    if label in labels:
+        return labels[label]
+    if len(labels) == 1:
+        raise ParleyError(f"the classifier {name!r} has one output and no label {label!r}; set `label` to null.")
+    raise ParleyError(f"the classifier {name!r} has no label {label!r}; choose one of: {', '.join(labels)}.")
+
+
+def _readable(model: nn.Module, tokenizer: Any) -> int:
+    """How many tokens the classifier can read; a tokenizer that does not know says 10³⁰."""
+    limits = [tokenizer.model_max_length]
+    for module_name, module in model.named_modules():
+        if module_name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from behind its padding index, which costs that many places.
+            taken = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - taken)
+    readable = min(limits)
+    return readable if readable < 1_000_000 else 512
