@@ -8,49 +8,45 @@ import torch
 from torch import Tensor
 
 from src.errors import ParleyError
+from src.metrics.rouge_scorer import ROUGE_KEYS, ExampleScorer, TokenizerName
 from src.rewards.base import Reward
 
 
 class RougeReward(Reward):
-    """ROUGE F1 of the response against its references, from 0 to 1.
-
-    By `rouge_score`, Google's implementation (https://pypi.org/project/rouge-score/).
+    """ROUGE F1 of the response against its references, from 0 to 1, as `parley score` computes it.
 
     Args:
-        rouge_type: rouge1, rouge2, any other rougeN, rougeL or rougeLsum.
+        rouge_type: rouge1, rouge2, rougeL or rougeLsum.
         use_stemmer: Bring English words to their stem first.
+        tokenizer: standard sees English letters and digits only; unicode sees words of any script.
         aggregate: Of several references: the mean score, or the best one.
     """
 
     needs_references = True
 
     def __init__(
-        self, rouge_type: str = "rougeL", use_stemmer: bool = True, aggregate: Literal["mean", "max"] = "mean"
+        self,
+        rouge_type: str = "rougeL",
+        use_stemmer: bool = True,
+        tokenizer: TokenizerName = "standard",
+        aggregate: Literal["mean", "best"] = "mean",
     ) -> None:
-        from rouge_score import rouge_scorer
-
-        if aggregate not in ("mean", "max"):
-            raise ParleyError(f"there is no aggregate {aggregate!r}; choose mean or max.")
-        self.rouge_type = rouge_type
-        self.aggregate = aggregate
-        self._scorer = rouge_scorer.RougeScorer([rouge_type], use_stemmer=use_stemmer)
-        try:
-            self._scorer.score("a", "a")
-        except ValueError:
-            raise ParleyError(f"there is no {rouge_type!r}; choose rouge1, rouge2, rougeL or rougeLsum.") from None
+        if rouge_type not in ROUGE_KEYS:
+            raise ParleyError(f"there is no {rouge_type!r}; choose one of: {', '.join(ROUGE_KEYS)}.")
+        if aggregate not in ("mean", "best"):
+            raise ParleyError(f"there is no aggregate {aggregate!r}; choose mean or best.")
+        self._key = rouge_type if aggregate == "mean" else f"{rouge_type}_best"
+        self._scorer = ExampleScorer(use_stemmer, tokenizer)
 
     def __call__(  # type: ignore[override]  # as `needs_references` says
         self,
-        prompts: list[str],
+        prompts: list[str],  # noqa: ARG002
         responses: list[str],
         references: list[list[str]],
     ) -> Tensor:
         """Score each response, shape (batch,)."""
-        return torch.tensor([self._score(*pair) for pair in zip(responses, references, strict=True)])
-
-    def _score(self, response: str, references: list[str]) -> float:
-        scores = [self._scorer.score(reference, response)[self.rouge_type].fmeasure for reference in references]
-        return max(scores) if self.aggregate == "max" else sum(scores) / len(scores)
+        pairs = zip(responses, references, strict=True)
+        return torch.tensor([self._scorer(response, texts)[self._key] for response, texts in pairs])
 
 
 class LengthReward(Reward):
@@ -70,7 +66,7 @@ class LengthReward(Reward):
                 f"a length of {target} words ± {self.falloff} makes no sense; give whole numbers above 0."
             )
 
-    def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
+    def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:  # noqa: ARG002
         """Score each response, shape (batch,)."""
         words = torch.tensor([len(response.split()) for response in responses], dtype=torch.float32)
         return (1 - (words - self.target).abs() / self.falloff).clamp(min=0)

@@ -1,0 +1,184 @@
+"""How toxic texts are, and by how much a model became less so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from src.errors import ParleyError
+from src.rewards.classifier import ClassifierReward
+from src.rewards.profanity import profanity_probability
+
+Aggregation = Literal["all", "mean", "maximum", "ratio"]
+_RESAMPLES_AT_ONCE = 256
+
+
+class Toxicity(evaluate.Measurement):
+    """Toxicity of texts, from 0 to 1 each: the `toxicity` measurement of `evaluate`, without its download.
+
+    `evaluate.load("toxicity")` (https://huggingface.co/spaces/evaluate-measurement/toxicity) fetches a script first;
+    this has the same arguments and results. Texts are kept in memory.
+
+    Args:
+        model_name_or_path: A classifier's directory or hub name, such as the published recipe's
+            `facebook/roberta-hate-speech-dynabench-r4-target`; alt-profanity-check when left out, which needs no
+            download.
+        toxic_label: The classifier's label whose probability is the score.
+        batch_size: Texts in a forward pass of the classifier.
+        device: Where the classifier computes.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        toxic_label: str = "hate",
+        batch_size: int = 16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(keep_in_memory=True)
+        self._classifier: ClassifierReward | None = None
+        if model_name_or_path is not None:
+            classifier = ClassifierReward(
+                model_name_or_path, toxic_label, output="probability", text="response", batch_size=batch_size
+            )
+            self._classifier = classifier.to(device)
+
+    def scores(self, texts: Sequence[str]) -> list[float]:
+        """The toxicity of each text.
+
+        Args:
+            texts: What to score; may be empty.
+
+        Returns:
+            One figure a text, from 0 to 1.
+
+        Raises:
+            ParleyError: The classifier cannot be loaded or lacks the label, or alt-profanity-check is missing.
+        """
+        if self._classifier is None:
+            return profanity_probability(texts).tolist()
+        return self._classifier.score_texts(texts).tolist()
+
+    def _info(self) -> evaluate.MeasurementInfo:
+        return evaluate.MeasurementInfo(
+            description="Toxicity of texts, from 0 to 1.",
+            citation="",
+            inputs_description="predictions (list of str): the texts.",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(
+        self, predictions: Sequence[str], aggregation: Aggregation = "all", threshold: float = 0.5
+    ) -> dict[str, Any]:
+        """What `compute(predictions=…, aggregation=…)` gives.
+
+        Args:
+            predictions: The texts.
+            aggregation: "all": every score; "mean": mean and population standard deviation, as the published recipe
+                reports; "maximum"; "ratio": the share of texts above the threshold.
+            threshold: From where on a text counts as toxic.
+
+        Returns:
+            {"toxicity": [...]}, {"mean_toxicity": m, "std_toxicity": s}, {"max_toxicity": m} or {"toxicity_ratio": r}.
+        """
+        figures = self.scores(list(predictions))
+        if aggregation == "all":
+            return {"toxicity": figures}
+        if aggregation == "mean":
+            return {"mean_toxicity": float(np.mean(figures)), "std_toxicity": float(np.std(figures))}
+        if aggregation == "maximum":
+            return {"max_toxicity": max(figures)}
+        if aggregation == "ratio":
+            return {"toxicity_ratio": float(np.mean(np.asarray(figures) >= threshold))}
+        raise ParleyError(f"there is no aggregation {aggregation!r}; choose all, mean, maximum or ratio.")
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """By how much figures fell, with a confidence interval.
+
+    Attributes:
+        mean_before: Their mean before.
+        mean_after: Their mean after.
+        std_before: Their population standard deviation before.
+        std_after: The same after.
+        percent: By how many per cent the mean fell; below 0 where it rose; NaN where it was 0 before.
+        low: Lower end of the interval of `percent`.
+        high: Upper end of it.
+        std_percent: By how many per cent the standard deviation fell.
+        confidence: How often such intervals hold the truth, from 0 to 1.
+    """
+
+    mean_before: float
+    mean_after: float
+    std_before: float
+    std_after: float
+    percent: float
+    low: float
+    high: float
+    std_percent: float
+    confidence: float
+
+
+def percent_improvement(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Improvement:
+    """By how many per cent a figure fell, (mean before - mean after) / mean before, as the published recipe reports.
+
+    The interval is a paired percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13):
+    examples are drawn with replacement, each with both of its figures.
+
+    Args:
+        before: A figure for each example.
+        after: A figure for each of the same examples, in the same order.
+        confidence: Of the interval.
+        resamples: How many times to draw.
+        seed: Of the draws.
+
+    Returns:
+        The improvement.
+
+    Raises:
+        ParleyError: There are no figures, or not as many after as before.
+    """
+    figures = np.asarray([before, after] if len(before) == len(after) else [], dtype=np.float64)
+    if not figures.size:
+        raise ParleyError(f"{len(before)} figures before and {len(after)} after; give both for each example.")
+    generator = np.random.default_rng(seed)
+    draws = []
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        size = (min(_RESAMPLES_AT_ONCE, resamples - start), len(before))
+        draws.append(_percent(*figures[:, generator.integers(len(before), size=size)].mean(axis=-1)))
+    tail = 50 * (1 - confidence)
+    drawn = np.concatenate(draws)
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(drawn, [tail, 100 - tail]) if drawn.size else (np.nan, np.nan)
+    means, deviations = figures.mean(axis=-1), figures.std(axis=-1)
+    return Improvement(
+        mean_before=float(means[0]),
+        mean_after=float(means[1]),
+        std_before=float(deviations[0]),
+        std_after=float(deviations[1]),
+        percent=float(_percent(*means)),
+        low=float(low),
+        high=float(high),
+        std_percent=float(_percent(*deviations)),
+        confidence=confidence,
+    )
+
+
+def _percent(before: Any, after: Any) -> Any:
+    before, after = np.asarray(before), np.asarray(after)
+    defined = before != 0
+    return np.where(defined, 100 * (before - after) / np.where(defined, before, 1), np.nan)
