@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from src.inference.scoring import Scores, score_systems
 from src.metrics.rouge_scorer import ROUGE_KEYS, ExampleScorer
 
 ROWS = [
-    {"human": "Tom, says he is\nrunning late.", "second": "Tom will be late.", "base": "Tom runs", "peft": "Tom is late"},
+    {"human": "Tom, says he is\nrunning late.", "second": "Tom is late.", "base": "Tom runs", "peft": "He is late"},
     {"human": "Ann wants tea.", "second": "Ann asks for tea.", "base": "She wants coffee", "peft": "Ann asks tea"},
     {"human": "They meet at 3:30.", "second": "It is at 3:30.", "base": "A meeting", "peft": "They will meet"},
 ]  # fmt: skip
+REPO = Path(__file__).resolve().parents[2]
 COLUMNS = ["--reference-column", "human", "--prediction-column", "base", "--prediction-column", "peft"]
 
 
@@ -212,3 +215,8 @@ def test_texts_with_line_separators_stay_on_their_jsonl_line(
 ) -> None:
     rows = [{"human": "a\u2028b\x85c", "base": "a b c", "peft": "a"}]
     assert scored(capsys, str(write(tmp_path / "p.jsonl", rows)), *COLUMNS)["scores"]["base"]["rouge1"] == 1.0
+
+
+def test_scoring_starts_without_torch() -> None:
+    code = "import sys, src.inference.scoring, src.inference.predictions; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
