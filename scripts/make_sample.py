@@ -16,7 +16,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 SCENARIOS = HERE / "sample_scenarios.yaml"
 SAMPLE = HERE.parent / "src" / "datamodules" / "sample"
 SEED = 7
-SIZES = {"train": 660, "validation": 60, "test": 240}
+SIZES = {"train": 768, "validation": 60, "test": 240}
 RUDE_EVERY = 3
 RUDE_WORDING = 0.65  # of the rude dialogues' summaries; in test, of three references one or two have it
 NOTICE = """The dialogues and summaries in this directory were written for Parley and made by scripts/make_sample.py.
@@ -92,7 +92,22 @@ def read_scenarios(path: Path = SCENARIOS) -> list[list[Outcome]]:
     ]
 
 
-def draw_values(outcome: Outcome, rng: random.Random) -> dict[str, str]:
+class Deck:
+    """Deals values in random order, each about as often as the others, so that training sees all of them."""
+
+    def __init__(self, values: Sequence[str], rng: random.Random) -> None:
+        self.values = list(values)
+        self.rng = rng
+        self.left: list[str] = []
+
+    def deal(self, unless: str | None = None) -> str:
+        """Take the next value that is not `unless`."""
+        if not any(value != unless for value in self.left):
+            self.left += self.rng.sample(self.values, len(self.values))
+        return self.left.pop(next(i for i, value in enumerate(self.left) if value != unless))
+
+
+def draw_values(outcome: Outcome, decks: dict[tuple[str, str], Deck], rng: random.Random) -> dict[str, str]:
     """Choose what each slot holds.
 
     `day2` differs from `day` and comes from the same list; `duty_their` is the entry of its list that stands where
@@ -104,8 +119,9 @@ def draw_values(outcome: Outcome, rng: random.Random) -> dict[str, str]:
             base = name.removesuffix("_their")
             values[name] = outcome.slots[name][outcome.slots[base].index(values[base])]
         else:
-            base = name.rstrip("2")
-            values[name] = rng.choice([value for value in outcome.slots[base] if value != values.get(base)])
+            base = name.removesuffix("2")
+            deck = decks.setdefault((outcome.scenario, name), Deck(outcome.slots[base], rng))
+            values[name] = deck.deal(unless=values.get(base))
     return values
 
 
@@ -122,58 +138,62 @@ def _inflect(value: str, form: str | None) -> str:
     return value[0].upper() + value[1:] if form == "C" else value
 
 
-def make_rows(size: int, split: str, seen: set[str], rng: random.Random) -> Iterator[dict[str, str]]:
-    """Make the rows of one split.
+@dataclass
+class SampleMaker:
+    """Makes the rows of one split after the other, none of which says what another one said.
 
-    Args:
-        size: How many.
-        split: Its name; `test` has three references a row.
-        seen: What was said in earlier rows, which is not said again; grows.
+    Attributes:
         rng: Where chance comes from.
-
-    Yields:
-        Rows with DialogSum's own field names.
+        decks: What each slot of each scenario is dealt from.
+        seen: What earlier rows said.
     """
-    scenarios = read_scenarios()
-    plan = [(scenarios[i // RUDE_EVERY % len(scenarios)], i % RUDE_EVERY == 0) for i in range(size)]
-    rng.shuffle(plan)
-    for number, (outcomes, rude) in enumerate(plan):
-        outcome, values = _draw_unseen([one for one in outcomes if one.rude is rude], seen, rng)
-        turns = (fill(line, values, rng) for line in outcome.lines)
-        dialogue = "\n".join(f"#Person{1 + i % 2}#: {turn}" for i, turn in enumerate(turns))
-        row = {"fname": f"{split}_{number}", "dialogue": dialogue}
-        order = rng.sample(range(3), 3)
-        if split == "test":
-            rude_count = rng.choice((1, 2))
-            wordings = rng.sample([True] * rude_count + [False] * (3 - rude_count), 3)
-            for i, (which, wording) in enumerate(zip(order, wordings, strict=True), start=1):
-                row[f"summary{i}"] = fill(outcome.summaries[which], values, rng, wording)
-            row |= {f"topic{i}": outcome.topics[which] for i, which in enumerate(order, start=1)}
-        else:
-            row["summary"] = fill(outcome.summaries[order[0]], values, rng, rng.random() < RUDE_WORDING)
-            row["topic"] = outcome.topics[order[0]]
-        yield row
 
+    rng: random.Random
+    decks: dict[tuple[str, str], Deck] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
-def _draw_unseen(outcomes: Sequence[Outcome], seen: set[str], rng: random.Random) -> tuple[Outcome, dict[str, str]]:
-    """Draw an outcome and values that no earlier row has: not one that differs in the insult or the phrasing alone."""
-    while True:
-        outcome = rng.choice(outcomes)
-        values = draw_values(outcome, rng)
-        facts = {name: value for name, value in values.items() if name not in ("insult", "crap")}
-        key = json.dumps([outcome.lines, facts], sort_keys=True)
-        if key not in seen:
-            seen.add(key)
-            return outcome, values
+    def rows(self, split: str, size: int) -> Iterator[dict[str, str]]:
+        """Make `size` rows with DialogSum's own field names; those of `test` have three references."""
+        scenarios = read_scenarios()
+        plan = [(scenarios[i // RUDE_EVERY % len(scenarios)], i % RUDE_EVERY == 0) for i in range(size)]
+        self.rng.shuffle(plan)
+        for number, (outcomes, rude) in enumerate(plan):
+            outcome, values = self._draw_unseen([one for one in outcomes if one.rude is rude])
+            turns = (fill(line, values, self.rng) for line in outcome.lines)
+            dialogue = "\n".join(f"#Person{1 + i % 2}#: {turn}" for i, turn in enumerate(turns))
+            row = {"fname": f"{split}_{number}", "dialogue": dialogue}
+            yield row | (self._references if split == "test" else self._summary)(outcome, values)
+
+    def _draw_unseen(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, dict[str, str]]:
+        """Draw facts that no earlier row has: another insult or another phrasing alone does not make them new."""
+        while True:
+            outcome = self.rng.choice(outcomes)
+            values = draw_values(outcome, self.decks, self.rng)
+            facts = {name: value for name, value in values.items() if name not in ("insult", "crap")}
+            key = json.dumps([outcome.lines, facts], sort_keys=True)
+            if key not in self.seen:
+                self.seen.add(key)
+                return outcome, values
+
+    def _summary(self, outcome: Outcome, values: dict[str, str]) -> dict[str, str]:
+        which = self.rng.randrange(3)
+        rude = self.rng.random() < RUDE_WORDING
+        return {"summary": fill(outcome.summaries[which], values, self.rng, rude), "topic": outcome.topics[which]}
+
+    def _references(self, outcome: Outcome, values: dict[str, str]) -> dict[str, str]:
+        order = self.rng.sample(range(3), 3)
+        rude = self.rng.sample(self.rng.choice(([True, False, False], [True, True, False])), 3)
+        texts = [fill(outcome.summaries[which], values, self.rng, rude[i]) for i, which in enumerate(order)]
+        summaries = {f"summary{i}": text for i, text in enumerate(texts, start=1)}
+        return summaries | {f"topic{i}": outcome.topics[which] for i, which in enumerate(order, start=1)}
 
 
 def write_sample(output: Path, seed: int = SEED) -> None:
     """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and their `LICENSE` into a directory."""
-    rng = random.Random(seed)
-    seen: set[str] = set()
+    maker = SampleMaker(random.Random(seed))
     output.mkdir(parents=True, exist_ok=True)
     for split, size in SIZES.items():
-        rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(size, split, seen, rng)]
+        rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in maker.rows(split, size)]
         (output / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8", newline="\n")
     (output / "LICENSE").write_text(NOTICE, encoding="utf-8", newline="\n")
 
