@@ -86,10 +86,15 @@ class Toxicity(evaluate.Measurement):
 
         Returns:
             {"toxicity": [...]}, {"mean_toxicity": m, "std_toxicity": s}, {"max_toxicity": m} or {"toxicity_ratio": r}.
+
+        Raises:
+            ParleyError: There is no such aggregation, or no text to aggregate over.
         """
         figures = self.scores(list(predictions))
         if aggregation == "all":
             return {"toxicity": figures}
+        if not figures:
+            raise ParleyError("there is no text to measure the toxicity of; give at least one.")
         if aggregation == "mean":
             return {"mean_toxicity": float(np.mean(figures)), "std_toxicity": float(np.std(figures))}
         if aggregation == "maximum":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,11 @@ class ClassifierReward(Reward):
     ) -> None:
         if batch_size < 1:
             raise ParleyError(f"batch_size is {batch_size}; it must be at least 1.")
+        if max_length is not None and max_length < 1:
+            raise ParleyError(f"max_length is {max_length}; it must be at least 1, or null for all it can read.")
         if output not in ("logit", "probability"):
             raise ParleyError(f"there is no output {output!r}; choose logit or probability.")
+        check_text(text)
         self.model_name_or_path = model_name_or_path
         self.label = label
         self.output = output
@@ -126,13 +129,17 @@ class _Classifier:
         return logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(-1)
 
 
+def check_text(text: str) -> None:
+    """Complain about a `text` argument that `texts_to_score` does not know."""
+    if text not in get_args(Text):
+        raise ParleyError(f"there is no text {text!r}; choose {' or '.join(get_args(Text))}.")
+
+
 def texts_to_score(prompts: Sequence[str], responses: Sequence[str], text: Text) -> list[str]:
     """What a reward reads of each pair: prompt, a space and the response, or the response alone."""
     if text == "response":
         return list(responses)
-    if text == "prompt_and_response":
-        return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
-    raise ParleyError(f"there is no text {text!r}; choose prompt_and_response or response.")
+    return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def _label_index(config: Any, label: str | None, name: str) -> int:

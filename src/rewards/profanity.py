@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.errors import ParleyError
 from src.rewards.base import Reward
-from src.rewards.classifier import Text, texts_to_score
+from src.rewards.classifier import Text, check_text, texts_to_score
 
 
 class ProfanityReward(Reward):
@@ -27,6 +27,7 @@ class ProfanityReward(Reward):
     def __init__(self, output: Literal["probability", "log_odds"] = "probability", text: Text = "response") -> None:
         if output not in ("probability", "log_odds"):
             raise ParleyError(f"there is no output {output!r}; choose probability or log_odds.")
+        check_text(text)
         self.output = output
         self.text = text
 

@@ -48,8 +48,7 @@ def test_whitening_scores_needs_scaling():
         PPOConfig(use_score_norm=True)
 
 
-@pytest.mark.filterwarnings("ignore:.*instantiate_classes")
-@pytest.mark.filterwarnings("ignore:.*JsonargparseDeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_comes_straight_from_yaml():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--ppo", type=PPOConfig, default=PPOConfig())

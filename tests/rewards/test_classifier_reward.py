@@ -1,0 +1,126 @@
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from src.errors import ParleyError
+from src.rewards import ClassifierReward, score_responses
+
+PROMPTS = ["have a nice day", "you are", "so", "very very bad"]
+RESPONSES = ["good", "a fool", "", "have a very very very very nice day you fool"]
+
+
+def one_by_one(path, texts):
+    """Logits without batching, sorting or padding."""
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        return torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+
+
+@pytest.fixture(scope="module")
+def hate(make_classifier):
+    return make_classifier(["nothate", "hate"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_published_reward_is_the_nothate_logit_of_prompt_and_response(hate, batch_size):
+    scores = score_responses(ClassifierReward(hate, batch_size=batch_size), PROMPTS, RESPONSES)
+    texts = [f"{prompt} {response}" for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
+    torch.testing.assert_close(scores, one_by_one(hate, texts)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_defaults_are_the_published_recipe():
+    reward = ClassifierReward()
+    assert reward.model_name_or_path == "facebook/roberta-hate-speech-dynabench-r4-target"
+    assert (reward.label, reward.output, reward.text) == ("nothate", "logit", "prompt_and_response")
+    assert reward.batch_size == 16
+
+
+def test_probability_label_and_response_alone(hate):
+    reward = ClassifierReward(hate, label="hate", output="probability", text="response")
+    expected = one_by_one(hate, RESPONSES).softmax(-1)[:, 1]
+    torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_regression_head(make_classifier):
+    path = make_classifier(["quality"], roberta=False)
+    expected = one_by_one(path, RESPONSES)[:, 0]
+    logit = ClassifierReward(path, label=None, text="response")
+    torch.testing.assert_close(logit(PROMPTS, RESPONSES), expected, rtol=1e-4, atol=1e-5)
+    probability = ClassifierReward(path, label="quality", text="response", output="probability")
+    torch.testing.assert_close(probability(PROMPTS, RESPONSES), expected.sigmoid(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ParleyError, match="has one output and no label 'nothate'; set `label` to null"):
+        ClassifierReward(path)(PROMPTS, RESPONSES)
+
+
+def test_several_labels_at_once_have_a_sigmoid_each(make_classifier):
+    path = make_classifier(["toxic", "insult", "threat"], problem_type="multi_label_classification")
+    reward = ClassifierReward(path, label="insult", output="probability", text="response")
+    expected = one_by_one(path, RESPONSES).sigmoid()[:, 1]
+    torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_label_the_classifier_lacks_names_those_it_has(hate):
+    with pytest.raises(ParleyError, match=r"has no label 'toxic'; choose one of: nothate, hate\.$"):
+        ClassifierReward(hate, label="toxic")(PROMPTS, RESPONSES)
+    with pytest.raises(ParleyError, match=r"several labels; set `label` to one of: nothate, hate\.$"):
+        ClassifierReward(hate, label=None)(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize("roberta", [True, False])
+@pytest.mark.parametrize("knows_length", [True, False])
+def test_a_text_too_long_loses_its_beginning_and_keeps_the_response(make_classifier, roberta, knows_length):
+    """The tokenizer may not know the limit, and RoBERTa's tables hold 2 places fewer than they say."""
+    path = make_classifier(["nothate", "hate"], roberta=roberta, positions=20, knows_length=knows_length)
+    reward = ClassifierReward(path)
+    long = " ".join(["very"] * 100)
+    scores = reward([long, long], ["you are good", "you are bad"])
+    assert torch.isfinite(scores).all()
+    assert scores[0] != scores[1]
+    readable = 20 - 2 * roberta
+    kept = " ".join(["very"] * (readable - 5) + ["you are good"])  # and two special tokens
+    assert scores[0].item() == pytest.approx(one_by_one(path, [kept])[0, 0].item(), abs=1e-4)
+
+
+def test_max_length_shortens_further(hate):
+    reward = ClassifierReward(hate, max_length=5)
+    kept = one_by_one(hate, ["you are bad"])[0, 0].item()
+    assert reward(["so very very good day"], ["you are bad"]).item() == pytest.approx(kept, abs=1e-4)
+
+
+def test_it_loads_at_the_first_call_and_once(hate, monkeypatch):
+    loads = []
+    original = AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification,
+        "from_pretrained",
+        lambda *args, **kwargs: loads.append(args) or original(*args, **kwargs),
+    )
+    reward = ClassifierReward(hate).to("cpu")
+    assert not loads
+    reward(PROMPTS, RESPONSES)
+    reward.to("cpu")(PROMPTS, RESPONSES)
+    assert len(loads) == 1
+
+
+def test_no_responses_give_no_scores(hate):
+    assert ClassifierReward(hate)([], []).shape == (0,)
+
+
+def test_a_directory_without_a_classifier_is_one_line(tmp_path):
+    with pytest.raises(ParleyError, match=r"^the classifier '.*' cannot be loaded \([^\n]*$"):
+        ClassifierReward(str(tmp_path))(PROMPTS, RESPONSES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"output": "odds"}, "no output 'odds'"),
+        ({"text": "prompt"}, "no text 'prompt'"),
+        ({"max_length": 0}, "max_length is 0"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, complaint):
+    with pytest.raises(ParleyError, match=complaint):
+        ClassifierReward("somewhere", **arguments)
