@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from src.errors import ParleyError
 from src.models.sources import first_line
-from src.models.tying import base_model, embedding_matrix, head_is_tied, settle_head, untie_head
+from src.models.tying import T5_FAMILY, base_model, embedding_matrix, head_is_tied, settle_head, untie_head
 
 ALL_LINEAR = "all-linear"  # PEFT's own word
 
@@ -92,7 +92,11 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     base = base_model(model)
     if isinstance(base.get_output_embeddings(), BaseTunerLayer) and _head_weight_is_shared(base):
         _untie_adapted_head(base)
-    merged = model.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        merged = model.merge_and_unload(safe_merge=True)
+    if merged.config.model_type in T5_FAMILY:  # PEFT sets it to False; T5 reads from it that its stacks share theirs
+        merged.config.tie_word_embeddings = True
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return settle_head(merged, untied=False)

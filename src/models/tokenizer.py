@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from src.errors import ParleyError
 from src.models.sources import is_adapter, locate, read_json, reading
 from src.models.tying import embedding_matrix, head_is_tied
 
@@ -42,6 +43,8 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         else:
             options = {"gguf_file": gguf_file} if gguf_file else {}
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only, **options)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
     ensure_padding(tokenizer)
     return tokenizer
 

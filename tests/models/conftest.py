@@ -20,13 +20,6 @@ CORPUS = [
 ] * 5
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "vocab_size": 320}
 KINDS = ("t5", "t5-untied", "bart", "gpt2", "llama")
-TARGETS = {
-    "t5": ["q", "v"],
-    "t5-untied": ["q", "v"],
-    "bart": ["q_proj", "v_proj"],
-    "gpt2": ["c_attn"],
-    "llama": ["q_proj", "v_proj"],
-}
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +55,11 @@ def tokenizer(kind: str, base: Callable[[str], Path]) -> PreTrainedTokenizerBase
 
 @pytest.fixture
 def targets(kind: str) -> list[str]:
-    return TARGETS[kind]
+    attention = {"t5": ["q", "v"], "gpt2": ["c_attn"]}
+    return attention.get(kind.partition("-")[0], ["q_proj", "v_proj"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def logits() -> Callable[[torch.nn.Module], torch.Tensor]:
     """Logits on fixed token ids."""
 
@@ -78,7 +72,7 @@ def logits() -> Callable[[torch.nn.Module], torch.Tensor]:
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shake() -> Callable[..., None]:
     """Moves every parameter a little, as training does; an adapter's too, whose B starts at zero."""
 
@@ -95,5 +89,3 @@ def shake() -> Callable[..., None]:
 @pytest.fixture
 def untied(kind: str) -> bool:
     return kind == "t5-untied"
-
-
