@@ -6,6 +6,8 @@ import logging
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.models.lora import ParameterCount
+
 log = logging.getLogger(__name__)
 
 
@@ -14,7 +16,7 @@ class ParameterSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the counts, to the terminal and to the loggers."""
-        count = pl_module.parameter_count
+        count: ParameterCount = pl_module.parameter_count  # type: ignore[assignment]
         if trainer.is_global_zero:
             log.info("%s", count)
         for logger in trainer.loggers:

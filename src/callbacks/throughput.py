@@ -36,8 +36,8 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and log at the trainer's interval."""
-        self._tokens += real_tokens(batch, is_encoder_decoder=pl_module.is_encoder_decoder)
-        if (trainer.global_step + 1) % trainer.log_every_n_steps or not self._since:
+        self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
+        if (trainer.global_step + 1) % trainer.log_every_n_steps or not self._since:  # type: ignore[attr-defined]
             return
         tokens = torch.tensor(float(self._tokens), device=pl_module.device)
         if trainer.world_size > 1:

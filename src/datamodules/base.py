@@ -57,8 +57,8 @@ class DialogueDataModule(LightningDataModule):
         test_split: The split for testing and predicting.
         template: A prompt template's name (see `templates.yaml`), or a text with a `{field}` in it.
         batch_size: Examples a process takes at a time.
-        max_tokens_per_batch: Padded tokens (prompt and target) a process takes at a time in training, instead of
-            `batch_size` examples.
+        max_tokens_per_batch: In training, take as many examples at a time as keep their number times the longest one
+            (prompt and target together) within this, instead of `batch_size`.
         group_by_length: Batch examples of similar length together.
         max_source_length: Tokens of a prompt at most; longer ones are truncated and counted in the log.
         max_target_length: Tokens of a target at most.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -79,7 +78,7 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]
         temporary = tempfile.mkdtemp(prefix=f".{digest}-", dir=cache_dir)
         ArrowDataset.from_list([dict(row) for row in rows]).save_to_disk(temporary)
         try:
-            os.rename(temporary, directory)
+            Path(temporary).rename(directory)
         except OSError:  # another process was faster
             shutil.rmtree(temporary, ignore_errors=True)
     return EncodedDataset(load_from_disk(str(directory)))

@@ -25,7 +25,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     Args:
         lengths: Tokens of each example.
         batch_size: Examples a process takes at a time. Ignored where `max_tokens` is given.
-        max_tokens: Padded tokens a process takes at a time, instead of a number of examples.
+        max_tokens: What a process takes at a time, instead of a number of examples: the longest one's length times
+            their number stays within it.
         shuffle: Shuffle anew every epoch; otherwise batches come longest first, so that what does not fit into
             memory shows at once.
         group_by_length: Form batches of similar length; otherwise examples come as shuffled (or as they are).
@@ -67,7 +68,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self._keys = _bucket(self.lengths) if group_by_length else torch.zeros_like(self.lengths)
         if max_tokens is None:
             step = batch_size * world_size
-            self._cuts = list(range(0, len(lengths), step)) + [len(lengths)]
+            self._cuts = [*range(0, len(lengths), step), len(lengths)]
         else:
             self._cuts = self._cut_by_tokens(max_tokens)
 
@@ -102,16 +103,14 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def _cut_by_tokens(self, max_tokens: int) -> list[int]:
         """Cut the lengths, longest first, so that each process's share stays within the budget."""
-        lengths = torch.sort(self._keys if self.group_by_length else self.lengths.max().expand_as(self.lengths))[
-            0
-        ].flip(0)
-        cuts, start = [0], 0
-        for stop in range(len(lengths)):
-            share = -(-(stop + 1 - start) // self.world_size)
-            if stop > start and share * int(min(lengths[start], max_tokens)) > max_tokens:
-                cuts.append(stop)
-                start = stop
-        return [*cuts, len(lengths)]
+        keys = self._keys if self.group_by_length else torch.full_like(self.lengths, int(self.lengths.max()))
+        longest_first = keys.sort(descending=True).values.clamp(max=max_tokens).tolist()
+        cuts = [0]
+        for position in range(len(longest_first)):
+            share = -(-(position + 1 - cuts[-1]) // self.world_size)
+            if position > cuts[-1] and share * longest_first[cuts[-1]] > max_tokens:
+                cuts.append(position)
+        return [*cuts, len(self.lengths)]
 
 
 def _bucket(lengths: torch.Tensor) -> torch.Tensor:

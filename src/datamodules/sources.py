@@ -40,7 +40,7 @@ def read_split(path: str, split: str) -> Rows:
 
     Args:
         path: A file, a directory of files named after their splits, a directory saved by `datasets`, or a hub name.
-        split: `train`, `validation` (also found as `dev` or `val`), `test` or any other name. A single file is every split.
+        split: `train`, `validation` (also found as `dev` or `val`), `test` or another name. A single file is every split.
 
     Returns:
         The rows in the order in which the source has them.

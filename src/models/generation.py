@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.models.lora import merged
@@ -60,9 +59,11 @@ class GenerationOptions:
                 f"temperature is {self.temperature}; it must be above 0 (drop do_sample for greedy search)."
             )
 
-    def to_generation_config(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    def to_generation_config(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    ) -> GenerationConfig:
         """The same as transformers' own configuration, with the model's special tokens."""
-        own: GenerationConfig = model.generation_config  # type: ignore[assignment]
+        own: GenerationConfig = model.generation_config
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
@@ -98,7 +99,7 @@ def _bad_words_ids(words: list[str], tokenizer: PreTrainedTokenizerBase) -> list
 
 @torch.no_grad()
 def generate_ids(
-    model: nn.Module,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Tensor,
     prompt_attention_mask: Tensor,
@@ -121,7 +122,7 @@ def generate_ids(
     training = model.training
     model.eval()
     try:
-        with merged(model) if isinstance(model, PeftModel) else nullcontext():
+        with merged(model):
             output = model.generate(  # type: ignore[operator]
                 input_ids=prompt_ids,
                 attention_mask=prompt_attention_mask,
@@ -131,12 +132,12 @@ def generate_ids(
             )
     finally:
         model.train(training)
-    start = 1 if model.config.is_encoder_decoder else prompt_ids.shape[1]  # type: ignore[union-attr]
+    start = 1 if model.config.is_encoder_decoder else prompt_ids.shape[1]
     return output[:, start:]
 
 
 def generate_text(
-    model: nn.Module,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Tensor,
     prompt_attention_mask: Tensor,

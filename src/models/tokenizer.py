@@ -15,6 +15,7 @@ from src.models.tying import embedding_matrix, head_is_tied
 
 logger = logging.getLogger(__name__)
 ADDED_PADDING = "<pad>"
+FEWEST_WORDS = 8
 UNBOUNDED_LENGTH = int(1e30)  # what transformers writes where a tokenizer has no limit
 
 
@@ -43,7 +44,8 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         else:
             options = {"gguf_file": gguf_file} if gguf_file else {}
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only, **options)
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
     ensure_padding(tokenizer)
     return tokenizer

@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from peft import LoraConfig, PeftConfig
-from torch import Tensor, nn
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor
 from torch.optim import AdamW
-from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.contracts import Batch
 from src.errors import ParleyError
-from src.metrics.rouge import Rouge, TokenizerName
+from src.metrics.rouge import TokenizerName
 from src.models.fingerprint import fingerprint
 from src.models.generation import GenerationOptions, generate_text
-from src.models.loading import load_model, load_tokenizer
+from src.models.loading import load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
+from src.modules.metrics import EvaluationMetrics
 from src.modules.schedules import WarmupSchedule
 
 log = logging.getLogger(__name__)
@@ -70,15 +70,13 @@ class DialogueModule(LightningModule):
         self.label_smoothing = label_smoothing
         self.gradient_checkpointing = gradient_checkpointing
         self.gguf_file = gguf_file
-        self.model: nn.Module | None = None
+        self.model: PreTrainedModel | PeftModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
         self.base_fingerprint = ""
         if self.generation.num_return_sequences != 1:
             raise ParleyError("generation.num_return_sequences must be 1 here: metrics take one answer a prompt.")
-        # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
-        self.strict_loading = lora is None
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("val", "test")})
-        self.rouges = nn.ModuleDict({f"{stage}_rouge": Rouge(tokenizer=rouge_tokenizer) for stage in ("val", "test")})
+        self.val_metrics = EvaluationMetrics(rouge_tokenizer)
+        self.test_metrics = EvaluationMetrics(rouge_tokenizer)
 
     # Set-up
 
@@ -86,28 +84,34 @@ class DialogueModule(LightningModule):
         """Load the model; a second call does nothing."""
         if self.model is not None:
             return
-        self.tokenizer = load_tokenizer(self.model_name_or_path, gguf_file=self.gguf_file)
-        model = load_model(self.model_name_or_path, gguf_file=self.gguf_file, dtype=torch.get_default_dtype())
-        self._check_architecture(model)
+        name = self.model_name_or_path
+        self._check_architecture(load_config(name, self.gguf_file))
+        self.tokenizer = load_tokenizer(name, gguf_file=self.gguf_file)
+        model = load_model(name, gguf_file=self.gguf_file, dtype=torch.get_default_dtype(), is_trainable=True)
         self.base_fingerprint = fingerprint(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.config.use_cache = False
+            model.enable_input_require_grads()
         if self.lora is not None:
+            if isinstance(model, PeftModel):
+                raise ParleyError(
+                    f"{name!r} is an adapter already and is trained on; leave lora out, or give its base."
+                )
             model = add_lora(model, self.lora)
+        # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
+        self.strict_loading = not isinstance(model, PeftModel)
         self.model = model.train()
 
-    def _check_architecture(self, model: PreTrainedModel) -> None:
-        if bool(model.config.is_encoder_decoder) != self.is_encoder_decoder:
-            kind, other = (
-                ("a decoder-only", "CausalLMModule")
-                if self.is_encoder_decoder
-                else ("an encoder-decoder", "Seq2SeqModule")
-            )
-            raise ParleyError(
-                f"{self.model_name_or_path!r} is {kind} model ({model.config.model_type}); use {other}, "
-                f"or give {type(self).__name__} another model."
-            )
+    def _check_architecture(self, config: PreTrainedConfig) -> None:
+        if bool(config.is_encoder_decoder) == self.is_encoder_decoder:
+            return
+        kind, other = "an encoder-decoder", "Seq2SeqModule"
+        if self.is_encoder_decoder:
+            kind, other = "a decoder-only", "CausalLMModule"
+        raise ParleyError(
+            f"{self.model_name_or_path!r} is {kind} model ({config.model_type}); use {other}, "
+            f"or give {type(self).__name__} another model."
+        )
 
     @property
     def parameter_count(self) -> ParameterCount:
@@ -115,7 +119,7 @@ class DialogueModule(LightningModule):
         return count_parameters(self._model)
 
     @property
-    def _model(self) -> nn.Module:
+    def _model(self) -> PreTrainedModel | PeftModel:
         assert self.model is not None, "configure_model comes first"
         return self.model
 
@@ -164,24 +168,12 @@ class DialogueModule(LightningModule):
 
     # Evaluation
 
-    def _evaluate(self, batch: Batch, stage: str) -> dict[str, list[str]]:
+    def _evaluate(self, batch: Batch, metrics: EvaluationMetrics) -> dict[str, list[str]]:
         loss_sum, count = self.loss_sum(batch)
-        if count:
-            self.losses[f"{stage}_loss"].update(loss_sum / count, weight=count)
         predictions = self.generate(batch)
         real = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
-        self.rouges[f"{stage}_rouge"].update(
-            [predictions[row] for row in real], [batch["references"][row] for row in real]
-        )
+        metrics.update(loss_sum, count, [predictions[row] for row in real], [batch["references"][row] for row in real])
         return {"predictions": predictions}
-
-    def _log_epoch(self, stage: str) -> None:
-        metrics: dict[str, Any] = {f"{stage}/loss": self.losses[f"{stage}_loss"].compute()}
-        metrics |= {f"{stage}/{key}": value for key, value in self.rouges[f"{stage}_rouge"].compute().items()}
-        for metric in (self.losses[f"{stage}_loss"], self.rouges[f"{stage}_rouge"]):
-            metric.reset()
-        # Computed over all processes already; to be logged as they are.
-        self.log_dict(metrics, rank_zero_only=False, sync_dist=False)
 
     def generate(self, batch: Batch) -> list[str]:
         """Answers to a batch's prompts."""
@@ -191,11 +183,11 @@ class DialogueModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """Loss and generated answers; the answers go to the callbacks."""
-        return self._evaluate(batch, "val")
+        return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """As in validation."""
-        return self._evaluate(batch, "test")
+        return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """Generated answers."""
@@ -203,20 +195,20 @@ class DialogueModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self._log_epoch("val")
+        self.log_dict(self.val_metrics.compute("val"))
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self._log_epoch("test")
+        self.log_dict(self.test_metrics.compute("test"))
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what was trained from what; leave a frozen base out."""
-        checkpoint["parley"] = describe(self._model, self.model_name_or_path, self.base_fingerprint, self.gguf_file)
-        if self.lora is not None:
+        checkpoint["parley"] = describe(self._model, self.base_fingerprint, self.gguf_file)
+        if isinstance(self._model, PeftModel):
             checkpoint["state_dict"] = keep_trainable(checkpoint["state_dict"], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what would not fit."""
-        refuse_other_base(checkpoint, self._model, self.model_name_or_path, self.base_fingerprint)
+        refuse_other_base(checkpoint, self._model, self.base_fingerprint)

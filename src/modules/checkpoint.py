@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from src import __version__
 from src.errors import ParleyError
+from src.models.tying import base_model
 
 FORMAT = 1  # raise it when an older checkpoint can no longer be read
 
 
-def describe(model: nn.Module, name: str, fingerprint: str, gguf_file: str | None) -> dict[str, Any]:
+def describe(model: nn.Module, fingerprint: str, gguf_file: str | None) -> dict[str, Any]:
     """What export and resuming need to know, in plain values that load with `weights_only=True`.
 
     Args:
         model: The model that is trained, with its adapter.
-        name: The base model's name or directory.
         fingerprint: Of the base model's weights, as loaded.
         gguf_file: The base model's GGUF file.
     """
     return {
         "format": FORMAT,
         "version": __version__,
-        "base": {"name": name, "fingerprint": fingerprint, "gguf_file": gguf_file},
+        "base": {"name": base_model(model).name_or_path, "fingerprint": fingerprint, "gguf_file": gguf_file},
         "config": model.config.to_dict(),  # type: ignore[union-attr, operator]
         "adapter": _plain(model.active_peft_config.to_dict()) if isinstance(model, PeftModel) else None,
     }
@@ -48,7 +48,7 @@ def keep_trainable(state_dict: dict[str, Tensor], module: nn.Module) -> dict[str
     return {name: tensor for name, tensor in state_dict.items() if name not in frozen}
 
 
-def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, name: str, fingerprint: str) -> None:
+def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, fingerprint: str) -> None:
     """Refuse a checkpoint that belongs to another model, before anything is loaded.
 
     Raises:
@@ -59,7 +59,7 @@ def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, name: str, f
         raise ParleyError("this checkpoint was not written by Parley; give one from a run's checkpoints directory.")
     if saved["format"] > FORMAT:
         raise ParleyError(f"this checkpoint needs Parley {saved['version']} or newer (this is {__version__}); upgrade.")
-    base = saved["base"]
+    base, name = saved["base"], base_model(model).name_or_path
     has_adapter = isinstance(model, PeftModel)
     if (saved["adapter"] is not None) != has_adapter:
         kinds = {True: "an adapter", False: "a whole model"}

@@ -1,0 +1,119 @@
+"""A run's checkpoint as a directory that stock libraries load."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_config
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from src.errors import ParleyError
+from src.models.fingerprint import fingerprint
+from src.models.loading import load_model, load_state, load_tokenizer, model_from_config
+from src.models.lora import add_lora, merge_lora
+from src.models.saving import save_adapter, save_model
+
+MODEL_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained model out of a checkpoint.
+
+    Attributes:
+        model: The whole model, or a `PeftModel` on its base.
+        tokenizer: Its tokenizer.
+        base: The directory or hub name that training started from.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    base: str
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that may be in it.
+
+    Raises:
+        ParleyError: It is not there, damaged, or not one of Parley's.
+    """
+    if not Path(path).is_file():
+        raise ParleyError(f"there is no checkpoint {str(path)!r}; give a .ckpt file of a run.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise ParleyError(f"{path} cannot be read as a checkpoint: it is damaged or of another program.") from error
+    if not isinstance(checkpoint, dict) or "parley" not in checkpoint:
+        raise ParleyError(f"{path} was not written by Parley; give a .ckpt file of one of its runs.")
+    return checkpoint
+
+
+def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
+    """Build the trained model that a checkpoint holds.
+
+    Args:
+        path: The checkpoint.
+        base_model: Where its base is now, if it has moved.
+
+    Raises:
+        ParleyError: The base is not to be found, or is another one.
+    """
+    checkpoint = read_checkpoint(path)
+    description = checkpoint["parley"]
+    base, gguf_file = base_model or description["base"]["name"], description["base"]["gguf_file"]
+    state = {
+        name.removeprefix(MODEL_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(MODEL_PREFIX)
+    }
+    tokenizer = load_tokenizer(base, gguf_file=gguf_file)
+    if description["adapter"] is None:
+        options = dict(description["config"])
+        model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+        load_state(model, state)
+        return Restored(model.eval(), tokenizer, base)
+    foundation = load_model(base, gguf_file=gguf_file)
+    if isinstance(foundation, PeftModel) or fingerprint(foundation) != description["base"]["fingerprint"]:
+        raise ParleyError(
+            f"the checkpoint's adapter was trained on {description['base']['name']!r}, and {base!r} has other weights; "
+            "give the base model that it was trained on with --base-model."
+        )
+    adapted = add_lora(foundation, _adapter_config(description["adapter"]))
+    missing = adapted.load_state_dict(state, strict=False)
+    if missing.unexpected_keys:
+        raise ParleyError(
+            f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
+        )
+    return Restored(adapted.eval(), tokenizer, base)
+
+
+def _adapter_config(options: dict[str, Any]) -> PeftConfig:
+    return get_peft_config({key: value for key, value in options.items() if key != "peft_version"})
+
+
+def export(
+    checkpoint: str | Path, output: str | Path, *, merge: bool, base_model: str | None, overwrite: bool
+) -> Restored:
+    """Write a checkpoint's model as a plain directory.
+
+    Args:
+        checkpoint: A run's checkpoint.
+        output: The directory to write.
+        merge: Fold an adapter into its base and write the whole model.
+        base_model: Where the base is now, if it has moved.
+        overwrite: Replace a directory that has something in it.
+
+    Returns:
+        What was restored and written.
+    """
+    restored = restore(checkpoint, base_model=base_model)
+    if isinstance(restored.model, PeftModel) and not merge:
+        save_adapter(restored.model, restored.tokenizer, output, overwrite=overwrite)
+        return restored
+    whole = merge_lora(restored.model) if isinstance(restored.model, PeftModel) else restored.model
+    save_model(whole, restored.tokenizer, output, overwrite=overwrite)
+    return restored
