@@ -95,9 +95,8 @@ def test_kogpt2_original_layout(tmp_path):
     text = "오늘 저녁에 반갑습니다"
     assert tokenizer(text).input_ids == trained.encode(text).ids
     assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == tuple(
-        ["<s>", "</s>", "<pad>", "<unk>"]
-    )
+    roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    assert list(roles) == specials
     ids = tokenizer("<s>안녕하세요</s><s>반갑습니다</s>").input_ids
     assert ids[0] == 0
     assert ids[-1] == 1
