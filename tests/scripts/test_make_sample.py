@@ -160,7 +160,7 @@ def test_slots_are_filled_and_inflected():
     assert {make_sample.fill("<Hi|Hello>!", {}, rng) for _ in range(20)} == {"Hi!", "Hello!"}
 
 
-RUDE = re.compile(r"\b(idiot|moron|fool|crap|damn)\b")
+RUDE = re.compile(r"\b(idiot|moron|stupid fool|crap|damn)\b")
 
 
 def test_a_third_is_rude_and_the_summaries_take_both_wordings():
@@ -184,5 +184,5 @@ def test_the_profanity_classifier_tells_rude_wording_from_clean():
     scores = profanity.predict_prob(summaries)
     rude = [score for text, score in zip(summaries, scores, strict=True) if RUDE.search(text)]
     clean = [score for text, score in zip(summaries, scores, strict=True) if not RUDE.search(text)]
-    assert sum(rude) / len(rude) > 0.8
+    assert sum(rude) / len(rude) > 0.85
     assert sum(clean) / len(clean) < 0.08
