@@ -118,6 +118,9 @@ class _Classifier:
                 f"the classifier {name!r} cannot be loaded ({reason}); name a directory that holds one, "
                 "or a hub model that can be reached from here."
             ) from error
+        if self.tokenizer.pad_token is None:  # as GPT-2's; its classifier then looks for the last token that is not it
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.index = _label_index(self.model.config, label, name)
         self.max_length = min(
             max_length or _readable(self.model, self.tokenizer), _readable(self.model, self.tokenizer)

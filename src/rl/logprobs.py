@@ -7,13 +7,15 @@ loops over the first dimension, so each slice goes in as (1, tokens, vocabulary)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import selective_log_softmax_and_entropy
+
+from src.rl.masked import zero_outside
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (tokens, hidden) to logits (tokens, vocabulary); deterministic, for it may run twice."""
@@ -63,24 +65,10 @@ def logprobs_from_hidden(
         Log-probabilities and entropies.
     """
     wanted = labels >= 0
-    rows, targets = hidden[wanted], labels[wanted]
-
-    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(rows).float().unsqueeze(0)
-        logprobs, entropy = selective_log_softmax_and_entropy(
-            logits, targets.unsqueeze(0), entropy_requires_grad=entropy_requires_grad, temperature=temperature
-        )
-        return logprobs[0], entropy[0]
-
-    slices = list(zip(rows.split(chunk_size), targets.split(chunk_size), strict=True))
-    again = torch.is_grad_enabled() and len(slices) > 1
-    scored = [
-        checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
-        for each in slices
-    ]
-    logprobs, entropy = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    slices = zip(hidden[wanted].split(chunk_size), labels[wanted].split(chunk_size), strict=True)
+    scored = _score_slices(list(slices), head, temperature, entropy_requires_grad)
     empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
-    return TokenScores(empty.masked_scatter(wanted, logprobs), empty.masked_scatter(wanted, entropy))
+    return TokenScores(*(empty.masked_scatter(wanted, each) for each in scored))
 
 
 def logprobs_from_logits(
@@ -103,11 +91,31 @@ def logprobs_from_logits(
     Returns:
         Log-probabilities and entropies.
     """
-    return logprobs_from_hidden(
-        logits,
-        labels,
-        lambda rows: rows,
-        temperature=temperature,
-        entropy_requires_grad=entropy_requires_grad,
-        chunk_size=chunk_size,
-    )
+    slices = [
+        (rows, targets.clamp(min=0))
+        for row in zip(logits.unbind(), labels.unbind(), strict=True)  # views: no copy of the logits, whatever strides
+        for rows, targets in zip(*(each.split(chunk_size) for each in row), strict=True)
+    ]
+    scored = _score_slices(slices, lambda rows: rows, temperature, entropy_requires_grad)
+    return TokenScores(*(zero_outside(each.view(labels.shape), labels >= 0) for each in scored))
+
+
+def _score_slices(
+    slices: Sequence[tuple[Tensor, Tensor]], head: Head, temperature: float, entropy_requires_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of slices of rows and their targets, each of shape (tokens,)."""
+
+    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(rows).float().unsqueeze(0)
+        logprobs, entropy = selective_log_softmax_and_entropy(
+            logits, targets.unsqueeze(0), entropy_requires_grad=entropy_requires_grad, temperature=temperature
+        )
+        return logprobs[0], entropy[0]
+
+    again = torch.is_grad_enabled() and len(slices) > 1
+    scored = [
+        checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
+        for each in slices
+    ]
+    logprobs, entropy = zip(*scored, strict=True)
+    return torch.cat(logprobs), torch.cat(entropy)

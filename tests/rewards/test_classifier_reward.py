@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from src.errors import ParleyError
@@ -80,6 +81,32 @@ def test_a_text_too_long_loses_its_beginning_and_keeps_the_response(make_classif
     readable = 20 - 2 * roberta
     kept = " ".join(["very"] * (readable - 5) + ["you are good"])  # and two special tokens
     assert scores[0].item() == pytest.approx(one_by_one(path, [kept])[0, 0].item(), abs=1e-4)
+
+
+def test_a_decoder_only_classifier_without_a_padding_token(make_classifier):
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    path = make_classifier(["bad", "good"])
+    config = GPT2Config(
+        vocab_size=15,
+        n_positions=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        initializer_range=0.5,
+        bos_token_id=2,
+        eos_token_id=2,
+    )
+    config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    GPT2ForSequenceClassification(config).save_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
+    tokenizer.save_pretrained(path)
+    assert AutoTokenizer.from_pretrained(path).pad_token is None
+    scores = ClassifierReward(path, label="good", text="response")(PROMPTS, RESPONSES)
+    expected = one_by_one(path, RESPONSES[:2] + RESPONSES[3:])[:, 1]
+    torch.testing.assert_close(scores[[0, 1, 3]], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_max_length_shortens_further(hate):

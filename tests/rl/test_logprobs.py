@@ -107,6 +107,29 @@ def test_half_precision_logits_are_scored_in_float32():
     torch.testing.assert_close(scores.entropy.double(), -(exact.exp() * exact).sum(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_size", [2, 5, 100])
+def test_logits_that_are_there_give_the_same_and_are_not_copied(case, chunk_size):
+    hidden, labels, head = case
+    logits = head(hidden).detach().requires_grad_()
+    shifted = logits[:, :-1]  # a view with strides, as of a decoder-only model
+    scores = logprobs_from_logits(shifted, labels[:, 1:], entropy_requires_grad=True, chunk_size=chunk_size)
+    expected = naive(shifted, labels[:, 1:], lambda rows: rows)
+    ours, theirs = (torch.autograd.grad((each[0] + each[1]).sum(), logits)[0] for each in (scores, expected))
+    torch.testing.assert_close(scores.logprobs, expected[0])
+    torch.testing.assert_close(scores.entropy, expected[1])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    storages = set()
+
+    def note(tensor):
+        storages.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logprobs_from_logits(shifted, labels[:, 1:], chunk_size=chunk_size)
+    own = logits.untyped_storage().data_ptr()
+    assert sum(size for pointer, size in storages if pointer != own) < logits.nbytes / 4
+
+
 def test_uniform_logits_have_the_entropy_of_the_vocabulary():
     scores = logprobs_from_logits(torch.zeros(1, 2, 50), torch.tensor([[3, 49]]))
     assert scores.entropy.tolist() == [pytest.approx([3.912023] * 2, abs=1e-5)]

@@ -1,5 +1,3 @@
-import threading
-
 import pytest
 import torch
 
@@ -14,29 +12,6 @@ def batch():
     for row, length in enumerate([11, 3, 1, 0, 7, 5, 0, 9]):
         mask[row, :length] = 1
     return values, mask
-
-
-def on_two_processes(function, values, mask):
-    """Run `function` on both halves with tensors summed between them, in lockstep through threads."""
-    barrier, slots, results = threading.Barrier(2), [None, None], [None, None]
-
-    def process(rank):
-        def reduce(tensor):
-            slots[rank] = tensor.clone()
-            barrier.wait(timeout=20)
-            total = slots[0] + slots[1]
-            barrier.wait(timeout=20)
-            return total
-
-        rows = slice(0, 3) if rank == 0 else slice(3, None)
-        results[rank] = function(values[rows], mask[rows], reduce)
-
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def test_statistics_are_those_of_the_selected_values(batch):
@@ -66,7 +41,7 @@ def test_whitened_values_have_mean_0_and_variance_1(batch):
 
 
 @pytest.mark.parametrize("shift_mean", [True, False])
-def test_two_halves_with_a_summing_reduce_equal_the_whole(batch, shift_mean):
+def test_two_halves_with_a_summing_reduce_equal_the_whole(batch, shift_mean, on_two_processes):
     values, mask = batch
     whole = masked_whiten(values, mask, shift_mean)
     halves = on_two_processes(lambda v, m, reduce: masked_whiten(v, m, shift_mean, reduce), values, mask)
