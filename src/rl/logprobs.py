@@ -91,24 +91,28 @@ def logprobs_from_logits(
     Returns:
         Log-probabilities and entropies.
     """
-    slices = [
-        (rows, targets.clamp(min=0))
-        for row in zip(logits.unbind(), labels.unbind(), strict=True)  # views: no copy of the logits, whatever strides
-        for rows, targets in zip(*(each.split(chunk_size) for each in row), strict=True)
+    rows_at_once = max(1, chunk_size // max(1, labels.shape[1]))
+    slices = [  # views: the logits are not copied, whatever their strides
+        piece
+        for rows in zip(logits.split(rows_at_once), labels.clamp(min=0).split(rows_at_once), strict=True)
+        for piece in zip(*(each.split(chunk_size, dim=1) for each in rows), strict=True)
     ]
-    scored = _score_slices(slices, lambda rows: rows, temperature, entropy_requires_grad)
+    scored = _score_slices(slices, lambda piece: piece.flatten(0, 1), temperature, entropy_requires_grad)
     return TokenScores(*(zero_outside(each.view(labels.shape), labels >= 0) for each in scored))
 
 
 def _score_slices(
     slices: Sequence[tuple[Tensor, Tensor]], head: Head, temperature: float, entropy_requires_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of slices of rows and their targets, each of shape (tokens,)."""
+    """Log-probabilities and entropies of all slices, one after the other, each of shape (tokens,).
+
+    A slice is what `head` takes and its targets, of any shape that flattens to (tokens,).
+    """
 
     def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(rows).float().unsqueeze(0)
         logprobs, entropy = selective_log_softmax_and_entropy(
-            logits, targets.unsqueeze(0), entropy_requires_grad=entropy_requires_grad, temperature=temperature
+            logits, targets.reshape(1, -1), entropy_requires_grad=entropy_requires_grad, temperature=temperature
         )
         return logprobs[0], entropy[0]
 
