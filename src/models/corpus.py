@@ -1,36 +1,29 @@
-"""Texts to train a tokenizer on: plain text, JSON lines, CSV, or a directory of them."""
+"""Texts to train a tokenizer on: plain text, tables of texts, or a directory of them."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from src.errors import ParleyError
+from src.files import ROW_SUFFIXES, read_rows, read_text
 
-SUFFIXES = (".txt", ".jsonl", ".csv")
+SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def read_corpus(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Every text in the given files; of JSON lines and CSV, every cell that is text.
+    """Every text in the given files; of a table, every cell that is text.
 
     Args:
-        paths: Files, or directories whose .txt, .jsonl and .csv files are read in the order of their names.
+        paths: Files, or directories whose files with one of `SUFFIXES` are read in the order of their names.
 
     Raises:
         ParleyError: When a path is not there, a line is malformed, or bytes are not UTF-8.
     """
     for path in map(Path, paths):
         for file in _files(path):
-            try:
-                yield from _read(file)
-            except UnicodeDecodeError as error:
-                raise ParleyError(f"{file} is not UTF-8 (byte {error.start}); convert it first.") from error
-            except (OSError, csv.Error) as error:
-                raise ParleyError(f"{file} cannot be read: {error}") from error
+            yield from _read(file)
 
 
 def _files(path: Path) -> list[Path]:
@@ -45,21 +38,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Iterator[str]:
-    if path.suffix == ".csv":
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            for row in csv.DictReader(lines):
-                yield from (cell for cell in row.values() if isinstance(cell, str) and not _is_number(cell))
+    if path.suffix.lower() not in ROW_SUFFIXES:
+        yield from read_text(path).splitlines()
         return
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if path.suffix != ".jsonl":
-                yield line.rstrip("\n")
-            elif line.strip():
-                try:
-                    yield from _strings(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ParleyError(f"{path} line {number} is not JSON: {error.msg}.") from error
+    is_typed = path.suffix.lower() not in (".csv", ".tsv")
+    for row in read_rows(path):
+        yield from (text for text in _strings(row.cells) if is_typed or not _is_number(text))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -115,8 +115,8 @@ def test_corpus_is_every_text_of_every_kind_of_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("bad.txt", b"\xff\xfe", r"bad.txt is not UTF-8 \(byte 0\)"),
-        ("bad.jsonl", b'{"a": "b"}\n{"a": \n', "bad.jsonl line 2 is not JSON"),
+        ("bad.txt", b"\xff\xfe", "bad.txt, line 1 is not UTF-8"),
+        ("bad.jsonl", b'{"a": "b"}\n{"a": \n', "bad.jsonl, line 2 is not JSON"),
         ("empty.txt", b"\n \n", "the corpus has no text"),
         ("none.md", None, "there is no corpus file"),
     ],
@@ -131,5 +131,5 @@ def test_corpus_that_cannot_be_used_is_refused(name, content, said, tmp_path):
 
 
 def test_directory_without_texts_is_refused(tmp_path):
-    with pytest.raises(ParleyError, match=r"has no \.txt, \.jsonl, \.csv file"):
+    with pytest.raises(ParleyError, match=r"has no \.txt, \.jsonl, \.csv, \.tsv, \.parquet file"):
         list(read_corpus([tmp_path]))

@@ -1,0 +1,137 @@
+"""Rows of CSV, TSV, JSON lines and Parquet files, each with its place, so that whoever refuses one can say where it is.
+
+Nothing heavy is imported here; Parquet brings in pyarrow when there is a file of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.errors import ParleyError
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A row and where it stands.
+
+    Attributes:
+        place: `line 7`, where the row begins; in Parquet `row 7`, from 1.
+        cells: Column to value: text in CSV and TSV, any JSON or Arrow value elsewhere.
+    """
+
+    place: str
+    cells: dict[str, Any]
+
+
+def read_rows(path: Path) -> Iterator[FileRow]:
+    """Read a file row by row; blank lines are passed over.
+
+    Args:
+        path: A `.csv` (comma), `.tsv` (tab), `.jsonl` or `.json` (one object a line) or `.parquet` file. Text is UTF-8,
+            a byte-order mark allowed.
+
+    Raises:
+        ParleyError: The file is not there, not readable, of another kind or malformed (with the line).
+    """
+    if path.is_dir():
+        raise ParleyError(f"{path} is a directory; give a file ({', '.join(_READERS)}).")
+    if not path.exists():
+        raise ParleyError(f"there is no file {path}; check the path.")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ParleyError(f"{path} ends in {path.suffix or 'no extension'!r}; give one of {', '.join(_READERS)}.")
+    return reader(path)
+
+
+def read_text(path: Path) -> str:
+    """A file's text, its line ends as they are.
+
+    Raises:
+        ParleyError: The file cannot be read, or is not UTF-8 (with the line).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ParleyError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ParleyError(f"{path}, line {line} is not UTF-8; save the file as UTF-8.") from error
+
+
+def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[FileRow]:
+    text = read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default refuses a text of 128 KiB
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    while True:
+        line = reader.line_num + 1  # where the record starts: a quoted text may go on over several lines
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ParleyError(f"{path}, line {line}: {error}; check the quotes of that row.") from error
+        if not fields:
+            continue
+        if not header:
+            header = fields
+            twice = [name for name in header if header.count(name) > 1]
+            if twice:
+                raise ParleyError(f"{path}, line {line}: two columns are named {twice[0]!r}; rename one.")
+            continue
+        if len(fields) != len(header):
+            raise ParleyError(
+                f"{path}, line {line} has {len(fields)} fields where the header has {len(header)}; "
+                "quote texts that hold separators or line breaks."
+            )
+        yield FileRow(f"line {line}", dict(zip(header, fields, strict=True)))
+
+
+def _tsv_rows(path: Path) -> Iterator[FileRow]:
+    return _csv_rows(path, "\t")
+
+
+def _jsonl_rows(path: Path) -> Iterator[FileRow]:
+    # Not str.splitlines: JSON texts may hold U+2028 and its like unescaped.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ParleyError(f"{path}, line {number} is not JSON ({error}); mend or drop it.") from error
+        if not isinstance(cells, dict):
+            raise ParleyError(f"{path}, line {number} is {type(cells).__name__}, not a JSON object; mend or drop it.")
+        yield FileRow(f"line {number}", cells)
+
+
+def _parquet_rows(path: Path) -> Iterator[FileRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as file:  # of a path, pyarrow would make more: `split=train/` in it becomes a column
+            rows = pq.read_table(file).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ParleyError(f"{path} cannot be read as Parquet ({reason}); write it again.") from error
+    for number, cells in enumerate(rows, start=1):
+        yield FileRow(f"row {number}", cells)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+    ".json": _jsonl_rows,
+}
+ROW_SUFFIXES = tuple(_READERS)
