@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -21,9 +22,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from src.errors import ParleyError
-from src.models.sources import is_adapter, locate, quietly, read_json, reading
+from src.models.sources import adapter_base, is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
 from src.models.tying import head_is_tied, load_state, settle_head, untie_head, wants_untied_head
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "fit_embeddings",
@@ -47,7 +50,8 @@ def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTr
         ParleyError: When there is none, or it is of no language model that generates.
     """
     if is_adapter(name_or_path):
-        return load_config(adapter_base(name_or_path), gguf_file)
+        base, base_gguf = adapter_base(name_or_path)
+        return load_config(base, gguf_file or base_gguf)
     name, local_only = locate(name_or_path)
     if local_only and Path(name).is_dir() and not gguf_file and not (Path(name) / "config.json").is_file():
         raise ParleyError(f"{name} is not a model directory: it has no config.json (nor adapter_config.json).")
@@ -91,21 +95,32 @@ def load_model(
         ParleyError: When anything cannot be found or read, or an adapter was trained on another base.
     """
     if is_adapter(name_or_path):
-        options = {"gguf_file": gguf_file, "dtype": dtype, "attn_implementation": attn_implementation}
-        return _load_adapter(name_or_path, base_model or adapter_base(name_or_path), is_trainable, options)
+        base, base_gguf = (base_model, None) if base_model else adapter_base(name_or_path)
+        options = {"gguf_file": gguf_file or base_gguf, "dtype": dtype, "attn_implementation": attn_implementation}
+        return _load_adapter(name_or_path, base, is_trainable, options)
     config = load_config(name_or_path, gguf_file)
     name, local_only = locate(name_or_path)
-    given = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
-    with reading("the weights", name), quietly() if local_only else nullcontext():
+    given: dict[str, Any] = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
+    if gguf_file and (unpack := getattr(transformers, "GgufConfig", None)):
+        given["quantization_config"] = unpack(dequantize=True)  # plain weights: to train, and to save elsewhere
+    with reading("the weights", name), quietly(bars=not local_only):
         loaded: Any = _auto_class(config, name).from_pretrained(
             name,
             config=config,
             dtype=dtype or torch.float32,
             local_files_only=local_only,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # said below, in one line
             **{key: value for key, value in given.items() if value is not None},
         )
     model, report = loaded
+    if odd := sorted(report["mismatched_keys"]):
+        key, there, wanted = odd[0]
+        raise ParleyError(
+            f"the weights of {name} do not fit its config.json: {key} is {tuple(there)} instead of {tuple(wanted)}."
+        )
+    if unused := sorted(report["unexpected_keys"]):
+        logger.warning("%d weights of %s are not used, %s among them.", len(unused), name, unused[0])
     if missing := sorted(report["missing_keys"]):
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
     return settle_head(model, untied=_file_says_untied(name))
@@ -133,29 +148,15 @@ def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def adapter_base(adapter: str | Path) -> str:
-    """The base model that an adapter directory names.
-
-    Raises:
-        ParleyError: When it names none.
-    """
-    path = Path(adapter).expanduser() / "adapter_config.json"
-    base = read_json(path).get("base_model_name_or_path")
-    if not base:
-        raise ParleyError(f"{path} names no base model; fill in base_model_name_or_path.")
-    return str(base)
-
-
 def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, options: dict[str, Any]) -> PeftModel:
-    from src.models.saving import check_base
+    from src.models.saving import prepare_base
 
     directory = str(Path(adapter).expanduser())
     if is_adapter(base):
         raise ParleyError(f"the adapter {directory} names another adapter, {base}, as its base; give a whole model.")
     model = load_model(base, **options)
     assert isinstance(model, PreTrainedModel)
-    fit_embeddings(model, load_tokenizer(directory, options["gguf_file"]))
-    check_base(model, Path(directory))
+    prepare_base(model, Path(directory), load_tokenizer(directory, options["gguf_file"]))
     with reading("the adapter", directory):
         return PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
 

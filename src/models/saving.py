@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,10 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.errors import ParleyError
 from src.models.fingerprint import fingerprint
 from src.models.lora import embeddings_have_grown
-from src.models.sources import quietly, read_json
-from src.models.tying import T5_FAMILY, base_model, head_is_tied
-
-BASE_FILE = "parley_base.json"
+from src.models.sources import BASE_FILE, quietly, read_json
+from src.models.tokenizer import fit_embeddings
+from src.models.tying import T5_FAMILY, base_model, embedding_matrix, head_is_tied
 
 
 def save_model(
@@ -52,7 +52,12 @@ def save_model(
 
 
 def save_adapter(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, overwrite: bool = False
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    *,
+    gguf_file: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a PEFT adapter directory with the base's name, which `PeftModel.from_pretrained` takes.
 
@@ -63,6 +68,7 @@ def save_adapter(
         model: The PEFT model.
         tokenizer: Its tokenizer.
         directory: Where to; whole or not there.
+        gguf_file: The base's GGUF file within its directory, recorded for `load_model`.
         overwrite: Replace a directory that has something in it.
 
     Raises:
@@ -74,23 +80,26 @@ def save_adapter(
         grown = embeddings_have_grown(model)
         model.save_pretrained(str(folder), save_embedding_layers=grown)
         _rewrite(folder / "adapter_config.json", {"base_model_name_or_path": name})
-        record = {"name": name, "fingerprint": fingerprint(model)}
+        rows = embedding_matrix(base).shape[0]
+        record = {"name": name, "gguf_file": gguf_file, "rows": rows, "fingerprint": fingerprint(model)}
         (folder / BASE_FILE).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         save_tokenizer(tokenizer, folder)
     return Path(directory)
 
 
-def check_base(model: PreTrainedModel, adapter: Path) -> None:
-    """Refuse an adapter on another base than its own; one without a record (not written here) is taken.
+def prepare_base(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Bring a base to the state that an adapter was trained on: grown embeddings; refuse another base.
+
+    An adapter that was not written here has no record: its base is taken, and grown where the tokenizer asks for it.
 
     Raises:
         ParleyError: With the names of both bases.
     """
     path = adapter / BASE_FILE
-    if not path.is_file():
-        return
-    record = read_json(path)
+    record = read_json(path) if path.is_file() else {}
+    if record.get("rows", math.inf) > embedding_matrix(model).shape[0]:
+        fit_embeddings(model, tokenizer)
     if record.get("fingerprint") not in (None, fingerprint(model)):
         raise ParleyError(
             f"the adapter {adapter} was trained on {record.get('name')}, whose weights differ from those of "

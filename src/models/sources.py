@@ -15,6 +15,7 @@ from typing import Any
 from src.errors import ParleyError
 
 HUB_TIMEOUT_SECONDS = 5.0
+BASE_FILE = "parley_base.json"  # what PEFT's own adapter_config.json has no place for
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
 
 
@@ -76,6 +77,20 @@ def is_adapter(name_or_path: str | Path) -> bool:
     return (Path(name_or_path).expanduser() / "adapter_config.json").is_file()
 
 
+def adapter_base(adapter: str | Path) -> tuple[str, str | None]:
+    """The base model that an adapter directory names, and the GGUF file within it where it is one.
+
+    Raises:
+        ParleyError: When it names none.
+    """
+    directory = Path(adapter).expanduser()
+    base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise ParleyError(f"{directory / 'adapter_config.json'} names no base model; fill in base_model_name_or_path.")
+    record = read_json(directory / BASE_FILE) if (directory / BASE_FILE).is_file() else {}
+    return str(base), record.get("gguf_file")
+
+
 @contextmanager
 def reading(what: str, name: str) -> Iterator[None]:
     """Turn whatever a library throws while it reads files into one line.
@@ -109,25 +124,31 @@ def reading(what: str, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keep transformers from drawing bars for local files, which take no time.
+def quietly(*, bars: bool = False) -> Iterator[None]:
+    """Keep transformers from saying what the caller says in one line, or what is no help.
 
-    Its advice to write `tie_word_embeddings: false` into the config goes too: its T5 configs cannot hold that.
+    That is its table of weights that do not fit, and its advice to write `tie_word_embeddings: false` into the
+    config, which its T5 configs cannot hold.
+
+    Args:
+        bars: Whether progress may be drawn, as for a download; for local files it is over at once.
     """
     from transformers.utils import logging as transformers_logging
 
     def keep(record: logging.LogRecord) -> bool:
-        return "so we will NOT tie them" not in record.getMessage()
+        message = record.getMessage()
+        return "so we will NOT tie them" not in message and "LOAD REPORT" not in message
 
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(keep)
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    hide = not bars and transformers_logging.is_progress_bar_enabled()
+    if hide:
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.removeFilter(keep)
-        if bars:
+        if hide:
             transformers_logging.enable_progress_bar()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
-from src.models.sources import is_adapter, locate, read_json, reading
+from src.models.sources import adapter_base, is_adapter, locate, read_json, reading
 from src.models.tying import embedding_matrix, head_is_tied
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         ParleyError: When there is none, or it cannot be read.
     """
     if is_adapter(name_or_path) and not _has_tokenizer(Path(name_or_path).expanduser()):
-        adapter = read_json(Path(name_or_path).expanduser() / "adapter_config.json")
-        return load_tokenizer(str(adapter.get("base_model_name_or_path")), gguf_file)
+        base, base_gguf = adapter_base(name_or_path)
+        return load_tokenizer(base, gguf_file or base_gguf)
+    if is_adapter(name_or_path):
+        gguf_file = None  # the base's; the adapter's own tokenizer lies beside it as plain files
     name, local_only = locate(name_or_path)
     with reading("the tokenizer", name):
         if _is_bare_bpe(Path(name)):

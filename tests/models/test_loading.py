@@ -3,12 +3,14 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BertConfig, MT5Config, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
 from src.models import sources
 from src.models.loading import is_encoder_decoder, load_config, load_model, load_tokenizer, model_from_config
-from src.models.saving import save_model
+from src.models.lora import add_lora
+from src.models.saving import save_adapter, save_model
 from src.models.tying import head_is_tied
 
 
@@ -153,9 +155,20 @@ def test_weights_of_another_shape_are_refused(copied):
     directory = copied("gpt2")
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
-    with pytest.raises(ParleyError, match="the weights of") as error:
+    with pytest.raises(ParleyError, match=r"do not fit its config.json: .* is \(\d+.*\) instead of \(\d+"):
         load_model(directory)
-    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_used_are_said_in_one_line(copied, caplog):
+    from safetensors.torch import load_file, save_file
+
+    directory = copied("gpt2")
+    state = load_file(directory / "model.safetensors") | {"value_head.weight": torch.zeros(2)}
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    load_model(directory)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"1 weights of {directory} are not used, value_head.weight among them."
+    ]
 
 
 def test_neither_encoder_decoder_nor_decoder_only_is_refused(tmp_path):
@@ -175,20 +188,30 @@ def test_missing_tokenizer_is_one_line(kind, copied):
     assert "\n" not in str(error.value)
 
 
-def test_gguf_round(base, tmp_path, logits):
-    """A Llama written as GGUF by the gguf package comes back with the same logits."""
+@pytest.mark.parametrize(("kind_of_weights", "tolerance"), [("F32", 1e-4), ("Q8_0", 0.05)])
+def test_gguf_written_by_the_gguf_package(kind_of_weights, tolerance, base, tmp_path, logits, shake):
     gguf = pytest.importorskip("gguf")
     model = load_model(base("llama"))
-    write_llama_gguf(gguf, model, load_tokenizer(base("llama")), tmp_path / "tiny.gguf")
+    write_llama_gguf(gguf, model, load_tokenizer(base("llama")), tmp_path / "tiny.gguf", kind_of_weights)
     again = load_model(tmp_path, gguf_file="tiny.gguf")
-    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(again), logits(model), rtol=tolerance, atol=tolerance)
     assert not is_encoder_decoder(tmp_path, "tiny.gguf")
+    save_model(again, load_tokenizer(tmp_path, "tiny.gguf"), tmp_path / "plain")
+    torch.testing.assert_close(logits(load_model(tmp_path / "plain")), logits(again), rtol=0, atol=0)
+    assert "gguf" not in (tmp_path / "plain" / "config.json").read_text()
     assert load_tokenizer(tmp_path, "tiny.gguf").pad_token_id is not None
+    adapted = add_lora(again, LoraConfig(r=2, target_modules=["q_proj"]))
+    shake(adapted, "lora_")
+    save_adapter(adapted, load_tokenizer(tmp_path, "tiny.gguf"), tmp_path / "adapter", gguf_file="tiny.gguf")
+    torch.testing.assert_close(logits(load_model(tmp_path / "adapter")), logits(adapted), rtol=0, atol=0)
+    theirs, ours = load_tokenizer(tmp_path / "adapter"), load_tokenizer(base("llama"))
+    assert theirs("at 7:30? 좋아요").input_ids == ours("at 7:30? 좋아요").input_ids
+    assert not is_encoder_decoder(tmp_path / "adapter")
     with pytest.raises(ParleyError, match=r"has no file other.gguf"):
         load_model(tmp_path, gguf_file="other.gguf")
 
 
-def write_llama_gguf(gguf, model, tokenizer: PreTrainedTokenizerFast, path) -> None:
+def write_llama_gguf(gguf, model, tokenizer: PreTrainedTokenizerFast, path, kind: str) -> None:
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -230,7 +253,9 @@ def write_llama_gguf(gguf, model, tokenizer: PreTrainedTokenizerFast, path) -> N
             tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        writer.add_tensor(name, tensor.contiguous().numpy())
+        quantization = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
+        data = gguf.quants.quantize(tensor.contiguous().numpy(), quantization)
+        writer.add_tensor(name, data, raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
