@@ -1,0 +1,26 @@
+"""`python -m benchmarks [NAME [OPTIONS]]`: one benchmark with its options, or all of them with their defaults."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Name to what it measures. The module of that name here has a `main(argv) -> None`.
+BENCHMARKS = {
+    "seq2seq": "fine-tuning an encoder-decoder: tokens per second beside transformers' trainers",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] not in BENCHMARKS:
+        print("usage: python -m benchmarks [NAME [OPTIONS]]\n", *(f"{k:<10} {v}" for k, v in BENCHMARKS.items()), sep="\n")
+        return 0 if words[0] in ("-h", "--help") else 2
+    for name in words[:1] or BENCHMARKS:
+        importlib.import_module(f"benchmarks.{name}").main(words[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
