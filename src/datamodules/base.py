@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from src.contracts import Example
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
 from src.datamodules.encoding import Collator, encode_examples
-from src.datamodules.loader import ResumableDataLoader
+from src.datamodules.loader import Batches, ResumableDataLoader
 from src.datamodules.sampler import LengthGroupedBatchSampler
 from src.datamodules.sources import Rows, read_split
 from src.datamodules.splits import SplitSpec
 from src.datamodules.templates import fill, resolve_template
 from src.errors import ParleyError
-from src.models.loading import is_encoder_decoder, load_tokenizer
+from src.models.loading import is_encoder_decoder, load_config, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,11 @@ class DialogueDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self.gguf_file = gguf_file
         self.datasets: dict[str, EncodedDataset] = {}
+        self._examples: dict[str, list[Example]] = {}  # from prepare_data to setup
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        if every_nth < 1:
-            raise ParleyError(f"every_nth is {every_nth}; it must be 1 (keep all rows) or more.")
+        for name in ("batch_size", "max_source_length", "max_target_length", "every_nth", "pad_to_multiple_of"):
+            if getattr(self, name) < 1:
+                raise ParleyError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:
@@ -137,20 +139,12 @@ class DialogueDataModule(LightningDataModule):
                 its answers as references.
 
         Raises:
-            ParleyError: Nothing is left of the split.
+            ParleyError: The source cannot be read, or nothing is left of the split.
         """
-        return self._to_examples(part, self._read(part))
-
-    def _read(self, part: str) -> Rows:
-        return read_split(self.path, self.splits[part].name)
-
-    def _to_examples(self, part: str, source: Rows) -> list[Example]:
-        rows = list(self.to_rows(source))
-        rows = [row for number, row in enumerate(rows) if number % self.every_nth == 0]
-        rows = self._without_empty(rows, source.origin)
-        rows = [
-            row for row in rows if row.size > self.min_chars and (self.max_chars is None or row.size <= self.max_chars)
-        ]
+        source = read_split(self.path, self.splits[part].name)
+        rows = self._without_empty(list(self.to_rows(source))[:: self.every_nth], source.origin)
+        longest = math.inf if self.max_chars is None else self.max_chars
+        rows = [row for row in rows if self.min_chars < row.size <= longest]
         start, stop = self.splits[part].bounds(len(rows))
         rows = rows[start:stop]
         if not rows:
@@ -175,7 +169,7 @@ class DialogueDataModule(LightningDataModule):
             raise ParleyError(
                 f"{origin}: row {empty[0]!r} has an empty cell; fill it, or drop strict to skip such rows."
             )
-        if empty:
+        if empty and self._speaks:
             log.warning(
                 "%s: dropped %d of %d rows with an empty cell (first: %s).", origin, len(empty), len(rows), empty[0]
             )
@@ -188,42 +182,35 @@ class DialogueDataModule(LightningDataModule):
             self._tokenizer = load_tokenizer(self.model_name_or_path, gguf_file=self.gguf_file)
         return self._tokenizer
 
-    def _settings(self) -> dict[str, Any]:
-        """What the cached rows depend on besides their source and the tokenizer."""
-        return {
-            "template": self.template,
-            "max_source_length": self.max_source_length,
-            "max_target_length": self.max_target_length,
-            "every_nth": self.every_nth,
-            "min_chars": self.min_chars,
-            "max_chars": self.max_chars,
-            "strict": self.strict,
-            "seed": self.seed,
-        }
+    @property
+    def _speaks(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
+
+    @property
+    def _is_encoder_decoder(self) -> bool:
+        return is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file)
 
     def _encoded(self, part: str) -> EncodedDataset:
-        source = self._read(part)
-        encoder_decoder = is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file)
-        key = [
-            CACHE_VERSION,
-            type(self).__name__,
-            "train" if part == "train" else "evaluate",
-            asdict(self.splits[part]),
-            source.fingerprint,
-            tokenizer_fingerprint(self.tokenizer),
-            encoder_decoder,
-            self._settings(),
-        ]
+        """A split's tokens from the cache, or made now.
+
+        The key holds the finished examples, so whatever changes them (file, split, filters, template) makes a new
+        entry, and what does not (another file with the same rows, the seed) makes none.
+        """
+        if part not in self._examples:
+            self._examples[part] = self.examples(part)
+        examples = self._examples[part]
+        limits = {"max_source_length": self.max_source_length, "max_target_length": self.max_target_length}
+        joined = not self._is_encoder_decoder
         return cached(
             self.cache_dir,
-            key,
-            lambda: encode_examples(
-                self._to_examples(part, source),
-                self.tokenizer,
-                is_encoder_decoder=encoder_decoder,
-                max_source_length=self.max_source_length,
-                max_target_length=self.max_target_length,
-            ),
+            [
+                CACHE_VERSION,
+                joined,
+                limits,
+                tokenizer_fingerprint(self.tokenizer),
+                [astuple(item) for item in examples],
+            ],
+            lambda: encode_examples(examples, self.tokenizer, is_encoder_decoder=not joined, **limits),
         )
 
     def _parts(self, stage: str | None) -> list[str]:
@@ -251,8 +238,23 @@ class DialogueDataModule(LightningDataModule):
             if part in self.datasets:
                 continue
             dataset = self.datasets[part] = self._encoded(part)
-            if trainer is not None and trainer.is_global_zero:
+            del self._examples[part]
+            self._refuse_too_long(part, dataset)
+            if self._speaks:
                 self._report(part, dataset)
+
+    def _refuse_too_long(self, part: str, dataset: EncodedDataset) -> None:
+        """The limits may be longer than the model's positions so long as no example is."""
+        config = load_config(self.model_name_or_path, gguf_file=self.gguf_file)
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        lengths = {name: dataset.lengths(name) for name in ("prompt_ids", "target_ids")}
+        joined = lengths.values() if self._is_encoder_decoder else [map(sum, zip(*lengths.values(), strict=True))]
+        longest = max(max(numbers) for numbers in joined)
+        if longest > positions:
+            raise ParleyError(
+                f"an example of the {part} split has {longest} tokens, but {self.model_name_or_path} has {positions} "
+                "positions; lower max_source_length or max_target_length."
+            )
 
     def _report(self, part: str, dataset: EncodedDataset) -> None:
         tokens = sum(dataset.lengths("prompt_ids")) + sum(dataset.lengths("target_ids"))
@@ -264,23 +266,29 @@ class DialogueDataModule(LightningDataModule):
     def _loader(self, part: str, *, training: bool) -> ResumableDataLoader:
         dataset = self.datasets[part]
         trainer = self.trainer
-        prompts, targets = dataset.lengths("prompt_ids"), dataset.lengths("target_ids")
+        max_tokens = self.max_tokens_per_batch if training else None
+        lengths = dataset.lengths("prompt_ids")
+        # An encoder-decoder pads the two sides apart, and the prompts weigh more: grouping by them alone pads 1.5 %
+        # less on DialogSum than grouping by the sum, which a budget needs.
+        if max_tokens is not None or not self._is_encoder_decoder:
+            lengths = list(map(sum, zip(lengths, dataset.lengths("target_ids"), strict=True)))
         sampler = LengthGroupedBatchSampler(
-            [prompt + target for prompt, target in zip(prompts, targets, strict=True)],
+            lengths,
             batch_size=self.batch_size,
-            max_tokens=self.max_tokens_per_batch if training else None,
+            max_tokens=max_tokens,
             shuffle=training,
             group_by_length=self.group_by_length,
             seed=self.seed,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
+            accumulate=trainer.accumulate_grad_batches if trainer is not None and training else 1,
         )
         return ResumableDataLoader(
             dataset,
             sampler,
             collate_fn=Collator(
                 pad_token_id=self.tokenizer.pad_token_id,
-                is_encoder_decoder=is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file),
+                is_encoder_decoder=self._is_encoder_decoder,
                 pad_to_multiple_of=self.pad_to_multiple_of,
             ),
             num_workers=self.num_workers,
@@ -298,6 +306,6 @@ class DialogueDataModule(LightningDataModule):
         """The test split, each example once over all processes."""
         return self._loader("test", training=False)
 
-    def predict_dataloader(self) -> ResumableDataLoader:
+    def predict_dataloader(self) -> Batches:
         """The test split again."""
-        return self._loader("test", training=False)
+        return Batches(self._loader("test", training=False))

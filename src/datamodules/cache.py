@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset as ArrowDataset
-from datasets import config, load_from_disk
+from datasets import config, disable_progress_bars, enable_progress_bars, load_from_disk
+from datasets.utils import are_progress_bars_disabled
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from src.datamodules.encoding import Encoded
+from src.errors import ParleyError
 
 
 class EncodedDataset(Dataset):
@@ -69,16 +72,37 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]
         cache_dir: Where the caches are.
         key: Everything that the rows depend on, JSON-serialisable.
         make: Makes the rows.
+
+    Raises:
+        ParleyError: The cache cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     directory = cache_dir / digest
     if not directory.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        rows = make()
-        temporary = tempfile.mkdtemp(prefix=f".{digest}-", dir=cache_dir)
-        ArrowDataset.from_list([dict(row) for row in rows]).save_to_disk(temporary)
+        rows = ArrowDataset.from_list([dict(row) for row in make()])
+        temporary = cache_dir / f".{digest}-{uuid.uuid4().hex}"
         try:
-            Path(temporary).rename(directory)
-        except OSError:  # another process was faster
+            with _without_progress_bar():
+                rows.save_to_disk(str(temporary))
+            temporary.rename(directory)
+        except OSError as error:
+            if not directory.exists():  # else another process was faster
+                raise ParleyError(
+                    f"{cache_dir} cannot be written ({error}); set cache_dir to another place."
+                ) from error
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return EncodedDataset(load_from_disk(str(directory)))
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Writing takes a second or two; a bar for it would only be in the way."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

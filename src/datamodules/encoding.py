@@ -6,7 +6,7 @@ decoder-only model want them joined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.contracts import IGNORE_INDEX, Batch, Example
+from src.datamodules import formats
+from src.datamodules.formats import Format
 
 
 class Encoded(TypedDict):
@@ -37,12 +39,13 @@ def encode_examples(
     is_encoder_decoder: bool,
     max_source_length: int,
     max_target_length: int,
+    format: Format = "plain",
 ) -> list[Encoded]:
     """Tokenise prompts and targets.
 
-    Encoder-decoder: both get the tokenizer's own special tokens, and truncation keeps the beginning, as the published
-    recipe does. Decoder-only: the prompt gets what the tokenizer puts before a text, the target an EOS, and a long
-    prompt loses its middle, so that an instruction at either end survives.
+    A target ends in EOS, truncated or not. Encoder-decoder: both get the tokenizer's own special tokens, and truncation
+    keeps the beginning, as the published recipe does. Decoder-only: both are encoded in a format, and a long prompt
+    loses its middle, so that an instruction at either end survives.
 
     Args:
         examples: What to encode.
@@ -50,24 +53,25 @@ def encode_examples(
         is_encoder_decoder: How the model wants it.
         max_source_length: Tokens of a prompt at most, special tokens included.
         max_target_length: Tokens of a target at most, EOS included.
+        format: How a decoder-only model is shown prompt and target; see `formats`.
 
     Returns:
         One row an example.
     """
     prompts = [example.prompt for example in examples]
     targets = [example.target for example in examples]
+    eos = tokenizer.eos_token_id
     if is_encoder_decoder:
         prompt_ids = tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
         target_ids = tokenizer(text_target=targets, truncation=False, verbose=False)["input_ids"]
-        special = tokenizer.num_special_tokens_to_add(pair=False)
-        cut_prompts = [_cut_end(ids, max_source_length, special) for ids in prompt_ids]
-        cut_targets = [_cut_end(ids, max_target_length, special) for ids in target_ids]
+        target_ids = [_with_eos(ids, eos) for ids in target_ids]
+        cut_prompts = [_cut_end(ids, max_source_length, set(tokenizer.all_special_ids)) for ids in prompt_ids]
     else:
-        eos = tokenizer.eos_token_id
-        prompt_ids = [_without_trailing_eos(ids, eos) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
-        target_ids = [[*ids, eos] for ids in tokenizer(targets, add_special_tokens=False, verbose=False)["input_ids"]]
+        prompt_ids = formats.prompt_ids(prompts, tokenizer, format)
+        target_ids = formats.answer_ids(prompts, targets, tokenizer, format)
         cut_prompts = [_cut_middle(ids, max_source_length) for ids in prompt_ids]
-        cut_targets = [_cut_end(ids, max_target_length, 1) for ids in target_ids]
+    closing = {eos, *tokenizer.all_special_ids, *(ids[-1] for ids in target_ids[:1])}
+    cut_targets = [_cut_end(ids, max_target_length, closing) for ids in target_ids]
     return [
         Encoded(
             id=example.id,
@@ -85,11 +89,11 @@ def encode_examples(
     ]
 
 
-def _cut_end(ids: list[int], limit: int, special: int) -> list[int]:
-    """Keep the beginning and the closing special token (EOS or `</s>`)."""
+def _cut_end(ids: list[int], limit: int, closing: Set[int | None]) -> list[int]:
+    """Keep the beginning, and what closes a text (EOS) where it has such a token."""
     if len(ids) <= limit:
         return ids
-    return ids[:limit] if special == 0 else [*ids[: limit - 1], ids[-1]]
+    return [*ids[: limit - 1], ids[-1]] if ids[-1] in closing else ids[:limit]
 
 
 def _cut_middle(ids: list[int], limit: int) -> list[int]:
@@ -99,8 +103,9 @@ def _cut_middle(ids: list[int], limit: int) -> list[int]:
     return ids[: limit - tail] + ids[len(ids) - tail :]
 
 
-def _without_trailing_eos(ids: list[int], eos: int | None) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == eos else ids
+def _with_eos(ids: list[int], eos: int | None) -> list[int]:
+    """Close a target: KoBART's tokenizer, unlike T5's and BART's, does not, and the model must learn to stop."""
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
 @dataclass(frozen=True)
@@ -110,31 +115,38 @@ class Collator:
     Args:
         pad_token_id: Fills `input_ids`; the mask says where, so any id does.
         is_encoder_decoder: How the model wants prompt and target.
+        learns_prompts: Decoder-only: the prompt's tokens are learned as well.
         pad_to_multiple_of: Round lengths up, which tensor cores like.
     """
 
     pad_token_id: int
     is_encoder_decoder: bool
+    learns_prompts: bool = False
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Make a batch of rows as `EncodedDataset` gives them."""
         prompts = [row["prompt_ids"] for row in rows]
-        targets = [[IGNORE_INDEX] * len(row["target_ids"]) if row["is_filler"] else row["target_ids"] for row in rows]
         if self.is_encoder_decoder:
-            inputs, labels = prompts, targets
+            inputs = prompts
+            labels = [nothing_of(row["target_ids"]) if row["is_filler"] else row["target_ids"] for row in rows]
         else:
             inputs = [row["prompt_ids"] + row["target_ids"] for row in rows]
-            labels = [[IGNORE_INDEX] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
-        input_ids, attention_mask = self._pad(inputs, self.pad_token_id)
+            labels = [
+                nothing_of(ids) if row["is_filler"] else joined_labels(row, learns_prompts=self.learns_prompts)
+                for ids, row in zip(inputs, rows, strict=True)
+            ]
+        input_ids, attention_mask = pad(inputs, self.pad_token_id, self.pad_to_multiple_of)
         if self.is_encoder_decoder:
             prompt_ids, prompt_attention_mask = input_ids, attention_mask
         else:
-            prompt_ids, prompt_attention_mask = self._pad(prompts, self.pad_token_id, left=True)
+            prompt_ids, prompt_attention_mask = pad(
+                prompts, self.pad_token_id, self.pad_to_multiple_of, left=True
+            )
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            labels=self._pad(labels, IGNORE_INDEX)[0],
+            labels=pad(labels, IGNORE_INDEX, self.pad_to_multiple_of)[0],
             prompt_ids=prompt_ids,
             prompt_attention_mask=prompt_attention_mask,
             id=[row["id"] for row in rows],
@@ -144,13 +156,35 @@ class Collator:
             index=[row["index"] for row in rows],
         )
 
-    def _pad(self, sequences: list[list[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-        longest = max(map(len, sequences))
-        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        ids = torch.full((len(sequences), width), value, dtype=torch.long)
-        mask = torch.zeros(len(sequences), width, dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            span = slice(width - len(sequence), width) if left else slice(0, len(sequence))
-            ids[row, span] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, span] = 1
-        return ids, mask
+
+def nothing_of(ids: Sequence[int]) -> list[int]:
+    """Labels from which nothing is learned."""
+    return [IGNORE_INDEX] * len(ids)
+
+
+def joined_labels(row: Mapping[str, Any], *, learns_prompts: bool) -> list[int]:
+    """Labels of prompt and target in one sequence; the first token follows nothing, so it is never learned."""
+    prompt, target = row["prompt_ids"], row["target_ids"]
+    if learns_prompts:
+        return [IGNORE_INDEX, *[*prompt, *target][1:]]
+    return [*nothing_of(prompt), *target]
+
+
+def pad(sequences: list[list[int]], value: int, multiple_of: int = 1, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Sequences as one tensor, and a mask of where they are: both (sequences, longest, rounded up).
+
+    Args:
+        sequences: Token ids or labels.
+        value: Fills the rest.
+        multiple_of: Round the length up to a multiple.
+        left: Fill on the left instead of the right.
+    """
+    longest = max(map(len, sequences))
+    width = -(-longest // multiple_of) * multiple_of
+    ids = torch.full((len(sequences), width), value, dtype=torch.long)
+    mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        span = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[row, span] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, span] = 1
+    return ids, mask

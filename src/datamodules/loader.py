@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,25 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from src.datamodules.sampler import LengthGroupedBatchSampler
+
+log = logging.getLogger(__name__)
+
+
+class Batches:
+    """A loader's batches, and nothing that Lightning could rebuild.
+
+    To predict, Lightning makes every `DataLoader` anew around a batch sampler that records indices, which a sampler
+    that is not torch's own does not survive. Our batches carry their indices.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
 
 
 class ResumableDataLoader(DataLoader):
@@ -47,10 +67,28 @@ class ResumableDataLoader(DataLoader):
         return self.batch_sampler
 
     def state_dict(self) -> dict[str, int]:
-        """Where the training loop is: epoch and batches handed to it."""
-        return {"epoch": self._sampler.epoch, "batches": self._batches_handed}
+        """Where the training loop is: the epoch, the batches handed to it, and what these numbers are relative to."""
+        sampler = self._sampler
+        return {
+            "epoch": sampler.epoch,
+            "batches": self._batches_handed,
+            "accumulate": sampler.accumulate,
+            "steps": sampler.steps,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state."""
-        self._sampler.epoch = state["epoch"]
-        self._sampler.start_batch = self._batches_handed = state["batches"]
+        """Go on from a state, also that of a run which dealt the same global batches to more or fewer processes."""
+        sampler = self._sampler
+        batches = state["batches"]
+        if state["accumulate"] != sampler.accumulate:
+            batches = batches // state["accumulate"] * sampler.accumulate
+        if state["steps"] != sampler.steps:
+            log.warning(
+                "The checkpoint's run had %d steps an epoch and this one has %d: other data, or another global batch. "
+                "This epoch goes on at step %d, but some examples may come twice or not at all.",
+                state["steps"],
+                sampler.steps,
+                batches // sampler.accumulate,
+            )
+        sampler.epoch = state["epoch"]
+        sampler.start_batch = self._batches_handed = batches

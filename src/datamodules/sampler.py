@@ -17,22 +17,25 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     the ordered examples at fixed positions, and shuffles the batches. As the positions depend on the bucketed lengths
     alone, every epoch has the same number of batches and a token budget holds in each.
 
-    The *global* batches depend on the seed, the epoch and the global size only. A process takes every `world_size`-th
-    example of each, so a run continued on another number of processes sees the same batches. Where a global batch
-    is too small to go round, a process gets a filler instead of nothing: the index `-1 - i`, which stands for example
-    `i` with nothing to learn from and nothing to count. No example is ever repeated or dropped.
+    What is cut is the *global* batch of an optimiser step. It is dealt into `world_size * accumulate` shares, card by
+    card: a process's k-th batch of a step is share `k * world_size + rank`. So global batches depend on the seed, the
+    epoch and the number of shares only, and a run continued on half the processes with twice the accumulation has the
+    same shares. Where a global batch is too small to go round, a process gets a filler instead of nothing: the index
+    `-1 - i`, which stands for example `i` with nothing to learn from and nothing to count. No example is ever repeated
+    or dropped.
 
     Args:
         lengths: Tokens of each example.
-        batch_size: Examples a process takes at a time. Ignored where `max_tokens` is given.
-        max_tokens: What a process takes at a time, instead of a number of examples: the longest one's length times
-            their number stays within it.
+        batch_size: Examples in a share. Ignored where `max_tokens` is given.
+        max_tokens: What a share may hold, instead of a number of examples: the longest one's length times their
+            number stays within it.
         shuffle: Shuffle anew every epoch; otherwise batches come longest first, so that what does not fit into
             memory shows at once.
         group_by_length: Form batches of similar length; otherwise examples come as shuffled (or as they are).
         seed: Seed of the shuffling.
         rank: This process.
         world_size: All processes.
+        accumulate: Batches that a process takes for one optimiser step.
 
     Raises:
         ParleyError: An example is longer than the token budget, or a size is not positive.
@@ -49,6 +52,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
     ) -> None:
         if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
             raise ParleyError(f"batch_size ({batch_size}) and max_tokens ({max_tokens}) must be positive.")
@@ -63,11 +67,12 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         self.epoch = 0
         self.start_batch = 0
         self._keys = _bucket(self.lengths) if group_by_length else torch.zeros_like(self.lengths)
         if max_tokens is None:
-            step = batch_size * world_size
+            step = batch_size * world_size * accumulate
             self._cuts = [*range(0, len(lengths), step), len(lengths)]
         else:
             self._cuts = self._cut_by_tokens(max_tokens)
@@ -83,11 +88,16 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             self.epoch = epoch
             self.start_batch = 0
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
+        """Global batches of an epoch."""
         return len(self._cuts) - 1
 
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
     def global_batches(self) -> list[list[int]]:
-        """This epoch's batches, before they are dealt to the processes."""
+        """This epoch's batches, one an optimiser step, before they are dealt."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         count = len(self.lengths)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
@@ -98,19 +108,22 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.global_batches()[self.start_batch :]:
-            yield batch[self.rank :: self.world_size] or [-1 - batch[0]]
+        batches = self.global_batches()
+        for position in range(self.start_batch, len(self)):
+            step, turn = divmod(position, self.accumulate)
+            share = turn * self.world_size + self.rank
+            yield batches[step][share :: self.world_size * self.accumulate] or [-1 - batches[step][0]]
 
     def _cut_by_tokens(self, max_tokens: int) -> list[int]:
-        """Cut the lengths, longest first, so that each process's share stays within the budget."""
+        """Cut the lengths, longest first, so that each share stays within the budget."""
         keys = self._keys if self.group_by_length else torch.full_like(self.lengths, int(self.lengths.max()))
         longest_first = keys.sort(descending=True).values.clamp(max=max_tokens).tolist()
         cuts = [0]
         for position in range(len(longest_first)):
-            share = -(-(position + 1 - cuts[-1]) // self.world_size)
-            if position > cuts[-1] and share * longest_first[cuts[-1]] > max_tokens:
+            largest_share = -(-(position + 1 - cuts[-1]) // (self.world_size * self.accumulate))
+            if position > cuts[-1] and largest_share * longest_first[cuts[-1]] > max_tokens:
                 cuts.append(position)
-        return [*cuts, len(self.lengths)]
+        return [*cuts, len(self.lengths)] if longest_first else cuts
 
 
 def _bucket(lengths: torch.Tensor) -> torch.Tensor:

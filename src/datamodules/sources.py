@@ -1,38 +1,53 @@
-"""Where rows come from: the hub, JSONL, CSV, Parquet or a directory saved by `datasets`.
-
-Every reader gives plain dictionaries and names the place of what it cannot read.
-"""
+"""Where rows come from: the hub, JSON lines, CSV, Parquet or a directory saved by `datasets`."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.errors import ParleyError
+from src.files import ROW_SUFFIXES, read_rows
+from src.models.sources import first_line, hub_is_reachable
 
-_ALIASES = {"validation": ("validation", "valid", "val", "dev"), "train": ("train", "training"), "test": ("test",)}
-_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+_ALIASES = (("train", "training"), ("validation", "valid", "val", "dev"), ("test",))
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split and what identifies their content.
+    """The rows of one split.
 
     Attributes:
         rows: One dictionary a row, column to cell.
-        fingerprint: Changes when the content does; keys the cache of tokenised data.
-        origin: What to call the place in messages.
+        places: What to call each row in messages (`dev.jsonl, line 7`).
+        origin: What to call the whole.
     """
 
     rows: list[dict[str, Any]]
-    fingerprint: str
+    places: list[str]
     origin: str
+
+    def text(self, number: int, column: str) -> str:
+        """A cell as text; one without a value is empty.
+
+        Raises:
+            ParleyError: The row lacks the column, or holds something else than text in it.
+        """
+        row = self.rows[number]
+        if column not in row:
+            raise ParleyError(f"{self.places[number]} has no column {column!r}; its columns are {', '.join(row)}.")
+        cell = row[column]
+        if cell is None or cell != cell:  # NaN, which pandas writes into Parquet, is unlike itself
+            return ""
+        if not isinstance(cell, str):
+            raise ParleyError(
+                f"{self.places[number]}: column {column!r} holds {type(cell).__name__} {str(cell)[:40]!r}, not text."
+            )
+        return cell
 
 
 def read_split(path: str, split: str) -> Rows:
@@ -40,7 +55,7 @@ def read_split(path: str, split: str) -> Rows:
 
     Args:
         path: A file, a directory of files named after their splits, a directory saved by `datasets`, or a hub name.
-        split: `train`, `validation` (also found as `dev` or `val`), `test` or another name. A single file is every split.
+        split: `train`, `validation` (also found as `dev` or `val`), `test` or another. A single file is every split.
 
     Returns:
         The rows in the order in which the source has them.
@@ -55,135 +70,109 @@ def read_split(path: str, split: str) -> Rows:
         if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
             return _read_saved(place, split)
         return _read_files(_files_of_split(place, split))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith((".", "/", "~")) and place.suffix not in _FORMATS:
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and place.suffix not in ROW_SUFFIXES:
         return _read_hub(path, split)
     raise ParleyError(f"there is no file or directory {path!r}; give a path that exists, or a hub name (owner/name).")
 
 
-def _aliases(split: str) -> tuple[str, ...]:
-    return next((names for names in _ALIASES.values() if split in names), (split,))
+def require_columns(rows: Rows, columns: Iterable[str]) -> None:
+    """Refuse rows that lack a column, all of them or one.
+
+    Raises:
+        ParleyError: Names the column that is missing, where, and those that are there.
+    """
+    for number in range(len(rows.rows)):
+        for column in columns:
+            rows.text(number, column)
+
+
+def _aliases(split: str) -> list[str]:
+    """The names that a split goes by, the one asked for first."""
+    return [split, *(name for names in _ALIASES if split in names for name in names if name != split)]
 
 
 def _files_of_split(directory: Path, split: str) -> list[Path]:
-    files = [file for folder in (directory, directory / "data") if folder.is_dir() for file in sorted(folder.iterdir())]
-    files = [file for file in files if file.suffix in _FORMATS]
-    wanted = set(_aliases(split))
-    matching = [file for file in files if wanted & set(re.split(r"[._-]", file.stem.lower()))]
-    for suffix in _FORMATS:  # where two formats hold the same split, one of them is read, not both
-        if same := [file for file in matching if file.suffix == suffix]:
-            return same
-    found = ", ".join(file.name for file in files) or "no .jsonl, .csv or .parquet file"
+    """The file of a split, or its shards, in the directory itself or its `data/`; the name asked for goes first."""
+    folders = [folder for folder in (directory, directory / "data") if folder.is_dir()]
+    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix.lower() in ROW_SUFFIXES]
+    for name in _aliases(split):
+        named = [file for file in files if name.lower() in re.split(r"[._-]", file.stem.lower())]
+        for folder in folders:
+            for suffix in ROW_SUFFIXES:  # two formats in one folder hold the same rows: one of them is read
+                same = [file for file in named if file.parent == folder and file.suffix.lower() == suffix]
+                if same:
+                    return _one_file_or_shards(same, name)
+    found = ", ".join(file.name for file in files) or f"none of {', '.join(ROW_SUFFIXES)}"
+    raise ParleyError(f"no file for split {split!r} in {directory} (found: {found}); name another split or path.")
+
+
+def _one_file_or_shards(files: list[Path], name: str) -> list[Path]:
+    exact = [file for file in files if file.stem.lower() == name.lower()]
+    if len(files) == 1 or all(_SHARD.fullmatch(file.stem) for file in files):
+        return files
+    if exact:
+        return exact
+    names = ", ".join(file.name for file in files)
     raise ParleyError(
-        f"no file for split {split!r} in {str(directory)!r} (found: {found}); name another split or path."
+        f"{files[0].parent} has several files for split {name!r} ({names}); give one of them as the path."
     )
 
 
 def _read_files(files: list[Path]) -> Rows:
-    digest = hashlib.sha256()
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        content = file.read_bytes()
-        digest.update(content)
-        if file.suffix == ".parquet":
-            rows += _parquet_rows(file)
-            continue
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content[: error.start].count(b"\n") + 1
-            raise ParleyError(
-                f"{file}, line {line}: not UTF-8 text; convert the file (iconv -t UTF-8) first."
-            ) from error
-        rows += _csv_rows(file, text) if file.suffix == ".csv" else _jsonl_rows(file, text)
-    return Rows(rows, digest.hexdigest(), ", ".join(map(str, files)))
-
-
-def _jsonl_rows(file: Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ParleyError(
-                f"{file}, line {number}: malformed JSON ({error.msg}); mend or remove the line."
-            ) from error
-        if not isinstance(row, dict):
-            raise ParleyError(f"{file}, line {number}: a JSON object was expected, not {type(row).__name__}.")
-        yield row
-
-
-def _csv_rows(file: Path, text: str) -> Iterator[dict[str, Any]]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            raise ParleyError(f"{file} is empty; a CSV file needs a header line.")
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise ParleyError(
-                    f"{file}, line {reader.line_num}: {len(cells)} cells where the header has {len(header)}; "
-                    "quote cells that hold commas."
-                )
-            yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise ParleyError(f"{file}, line {reader.line_num}: malformed CSV ({error}).") from error
-
-
-def _parquet_rows(file: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ParleyError(f"{file} cannot be read as Parquet: {_first_line(error)}") from error
+    read = [(file, row) for file in files for row in read_rows(file)]
+    origin = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    return Rows([row.cells for _, row in read], [f"{file}, {row.place}" for file, row in read], origin)
 
 
 def _read_saved(directory: Path, split: str) -> Rows:
-    from datasets import DatasetDict, load_from_disk
+    from datasets import load_from_disk
 
     try:
         saved = load_from_disk(str(directory))
-    except Exception as error:
-        raise ParleyError(f"{directory} cannot be loaded by datasets: {_first_line(error)}") from error
-    if isinstance(saved, DatasetDict):
-        name = next((alias for alias in _aliases(split) if alias in saved), None)
-        if name is None:
-            raise ParleyError(f"no split {split!r} in {directory} (it has {', '.join(saved)}); name one of these.")
-        saved = saved[name]
-    return Rows(saved.to_list(), saved._fingerprint, str(directory))
+    except Exception as error:  # a damaged directory makes datasets and pyarrow raise of every kind
+        raise ParleyError(f"{directory} cannot be loaded by datasets ({first_line(error)}); save it again.") from error
+    if isinstance(saved, dict):
+        saved = _split_of(saved, split, str(directory))
+    return _arrow_rows(saved, str(directory))
 
 
 def _read_hub(name: str, split: str) -> Rows:
     from datasets import load_dataset
 
+    reachable = hub_is_reachable()
     try:
-        loaded = load_dataset(name)
+        with _offline(not reachable):
+            loaded = load_dataset(name)
     except Exception as error:  # datasets raises a dozen types for "not reachable" and "not there"
+        if reachable:
+            raise ParleyError(f"dataset {name!r} cannot be had from the hub: {first_line(error)}") from error
         raise ParleyError(
-            f"dataset {name!r} is neither on this machine nor reachable on the hub ({_first_line(error)}); "
-            "check the name and the network, or give a local path."
+            f"{name!r} is neither a directory here nor a dataset in the local cache, and the Hugging Face hub cannot "
+            "be reached; give a path, or connect."
         ) from error
-    found = next((alias for alias in _aliases(split) if alias in loaded), None)
-    if found is None:
-        raise ParleyError(f"dataset {name!r} has no split {split!r} (it has {', '.join(loaded)}); name one of these.")
-    return Rows(loaded[found].to_list(), loaded[found]._fingerprint, name)
+    return _arrow_rows(_split_of(loaded, split, name), name)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Make `datasets` look into its cache at once: it would try an unreachable hub for half a minute first."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
-def require_columns(rows: Rows, columns: Iterable[str]) -> None:
-    """Refuse rows that lack a column.
+def _split_of(splits: dict[str, Any], split: str, origin: str) -> Any:
+    name = next((alias for alias in _aliases(split) if alias in splits), None)
+    if name is None:
+        raise ParleyError(f"{origin} has no split {split!r} (it has {', '.join(splits)}); name one of these.")
+    return splits[name]
 
-    Raises:
-        ParleyError: Names the column that is missing and those that are there.
-    """
-    have = rows.rows[0].keys() if rows.rows else set()
-    for column in columns:
-        if rows.rows and column not in have:
-            raise ParleyError(f"{rows.origin} has no column {column!r}; its columns are {', '.join(have)}.")
+
+def _arrow_rows(dataset: Any, origin: str) -> Rows:
+    rows = dataset.to_list()
+    return Rows(rows, [f"{origin}, row {number}" for number in range(1, len(rows) + 1)], origin)
