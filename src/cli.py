@@ -48,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"parley {__version__}\n")
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "httpcore", "datasets", "fsspec", "filelock", "urllib3", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_to_stderr()
     try:
         return _dispatch(words[0], words[1:])
     except ParleyError as error:
@@ -74,6 +72,17 @@ def _dispatch(name: str, words: list[str]) -> int:
     parser = _Parser(prog=f"parley {name}", description=command.__doc__, formatter_class=_Formatter)
     command.add_arguments(parser)
     return command.run(parser.parse_args(words)) or 0
+
+
+def _log_to_stderr() -> None:
+    """Show our own messages, and warnings of the libraries' as they come."""
+    logger = logging.getLogger("src")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

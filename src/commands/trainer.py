@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,10 @@ def run(name: str, words: list[str]) -> int:
         ParleyError: The configuration is not right.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _quieten()
     parser_kwargs: dict[str, Any] = {"exit_on_error": False, "prog": "parley"}
-    argv, sys.argv = sys.argv, ["parley", name, *words]  # DDP starts its other processes with these words
+    # DDP starts its other processes with these words, the first of which must be a file that Python can run.
+    argv, sys.argv = sys.argv, [str(Path(src.__file__).with_name("__main__.py")), name, *words]
     try:
         ParleyCLI(
             model_class=src.modules.DialogueModule,
@@ -78,9 +82,31 @@ def run(name: str, words: list[str]) -> int:
         )
     except argparse.ArgumentError as error:
         raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
+    except Exception as error:
+        if (said := _said_by_us(error)) is None:
+            raise
+        raise said from error
     finally:
         sys.argv = argv
     return 0
+
+
+def _quieten() -> None:
+    """Leave out what the libraries say that nobody can act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
+    warnings.filterwarnings("ignore", message="`loftq_config` specified but will be ignored")
+    warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # Our metrics are over all processes by the time they are logged.
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
+
+
+def _said_by_us(error: BaseException | None) -> ParleyError | None:
+    """The line meant for the user, where a library has wrapped it in an error of its own."""
+    while error is not None and not isinstance(error, ParleyError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _essence(message: str) -> str:

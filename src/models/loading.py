@@ -75,6 +75,7 @@ def load_model(
     gguf_file: str | None = None,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
+    dropout: float | None = None,
     is_trainable: bool = False,
     base_model: str | Path | None = None,
 ) -> PreTrainedModel | PeftModel:
@@ -85,6 +86,7 @@ def load_model(
         gguf_file: The GGUF file's name within the directory.
         dtype: Of the weights; float32 when left out, whatever the file holds (mixed precision is the trainer's).
         attn_implementation: Handed to `from_pretrained` ("sdpa", "eager", ...).
+        dropout: Every dropout probability of the model; its own configuration's when left out.
         is_trainable: Whether an adapter's weights take gradients.
         base_model: For an adapter, its base where that has moved.
 
@@ -97,6 +99,7 @@ def load_model(
     if is_adapter(name_or_path):
         base, base_gguf = (base_model, None) if base_model else adapter_base(name_or_path)
         options = {"gguf_file": gguf_file or base_gguf, "dtype": dtype, "attn_implementation": attn_implementation}
+        options["dropout"] = dropout
         return _load_adapter(name_or_path, base, is_trainable, options)
     config = load_config(name_or_path, gguf_file)
     name, local_only = locate(name_or_path)
@@ -159,6 +162,14 @@ def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, opt
     prepare_base(model, Path(directory), load_tokenizer(directory, options["gguf_file"]))
     with reading("the adapter", directory):
         return PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
+
+
+def _set_dropout(config: PreTrainedConfig, probability: float) -> None:
+    """Set whatever the architecture calls its dropout probabilities."""
+    names = ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+    for name in names:
+        if hasattr(config, name):
+            setattr(config, name, probability)
 
 
 def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:

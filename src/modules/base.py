@@ -41,6 +41,7 @@ class DialogueModule(LightningModule):
         optimizer: Makes the optimiser from parameters.
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         generation: How validation, test and predict decode.
+        dropout: Every dropout probability of the model; its own configuration's when left out.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
         rouge_tokenizer: `standard` for English; `unicode` for other scripts, which the standard one drops.
@@ -56,6 +57,7 @@ class DialogueModule(LightningModule):
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         generation: GenerationOptions | None = None,
+        dropout: float | None = None,
         label_smoothing: float = 0.0,
         gradient_checkpointing: bool = False,
         rouge_tokenizer: TokenizerName = "standard",
@@ -67,6 +69,7 @@ class DialogueModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.generation = generation or GenerationOptions()
+        self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.gradient_checkpointing = gradient_checkpointing
         self.gguf_file = gguf_file
@@ -87,7 +90,13 @@ class DialogueModule(LightningModule):
         name = self.model_name_or_path
         self._check_architecture(load_config(name, self.gguf_file))
         self.tokenizer = load_tokenizer(name, gguf_file=self.gguf_file)
-        model = load_model(name, gguf_file=self.gguf_file, dtype=torch.get_default_dtype(), is_trainable=True)
+        model = load_model(
+            name,
+            gguf_file=self.gguf_file,
+            dtype=torch.get_default_dtype(),
+            dropout=self.dropout,
+            is_trainable=True,
+        )
         self.base_fingerprint = fingerprint(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

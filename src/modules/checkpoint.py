@@ -44,7 +44,8 @@ def _plain(value: Any) -> Any:
 
 def keep_trainable(state_dict: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Leave frozen parameters out of a state dict."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    parameters = module.named_parameters(remove_duplicate=False)  # tied ones are in the state dict under every name
+    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
     return {name: tensor for name, tensor in state_dict.items() if name not in frozen}
 
 

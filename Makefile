@@ -1,0 +1,41 @@
+# make demo | test | lint | bench | peers     (each sets up what it needs, once)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-fast lint bench peers setup clean
+
+setup: $(STAMP)
+
+# torch first: from a plain index it brings gigabytes of CUDA packages unless this very version is there already.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[rewards,gguf,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/parley demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Other versions of the libraries, laid over the same torch: the tests compare with them.
+peers: $(STAMP)
+	PYTHON=$(BIN)/python bash scripts/install_peers.sh
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .peers .assets
