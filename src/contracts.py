@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ class Batch(TypedDict):
     Attributes:
         input_ids: (batch, source) right-padded; for a decoder-only model prompt and target together.
         attention_mask: (batch, source) 1 where `input_ids` is not padding.
+        position_ids: (batch, source) only where rows are packed with several examples: each starts at 0. The names and
+            texts below are then the examples', one after the other, and there are no prompts to generate from.
         labels: (batch, target) or, decoder-only, (batch, source); -100 where there is nothing to learn.
         prompt_ids: (batch, prompt) what generation starts from; left-padded for a decoder-only model.
         prompt_attention_mask: (batch, prompt).
@@ -45,6 +47,7 @@ class Batch(TypedDict):
 
     input_ids: Tensor
     attention_mask: Tensor
+    position_ids: NotRequired[Tensor]
     labels: Tensor
     prompt_ids: Tensor
     prompt_attention_mask: Tensor

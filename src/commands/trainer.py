@@ -94,6 +94,10 @@ def run(name: str, words: list[str]) -> int:
 def _quieten() -> None:
     """Leave out what the libraries say that nobody can act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
+    # Packed rows come without a mask on purpose.
+    logging.getLogger("transformers.modeling_utils").addFilter(
+        lambda record: "passing in an `attention_mask`" not in record.getMessage()
+    )
     warnings.filterwarnings("ignore", message="`loftq_config` specified but will be ignored")
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from src.contracts import Example
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
 from src.datamodules.encoding import Collator, encode_examples
+from src.datamodules.formats import Format, resolve_format
 from src.datamodules.loader import Batches, ResumableDataLoader
+from src.datamodules.packing import PackedCollator, PackedDataset
 from src.datamodules.sampler import LengthGroupedBatchSampler
 from src.datamodules.sources import Rows, read_split
 from src.datamodules.splits import SplitSpec
@@ -56,9 +59,16 @@ class DialogueDataModule(LightningDataModule):
         validation_split: The split for validation.
         test_split: The split for testing and predicting.
         template: A prompt template's name (see `templates.yaml`), or a text with a `{field}` in it.
+        format: How a decoder-only model is shown prompt and target: by its chat template (`chat`), as plain text
+            (`plain`), or as `<s>prompt</s><s>target</s>` (`published`). `auto` takes the chat template where there is
+            one. An encoder-decoder has no such choice.
+        loss_on: What a decoder-only model learns: the `response` alone, or `all` tokens, as the published chatbot does.
         batch_size: Examples a process takes at a time.
         max_tokens_per_batch: In training, take as many examples at a time as keep their number times the longest one
             (prompt and target together) within this, instead of `batch_size`.
+        packing: In training, put several examples into one row, kept apart, instead of padding each to the longest.
+            Decoder-only models; the batch's sizes then count rows.
+        pack_length: Tokens of such a row at most; `max_source_length` and `max_target_length` together when left out.
         group_by_length: Batch examples of similar length together.
         max_source_length: Tokens of a prompt at most; longer ones are truncated and counted in the log.
         max_target_length: Tokens of a target at most.
@@ -74,6 +84,7 @@ class DialogueDataModule(LightningDataModule):
     """
 
     fields: frozenset[str]  # what a template may name
+    in_turns = False  # whether prompt and target are two turns of a talk
 
     def __init__(
         self,
@@ -83,8 +94,12 @@ class DialogueDataModule(LightningDataModule):
         validation_split: str = "validation",
         test_split: str = "test",
         template: str = "",
+        format: Format = "auto",
+        loss_on: Literal["response", "all"] = "response",
         batch_size: int = 8,
         max_tokens_per_batch: int | None = None,
+        packing: bool = False,
+        pack_length: int | None = None,
         group_by_length: bool = True,
         max_source_length: int = 512,
         max_target_length: int = 128,
@@ -106,8 +121,12 @@ class DialogueDataModule(LightningDataModule):
             for name, text in {"train": train_split, "validation": validation_split, "test": test_split}.items()
         }
         self.template = resolve_template(template, set(self.fields))
+        self.format = format
+        self.loss_on = loss_on
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.packing = packing
+        self.pack_length = pack_length
         self.group_by_length = group_by_length
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
@@ -141,8 +160,9 @@ class DialogueDataModule(LightningDataModule):
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
-        source = read_split(self.path, self.splits[part].name)
-        rows = self._without_empty(list(self.to_rows(source))[:: self.every_nth], source.origin)
+        source = self._read(part)
+        rows = self._of_part(part, list(self.to_rows(source)))
+        rows = self._without_empty(rows[:: self.every_nth], source.origin)
         longest = math.inf if self.max_chars is None else self.max_chars
         rows = [row for row in rows if self.min_chars < row.size <= longest]
         start, stop = self.splits[part].bounds(len(rows))
@@ -159,6 +179,13 @@ class DialogueDataModule(LightningDataModule):
             Example(fill(self.template, group[0].fields), group[0].target, [row.target for row in group], group[0].id)
             for group in grouped
         ]
+
+    def _read(self, part: str) -> Rows:
+        return read_split(self.path, self.splits[part].name)
+
+    def _of_part(self, part: str, rows: list[Row]) -> list[Row]:  # noqa: ARG002
+        """Those of a source's rows that belong to a split, where the source does not say."""
+        return rows
 
     def _without_empty(self, rows: list[Row], origin: str) -> list[Row]:
         def is_empty(row: Row) -> bool:
@@ -190,27 +217,46 @@ class DialogueDataModule(LightningDataModule):
     def _is_encoder_decoder(self) -> bool:
         return is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file)
 
+    @property
+    def resolved_format(self) -> Format:
+        """What `format` means for this model: `plain`, `published` or `chat`."""
+        return resolve_format(
+            self.format, self.tokenizer, is_encoder_decoder=self._is_encoder_decoder, turns=self.in_turns
+        )
+
+    def _refuse_contradictions(self) -> None:
+        if not self._is_encoder_decoder:
+            return
+        for name, is_set in (("loss_on: all", self.loss_on == "all"), ("packing: true", self.packing)):
+            if is_set:
+                raise ParleyError(
+                    f"{name} is for decoder-only models, and {self.model_name_or_path!r} is an encoder-decoder; "
+                    "leave it out, or give another model."
+                )
+
     def _encoded(self, part: str) -> EncodedDataset:
         """A split's tokens from the cache, or made now.
 
         The key holds the finished examples, so whatever changes them (file, split, filters, template) makes a new
         entry, and what does not (another file with the same rows, the seed) makes none.
         """
+        self._refuse_contradictions()
         if part not in self._examples:
             self._examples[part] = self.examples(part)
         examples = self._examples[part]
         limits = {"max_source_length": self.max_source_length, "max_target_length": self.max_target_length}
-        joined = not self._is_encoder_decoder
+        joined, format = not self._is_encoder_decoder, self.resolved_format
         return cached(
             self.cache_dir,
             [
                 CACHE_VERSION,
                 joined,
+                format,
                 limits,
                 tokenizer_fingerprint(self.tokenizer),
                 [astuple(item) for item in examples],
             ],
-            lambda: encode_examples(examples, self.tokenizer, is_encoder_decoder=not joined, **limits),
+            lambda: encode_examples(examples, self.tokenizer, is_encoder_decoder=not joined, format=format, **limits),
         )
 
     def _parts(self, stage: str | None) -> list[str]:
@@ -264,14 +310,18 @@ class DialogueDataModule(LightningDataModule):
                 log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
 
     def _loader(self, part: str, *, training: bool) -> ResumableDataLoader:
-        dataset = self.datasets[part]
+        dataset: EncodedDataset | PackedDataset = self.datasets[part]
         trainer = self.trainer
         max_tokens = self.max_tokens_per_batch if training else None
-        lengths = dataset.lengths("prompt_ids")
+        lengths = self.datasets[part].lengths("prompt_ids")
         # An encoder-decoder pads the two sides apart, and the prompts weigh more: grouping by them alone pads 1.5 %
         # less on DialogSum than grouping by the sum, which a budget needs.
         if max_tokens is not None or not self._is_encoder_decoder:
-            lengths = list(map(sum, zip(lengths, dataset.lengths("target_ids"), strict=True)))
+            lengths = list(map(sum, zip(lengths, self.datasets[part].lengths("target_ids"), strict=True)))
+        if training and self.packing:
+            limit = self.pack_length or self.max_source_length + self.max_target_length
+            dataset = PackedDataset(self.datasets[part], lengths, limit)
+            lengths = dataset.lengths
         sampler = LengthGroupedBatchSampler(
             lengths,
             batch_size=self.batch_size,
@@ -286,13 +336,15 @@ class DialogueDataModule(LightningDataModule):
         return ResumableDataLoader(
             dataset,
             sampler,
-            collate_fn=Collator(
-                pad_token_id=self.tokenizer.pad_token_id,
-                is_encoder_decoder=self._is_encoder_decoder,
-                pad_to_multiple_of=self.pad_to_multiple_of,
-            ),
+            collate_fn=self._collator(packed=training and self.packing),
             num_workers=self.num_workers,
         )
+
+    def _collator(self, *, packed: bool) -> Collator | PackedCollator:
+        pad_token_id, learns_prompts = self.tokenizer.pad_token_id, self.loss_on == "all"
+        if packed:
+            return PackedCollator(pad_token_id, learns_prompts, self.pad_to_multiple_of)
+        return Collator(pad_token_id, self._is_encoder_decoder, learns_prompts, self.pad_to_multiple_of)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""

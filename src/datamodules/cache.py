@@ -82,7 +82,7 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]
         rows = ArrowDataset.from_list([dict(row) for row in make()])
         temporary = cache_dir / f".{digest}-{uuid.uuid4().hex}"
         try:
-            with _without_progress_bar():
+            with without_progress_bar():
                 rows.save_to_disk(str(temporary))
             temporary.rename(directory)
         except OSError as error:
@@ -96,7 +96,7 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """Writing takes a second or two; a bar for it would only be in the way."""
     if are_progress_bars_disabled():
         yield

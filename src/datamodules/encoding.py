@@ -70,7 +70,7 @@ def encode_examples(
         prompt_ids = formats.prompt_ids(prompts, tokenizer, format)
         target_ids = formats.answer_ids(prompts, targets, tokenizer, format)
         cut_prompts = [_cut_middle(ids, max_source_length) for ids in prompt_ids]
-    closing = {eos, *tokenizer.all_special_ids, *(ids[-1] for ids in target_ids[:1])}
+    closing = {eos, *tokenizer.all_special_ids, tokenizer.get_vocab().get(formats.TURN_END)}
     cut_targets = [_cut_end(ids, max_target_length, closing) for ids in target_ids]
     return [
         Encoded(
@@ -140,9 +140,7 @@ class Collator:
         if self.is_encoder_decoder:
             prompt_ids, prompt_attention_mask = input_ids, attention_mask
         else:
-            prompt_ids, prompt_attention_mask = pad(
-                prompts, self.pad_token_id, self.pad_to_multiple_of, left=True
-            )
+            prompt_ids, prompt_attention_mask = pad(prompts, self.pad_token_id, self.pad_to_multiple_of, left=True)
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.models.fingerprint import fingerprint
-from src.models.loading import load_model, load_state, load_tokenizer, model_from_config
+from src.models.loading import fit_embeddings, load_model, load_state, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
 from src.models.saving import save_adapter, save_model
 
@@ -28,11 +28,13 @@ class Restored:
         model: The whole model, or a `PeftModel` on its base.
         tokenizer: Its tokenizer.
         base: The directory or hub name that training started from.
+        gguf_file: The GGUF file in it, where the base is one.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     base: str
+    gguf_file: str | None = None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -75,20 +77,21 @@ def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
         options = dict(description["config"])
         model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
         load_state(model, state)
-        return Restored(model.eval(), tokenizer, base)
+        return Restored(model.eval(), tokenizer, base, gguf_file)
     foundation = load_model(base, gguf_file=gguf_file)
     if isinstance(foundation, PeftModel) or fingerprint(foundation) != description["base"]["fingerprint"]:
         raise ParleyError(
             f"the checkpoint's adapter was trained on {description['base']['name']!r}, and {base!r} has other weights; "
             "give the base model that it was trained on with --base-model."
         )
+    fit_embeddings(foundation, tokenizer)
     adapted = add_lora(foundation, _adapter_config(description["adapter"]))
     missing = adapted.load_state_dict(state, strict=False)
     if missing.unexpected_keys:
         raise ParleyError(
             f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
         )
-    return Restored(adapted.eval(), tokenizer, base)
+    return Restored(adapted.eval(), tokenizer, base, gguf_file)
 
 
 def _adapter_config(options: dict[str, Any]) -> PeftConfig:
@@ -112,7 +115,7 @@ def export(
     """
     restored = restore(checkpoint, base_model=base_model)
     if isinstance(restored.model, PeftModel) and not merge:
-        save_adapter(restored.model, restored.tokenizer, output, overwrite=overwrite)
+        save_adapter(restored.model, restored.tokenizer, output, gguf_file=restored.gguf_file, overwrite=overwrite)
         return restored
     whole = merge_lora(restored.model) if isinstance(restored.model, PeftModel) else restored.model
     save_model(whole, restored.tokenizer, output, overwrite=overwrite)

@@ -1,7 +1,8 @@
 """LightningModules, by short name in YAML."""
 
 from src.modules.base import DialogueModule
+from src.modules.causal import CausalLMModule
 from src.modules.schedules import WarmupSchedule
 from src.modules.seq2seq import Seq2SeqModule
 
-__all__ = ["DialogueModule", "Seq2SeqModule", "WarmupSchedule"]
+__all__ = ["CausalLMModule", "DialogueModule", "Seq2SeqModule", "WarmupSchedule"]

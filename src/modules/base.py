@@ -20,7 +20,7 @@ from src.errors import ParleyError
 from src.metrics.rouge import TokenizerName
 from src.models.fingerprint import fingerprint
 from src.models.generation import GenerationOptions, generate_text
-from src.models.loading import load_config, load_model, load_tokenizer
+from src.models.loading import fit_embeddings, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
 from src.modules.metrics import EvaluationMetrics
@@ -98,6 +98,8 @@ class DialogueModule(LightningModule):
             is_trainable=True,
         )
         self.base_fingerprint = fingerprint(model)
+        if not isinstance(model, PeftModel):
+            fit_embeddings(model, self.tokenizer)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
@@ -159,9 +161,10 @@ class DialogueModule(LightningModule):
         """Logits and labels of the tokens to learn from: (tokens, vocabulary) and (tokens,)."""
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over the tokens to learn from, and their number."""
+        """Cross-entropy summed over the tokens to learn from, and their number; smoothed in training only."""
         logits, labels = self.token_logits(batch)
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         return loss, torch.tensor(labels.numel(), device=labels.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -11,7 +11,7 @@ from src.metrics.rouge import Rouge, TokenizerName
 
 
 class EvaluationMetrics(nn.Module):
-    """Loss by token and ROUGE by example, over a whole split and all processes.
+    """Loss and perplexity by token and ROUGE by example, over a whole split and all processes.
 
     Args:
         rouge_tokenizer: How ROUGE splits text into words.
@@ -38,8 +38,12 @@ class EvaluationMetrics(nn.Module):
         self.rouge.update(predictions, references)
 
     def compute(self, stage: str) -> dict[str, Tensor | float]:
-        """The figures under a stage's name, `val/loss`, `val/rouge1` and so on; starts anew."""
-        metrics: dict[str, Tensor | float] = {f"{stage}/loss": self.loss.compute()}
+        """The figures under a stage's name, `val/loss`, `val/perplexity`, `val/rouge1` and so on; starts anew.
+
+        Perplexity is the exponential of the mean loss of a token: how many tokens the model hesitates between.
+        """
+        loss = self.loss.compute()
+        metrics: dict[str, Tensor | float] = {f"{stage}/loss": loss, f"{stage}/perplexity": loss.exp()}
         metrics |= {f"{stage}/{key}": value for key, value in self.rouge.compute().items()}
         self.loss.reset()
         self.rouge.reset()

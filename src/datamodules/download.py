@@ -1,0 +1,56 @@
+"""A file from a web address that the user gives, fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from http.client import HTTPException
+from pathlib import Path
+
+from src.errors import ParleyError
+from src.files import ROW_SUFFIXES
+from src.models.sources import first_line
+
+TIMEOUT_SECONDS = 30.0
+
+
+def is_url(path: str) -> bool:
+    """Whether this is a web address."""
+    return urllib.parse.urlsplit(path).scheme in ("http", "https")
+
+
+def downloaded(url: str, cache_dir: Path) -> Path:
+    """The file at a web address, from the cache if it has been there before.
+
+    Args:
+        url: An http or https address of a table; without an ending that says otherwise it is taken for CSV.
+        cache_dir: Where caches are; the file lies in `downloads/` in it. Delete it there to fetch it anew.
+
+    Raises:
+        ParleyError: It cannot be had, or is a web page.
+    """
+    name = Path(urllib.parse.urlsplit(url).path).name
+    if Path(name).suffix.lower() not in ROW_SUFFIXES:
+        name = f"{name or 'table'}.csv"
+    file = cache_dir / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    if file.exists():
+        return file
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            if response.headers.get_content_type() == "text/html":
+                raise ParleyError(f"{url} is a web page, not a table; give the address of the raw file.")
+            data = response.read()
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or first_line(error)
+        raise ParleyError(f"{url} cannot be downloaded ({reason}); check the address, or give a local file.") from error
+    temporary = file.with_name(f".{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(file)
+    except OSError as error:
+        raise ParleyError(f"{cache_dir} cannot be written ({error}); set cache_dir to another place.") from error
+    return file

@@ -1,0 +1,83 @@
+"""Fine-tuning a decoder-only model."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.contracts import IGNORE_INDEX, Batch
+from src.errors import ParleyError
+from src.models.head import logits_at
+from src.models.tying import base_model
+from src.modules.base import DialogueModule
+
+LEAK_TOLERATED = 0.5  # see `_leak`: a model either keeps examples apart, up to rounding, or does not
+
+
+class CausalLMModule(DialogueModule):
+    """Fine-tunes a decoder-only model, whole or with an adapter: GPT-2, KoGPT2, Llama, SmolLM2, Qwen and their like.
+
+    What is learned, the response alone or all tokens, is in the batch's labels, so the DataModule's `loss_on` decides.
+    The arguments are those of `DialogueModule`.
+    """
+
+    is_encoder_decoder = False
+
+    def on_fit_start(self) -> None:
+        """Look at the first packed batch's model anew."""
+        self._keeps_packed_apart = False
+
+    def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of the positions whose next token is to be learned; the wide head runs over these only."""
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+        wanted = labels != IGNORE_INDEX
+        if "position_ids" in batch:  # packed: no mask, so that transformers makes one from the positions
+            self._require_packing()
+            context = {"attention_mask": None, "position_ids": batch["position_ids"]}
+        else:
+            context = {"attention_mask": batch["attention_mask"]}
+        with logits_at(self._model, wanted):
+            logits = self._model(input_ids=batch["input_ids"], use_cache=False, **context).logits
+        return logits, labels[wanted]
+
+    def _require_packing(self) -> None:
+        """Try once whether the model keeps packed examples apart: not every architecture does.
+
+        Raises:
+            ParleyError: It takes no positions, or looks across the border.
+        """
+        if getattr(self, "_keeps_packed_apart", False):
+            return
+        base = base_model(self._model)
+        takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        if not takes_positions or self._leak() > LEAK_TOLERATED:
+            raise ParleyError(
+                f"a {base.config.model_type} model does not keep packed examples apart; set data.init_args.packing: "
+                "false."
+            )
+        self._keeps_packed_apart = True
+
+    @torch.no_grad()
+    def _leak(self) -> float:
+        """How far a text is from itself when packed behind another, where 1 is what reading both together makes."""
+        model, training = self._model, self._model.training
+        first, second = torch.arange(8, device=self.device), torch.arange(8, 14, device=self.device)
+        joined = torch.cat([first, second])[None]
+        positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None].to(self.device)
+
+        def answer(ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+            return logits[0, -len(second) :].float()
+
+        model.eval()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                alone = answer(second[None], None, positions[:, -len(second) :])
+                packed = answer(joined, None, positions)
+                together = answer(joined, torch.ones_like(joined), positions)
+        finally:
+            model.train(training)
+        return float((packed - alone).norm() / (together - alone).norm())
