@@ -271,7 +271,8 @@ class DialogueDataModule(LightningDataModule):
         """Tokenise into the cache; Lightning calls this on one process, so that the others find it done."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
         for part in self._parts(stage):
-            self._encoded(part)
+            if part not in self.datasets:
+                self._encoded(part)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the splits that a stage needs and say what they hold."""
