@@ -1,7 +1,8 @@
 """Callbacks, by short name in YAML."""
 
+from src.callbacks.ppo import BeforeAfterTable
 from src.callbacks.samples import PredictionWriter, SampleTable
 from src.callbacks.summary import ParameterSummary
 from src.callbacks.throughput import Throughput
 
-__all__ = ["ParameterSummary", "PredictionWriter", "SampleTable", "Throughput"]
+__all__ = ["BeforeAfterTable", "ParameterSummary", "PredictionWriter", "SampleTable", "Throughput"]

@@ -42,6 +42,7 @@ class ParleyCLI(LightningCLI):
             src.callbacks.SampleTable,
             src.callbacks.PredictionWriter,
             src.callbacks.Throughput,
+            src.callbacks.BeforeAfterTable,
         )
         missing = [cls() for cls in defaults if not any(isinstance(callback, cls) for callback in given)]
         if config.get("logger") in (None, True):

@@ -1,0 +1,52 @@
+"""What PPO changed, answer by answer."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from src.callbacks.samples import run_directory
+
+log = logging.getLogger(__name__)
+COLUMNS = ("query", "response_before", "response_after", "reward_before", "reward_after", "reward_diff")
+TOXICITY_COLUMNS = ("toxicity_before", "toxicity_after")
+
+
+class BeforeAfterTable(Callback):
+    """Writes the answers before and after PPO with their rewards, the greatest rise first.
+
+    After every validation to `before_after/step-….csv` in the run's directory and to W&B as a table; after a test to
+    `before_after.csv`. Modules that compare nothing are left alone.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the validation split's table."""
+        if not trainer.sanity_checking:
+            self._write(trainer, pl_module, f"before_after/step-{trainer.global_step:07d}.csv")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the test split's table."""
+        self._write(trainer, pl_module, "before_after.csv")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
+        comparisons: list[Any] = getattr(pl_module, "comparisons", [])
+        if not trainer.is_global_zero or not comparisons:
+            return
+        rows = sorted(comparisons, key=lambda row: -row.reward_diff)
+        columns = COLUMNS if rows[0].toxicity_before is None else (*COLUMNS, *TOXICITY_COLUMNS)
+        cells = [[getattr(row, column) for column in columns] for row in rows]
+        file = Path(run_directory(trainer)) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(columns)
+            writer.writerows(cells)
+        log.info("Answers before and after: %s", file)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("before_after", list(columns), cells, step=trainer.global_step)

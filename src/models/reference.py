@@ -1,0 +1,88 @@
+"""The frozen model that PPO's policy is held to: the policy as it was at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from src.models.fingerprint import fingerprint
+from src.models.lora import ParameterCount
+from src.models.tying import base_model
+
+
+class Reference(nn.Module):
+    """The policy as it was, in as little memory as can be.
+
+    - A fresh adapter: the reference is the base, the adapter switched off; nothing is kept.
+    - An adapter that is trained on (or one whose start differs from its base): a copy of the adapter's weights.
+    - A whole model: a copy of its weights.
+
+    Copies trade places with the policy's tensors while the reference is wanted. So there is one module and one way to
+    run it, and where policy and reference are equal they compute the same bits. The copies are in no state dict: they
+    are what training starts from. (`trl.create_reference_model` copies the modules too, and the base with them.)
+
+    Args:
+        model: The policy at its start.
+        is_continued: An adapter from a directory is trained on, rather than a fresh one.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, *, is_continued: bool) -> None:
+        super().__init__()
+        self.is_base = isinstance(model, PeftModel) and not is_continued and _starts_at_base(model)
+        trained = [] if self.is_base else [p for p in model.parameters() if p.requires_grad]
+        for index, parameter in enumerate(trained):
+            copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            self.register_parameter(f"copy{index}", copy)
+
+    @contextmanager
+    def active(self, model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
+        """Within the block the policy's model is the reference, without gradients.
+
+        Args:
+            model: The policy; no graph through it may wait for its backward pass.
+
+        Yields:
+            The model to call.
+        """
+        if self.is_base:
+            assert isinstance(model, PeftModel)
+            with torch.no_grad(), model.disable_adapter():
+                yield base_model(model)
+            return
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._trade(trained)
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            self._trade(trained)
+
+    def _trade(self, trained: list[nn.Parameter]) -> None:
+        for parameter, copy in zip(trained, list(self.parameters()), strict=True):
+            parameter.data, copy.data = copy.data, parameter.data
+
+    def parameter_count(self, model: PreTrainedModel | PeftModel) -> ParameterCount:
+        """The reference's parameters, of which none is trained."""
+        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        return ParameterCount(0, frozen + sum(copy.numel() for copy in self.parameters()))
+
+    def fingerprint(self) -> str:
+        """A content hash of the copies; empty where there are none."""
+        return "" if self.is_base else fingerprint(self)
+
+    def _save_to_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
+        """Leave the copies out: they are what training started from."""
+
+    def _load_from_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
+        """Expect nothing."""
+
+
+def _starts_at_base(model: PeftModel) -> bool:
+    """Whether the adapter changes nothing at its start; PiSSA, LoftQ and their like change the base as well."""
+    return getattr(model.active_peft_config, "init_lora_weights", False) in (True, "gaussian")

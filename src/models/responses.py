@@ -1,0 +1,173 @@
+"""What PPO asks of a language model: hidden states at the response's tokens and an output head to slice."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from src.errors import ParleyError
+from src.models.tying import base_model
+
+Model = PreTrainedModel | PeftModel
+
+
+class ResponseStates(NamedTuple):
+    """Hidden states at the places that predict each response token, each of shape (batch, time, hidden).
+
+    Attributes:
+        head_input: What the output head takes, after whatever the architecture does before it (T5's scaling).
+        last_hidden: What the decoder gave: what the value head takes.
+    """
+
+    head_input: Tensor
+    last_hidden: Tensor
+
+
+def encode(model: Model, query_ids: Tensor, query_mask: Tensor) -> Tensor | None:
+    """The encoder's output, (batch, query time, hidden); None for a decoder-only model."""
+    base = base_model(model)
+    if not base.config.is_encoder_decoder:
+        return None
+    return base.get_encoder()(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
+
+
+def encoder_is_frozen(model: Model) -> bool:
+    """Whether the encoder's output stays what it was, whatever is trained and with an adapter or without."""
+    base = base_model(model)
+    if not base.config.is_encoder_decoder:
+        return False
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None) if isinstance(model, PeftModel) else None
+    parameters = base.get_encoder().named_parameters()
+    return not any(parameter.requires_grad or (prefix and prefix in name) for name, parameter in parameters)
+
+
+def response_states(
+    model: Model,
+    query_ids: Tensor,
+    query_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    encoder_hidden: Tensor | None = None,
+) -> ResponseStates:
+    """Run the model over responses that are there already, all tokens at once, without its output head.
+
+    Args:
+        model: The model.
+        query_ids: (batch, query time), left-padded for a decoder-only model.
+        query_mask: (batch, query time).
+        response_ids: (batch, time), padded on the right.
+        response_mask: (batch, time).
+        encoder_hidden: What `encode` gave for these queries; computed when left out.
+
+    Returns:
+        (batch, time, hidden) twice.
+    """
+    base, time = base_model(model), response_ids.shape[1]
+    inputs: dict[str, Any]
+    if base.config.is_encoder_decoder:
+        hidden = encode(model, query_ids, query_mask) if encoder_hidden is None else encoder_hidden
+        start = response_ids.new_full((len(response_ids), 1), decoder_start(base))
+        inputs = {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=hidden),
+            "attention_mask": query_mask,
+            "decoder_input_ids": torch.cat([start, response_ids[:, :-1]], dim=1),
+        }
+    else:
+        mask = torch.cat([query_mask, response_mask[:, :-1].to(query_mask.dtype)], dim=1)
+        inputs = {"input_ids": torch.cat([query_ids, response_ids[:, :-1]], dim=1), "attention_mask": mask}
+        inputs |= position_ids(base, mask)
+    with _caught(base) as caught:
+        base(**inputs, use_cache=False)
+    return ResponseStates(caught["head_input"][:, -time:], caught["last_hidden"][:, -time:])
+
+
+@contextmanager
+def _caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Keeps what enters the output head, which gets nothing to do, and what leaves the decoder."""
+    caught: dict[str, Tensor] = {}
+
+    def before_head(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        caught["head_input"] = inputs[0]
+        return (inputs[0][:, :0], *inputs[1:])
+
+    def after_decoder(_module: nn.Module, _inputs: Any, outputs: Any) -> None:
+        caught["last_hidden"] = outputs[0]
+
+    handles = [
+        base.get_output_embeddings().register_forward_pre_hook(before_head),
+        base.get_decoder().register_forward_hook(after_decoder),
+    ]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output_head(model: Model) -> Callable[[Tensor], Tensor]:
+    """From what enters the head, (tokens, hidden), to the model's logits, (tokens, vocabulary)."""
+    base = base_model(model)
+    head, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)  # the bias is BART's
+    cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2's
+
+    def apply(hidden: Tensor) -> Tensor:
+        logits = head(hidden)
+        logits = logits if bias is None else logits + bias
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return apply
+
+
+@torch.no_grad()
+def check_output_head(model: Model, token: int) -> None:
+    """Refuse an architecture that does something after its head which `output_head` does not know.
+
+    Args:
+        model: The model.
+        token: Any token's id.
+
+    Raises:
+        ParleyError: The logits differ from the model's own.
+    """
+    base = base_model(model)
+    ids = torch.full((1, 2), token, device=base.device)
+    mask = torch.ones_like(ids)
+    inputs = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}
+    logits = base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs).logits
+    with _caught(base) as caught:
+        base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
+    ours = output_head(model)(caught["head_input"][0])
+    if not torch.allclose(ours.float(), logits[0].float(), rtol=1e-2, atol=1e-2):
+        raise ParleyError(
+            f"PPO does not know what {base.config.model_type} does to its logits after the output head; "
+            "use another architecture."
+        )
+
+
+def decoder_start(base: PreTrainedModel) -> int:
+    """The token that an encoder-decoder's answers start from, before their first."""
+    start = base.generation_config.decoder_start_token_id
+    start = base.config.decoder_start_token_id if start is None else start
+    if start is None:
+        raise ParleyError(f"{base.name_or_path!r} names no decoder_start_token_id; set it in its config.json.")
+    return int(start)
+
+
+def position_ids(base: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
+    """Positions that do not count padding, as the keyword argument; empty where a model takes none.
+
+    Args:
+        base: A decoder-only model.
+        mask: (batch, time) 1 = token.
+    """
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return {}
+    return {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}

@@ -1,0 +1,245 @@
+"""Sampling responses for PPO: batched, each row with a maximum of its own, no cost for rows that have ended.
+
+transformers' `generate` keeps computing rows that have ended until the last one ends. With maxima drawn between 100 and
+400 that is a large share of the work, so the loop is our own; its cache and logits processors are transformers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from src.errors import ParleyError
+from src.models.lora import merged
+from src.models.responses import Model, decoder_start, encode, position_ids
+from src.models.tying import base_model
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How responses are sampled while PPO learns; the defaults are the published recipe's.
+
+    Attributes:
+        temperature: Divides the logits. The policy that is trained is the tempered one.
+        top_k: Sample among the k likeliest tokens; 0 does not limit.
+        top_p: Sample among the likeliest tokens that share this probability; 1 does not limit.
+        min_new_tokens: Tokens before EOS is allowed.
+        output_min_length: Each response's own maximum is drawn evenly from this …
+        output_max_length: … to this, both included; EOS counts.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 5
+    output_min_length: int = 100
+    output_max_length: int = 400
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ParleyError(f"rollout.temperature is {self.temperature}; it must be above 0.")
+        if self.top_k < 0 or not 0 < self.top_p <= 1 or self.min_new_tokens < 0:
+            raise ParleyError("rollout.top_k and min_new_tokens must be 0 or more, top_p above 0 and at most 1.")
+        if not 1 <= self.output_min_length <= self.output_max_length:
+            raise ParleyError(
+                f"rollout.output_min_length ({self.output_min_length}) must be at least 1 and at most "
+                f"output_max_length ({self.output_max_length})."
+            )
+
+    def processors(self) -> LogitsProcessorList:
+        """Temperature, top-k and top-p as transformers applies them."""
+        chosen: list[Any] = []
+        if self.temperature != 1:
+            chosen.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k:
+            chosen.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            chosen.append(TopPLogitsWarper(self.top_p))
+        return LogitsProcessorList(chosen)
+
+
+class Responses(NamedTuple):
+    """Sampled responses.
+
+    Attributes:
+        ids: (batch, time) padded on the right; EOS is kept.
+        mask: (batch, time) 1 = response token, EOS included.
+        has_eos: (batch,) false where a response was cut off.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    has_eos: Tensor
+
+
+@torch.no_grad()
+def sample_responses(
+    model: Model,
+    query_ids: Tensor,
+    query_mask: Tensor,
+    options: RolloutOptions,
+    *,
+    eos_token_ids: list[int],
+    pad_token_id: int,
+    generator: torch.Generator | None = None,
+    encoder_hidden: Tensor | None = None,
+) -> Responses:
+    """Sample one response a query, with LoRA folded into the weights meanwhile; the model must be in evaluation mode.
+
+    A response ends with EOS, at its own maximum, or where the model has no more positions.
+
+    Args:
+        model: An encoder-decoder or decoder-only model, with or without adapter.
+        query_ids: (batch, query time), left-padded for a decoder-only model.
+        query_mask: (batch, query time).
+        options: How to sample.
+        eos_token_ids: Each of these ends a response.
+        pad_token_id: Fills `ids` where a response has ended.
+        generator: Draws maxima and tokens, on the model's device; torch's own when left out.
+        encoder_hidden: What `encode` gave for these queries; computed when left out.
+
+    Returns:
+        The responses, as long as the longest.
+
+    Raises:
+        ParleyError: A query leaves no position for a response, or the model's probabilities are not finite.
+    """
+    limits = _draw_limits(base_model(model), query_mask, options, generator)
+    batch, longest = len(query_ids), int(limits.max())
+    ids = query_ids.new_full((batch, longest), pad_token_id)
+    mask, has_eos = torch.zeros_like(ids), torch.zeros(batch, dtype=torch.bool, device=ids.device)
+    eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
+    processors = options.processors()
+    rows = torch.arange(batch, device=ids.device)
+    with merged(model), _last_position_only(base_model(model)):
+        decoder = _Decoder(model, query_ids, query_mask, encoder_hidden)
+        for step in range(longest):
+            logits = decoder.next_logits()
+            if step < options.min_new_tokens:
+                logits[:, eos] = -torch.inf
+            tokens = _draw(processors(query_ids, logits), generator)  # type: ignore[arg-type]
+            ids[rows, step], mask[rows, step] = tokens, 1
+            ended = torch.isin(tokens, eos)
+            has_eos[rows] = ended
+            alive = (~ended & (step + 1 < limits[rows])).nonzero().flatten()
+            if not len(alive):
+                break
+            rows = rows[alive]
+            decoder.advance(tokens[alive], alive)
+    time = int(mask.sum(-1).max())
+    return Responses(ids[:, :time], mask[:, :time], has_eos)
+
+
+def _draw_limits(
+    base: PreTrainedModel, query_mask: Tensor, options: RolloutOptions, generator: torch.Generator | None
+) -> Tensor:
+    """How long each response may become, shape (batch,)."""
+    limits = torch.randint(
+        options.output_min_length,
+        options.output_max_length + 1,
+        (len(query_mask),),
+        generator=generator,
+        device=query_mask.device,
+    )
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if positions is None:
+        return limits
+    taken = query_mask.sum(-1)
+    room = torch.full_like(taken, positions) if base.config.is_encoder_decoder else positions - taken
+    if (taken > positions).any() or (room < 1).any():
+        raise ParleyError(
+            f"a prompt has {int(taken.max())} tokens and {base.name_or_path!r} takes {positions}, its answer included; "
+            "lower data.init_args.max_source_length."
+        )
+    return torch.minimum(limits, room)
+
+
+def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token a row: (rows, vocabulary) to (rows,)."""
+    probabilities = logits.float().softmax(-1)
+    if not torch.isfinite(probabilities).all():
+        raise ParleyError(
+            "the model gives probabilities that are not finite; lower the learning rate, or use precision 32-true."
+        )
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
+@contextmanager
+def _last_position_only(base: PreTrainedModel) -> Iterator[None]:
+    """Spare the output head the prompt."""
+
+    def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][:, -1:], *inputs[1:])
+
+    handle = base.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Decoder:
+    """The rows that have not ended, with their caches."""
+
+    def __init__(self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None) -> None:
+        self.base = base_model(model)
+        self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
+        self.query_mask = query_mask
+        if self.is_encoder_decoder:
+            self.encoder_hidden: Any = encoder_hidden
+            if encoder_hidden is None:
+                self.encoder_hidden = encode(model, query_ids, query_mask)
+            self.cache: Any = EncoderDecoderCache(
+                DynamicCache(config=self.base.config), DynamicCache(config=self.base.config)
+            )
+            self.next_ids = query_ids.new_full((len(query_ids), 1), decoder_start(self.base))
+        else:
+            self.cache = DynamicCache(config=self.base.config)
+            self.next_ids = query_ids
+            self.positions = position_ids(self.base, query_mask)
+
+    def next_logits(self) -> Tensor:
+        """Logits of each row's next token, (rows, vocabulary), float32, to be changed at will."""
+        if self.is_encoder_decoder:
+            inputs: dict[str, Any] = {
+                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoder_hidden),
+                "decoder_input_ids": self.next_ids,
+            }
+        else:
+            inputs = {"input_ids": self.next_ids, **self.positions}
+        outputs = self.base(**inputs, attention_mask=self.query_mask, past_key_values=self.cache, use_cache=True)
+        return outputs.logits[:, -1].float().clone()
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        """Take in the tokens of the rows that go on; forget the others.
+
+        Args:
+            tokens: (alive,).
+            alive: (alive,) places among the present rows.
+        """
+        if len(alive) < len(self.next_ids):
+            self.query_mask = self.query_mask[alive]
+            self.cache.batch_select_indices(alive)
+            if self.is_encoder_decoder:
+                self.encoder_hidden = self.encoder_hidden[alive]
+            else:
+                self.positions = {name: ids[alive] for name, ids in self.positions.items()}
+        self.next_ids = tokens.unsqueeze(-1)
+        if not self.is_encoder_decoder:
+            self.query_mask = torch.cat([self.query_mask, torch.ones_like(self.next_ids)], dim=1)
+            self.positions = {name: ids[:, -1:] + 1 for name, ids in self.positions.items()}

@@ -1,0 +1,459 @@
+"""Aligning a fine-tuned model with a reward: PPO with a value head and KL to a reference."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import PreTrainedConfig
+
+from src.contracts import Batch
+from src.errors import ParleyError
+from src.metrics.rouge import TokenizerName
+from src.metrics.toxicity import Toxicity
+from src.models.generation import GenerationOptions
+from src.models.lora import ParameterCount
+from src.models.reference import Reference
+from src.models.responses import check_output_head, encode, encoder_is_frozen
+from src.models.rollout import Responses, RolloutOptions, sample_responses
+from src.models.value_head import ValueHead
+from src.modules.base import DialogueModule
+from src.modules.ppo_evaluation import Comparison, Evaluator, gather, summarise
+from src.modules.ppo_steps import (
+    Minibatch,
+    PhaseClock,
+    PPOParameterCount,
+    eos_token_ids,
+    minibatches,
+    score_tokens,
+    seeded,
+)
+from src.rewards import Reward, score_responses
+from src.rl.config import PPOConfig
+from src.rl.losses import PPOLoss, exceeds_target_kl, ppo_loss
+from src.rl.masked import Reduce
+from src.rl.rollout import Rollout, build_rollout
+from src.rl.stats import rollout_stats, update_stats
+
+log = logging.getLogger(__name__)
+
+
+class PPOModule(DialogueModule):
+    """Trains an encoder-decoder or decoder-only model by PPO (https://arxiv.org/abs/1707.06347) on any reward.
+
+    One training batch is one iteration: sample a response to each prompt, score them, then learn from them in
+    minibatches. The reference is the model as training finds it: the base below a fresh adapter, the fine-tuned model
+    where an adapter directory or a whole model is trained on. Dropout is off throughout, so that policy and reference
+    agree to the bit at the start.
+
+    Args:
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        reward: Scores responses; see docs/rewards.md.
+        lora: A PEFT configuration to train a fresh adapter on a whole model.
+        optimizer: Makes the optimiser from parameters.
+        lr_scheduler: Makes the schedule from the optimiser; its steps are iterations. A constant rate when left out.
+        ppo: PPO's hyper-parameters.
+        rollout: How responses are sampled for training.
+        generation: How validation, test and predict decode.
+        toxicity: Measures validation's responses; alt-profanity-check where that is the reward, else none.
+        max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
+        rouge_tokenizer: `standard` for English; `unicode` for other scripts.
+        gguf_file: The GGUF file in the model's directory, where its weights are in one.
+    """
+
+    value_head: ValueHead
+    reference: Reference
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        reward: Reward,
+        lora: LoraConfig | PeftConfig | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        ppo: PPOConfig | None = None,
+        rollout: RolloutOptions | None = None,
+        generation: GenerationOptions | None = None,
+        toxicity: Toxicity | None = None,
+        max_skipped_updates: int = 5,
+        rouge_tokenizer: TokenizerName = "standard",
+        gguf_file: str | None = None,
+    ) -> None:
+        super().__init__(
+            model_name_or_path,
+            lora=lora,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            generation=generation,
+            rouge_tokenizer=rouge_tokenizer,
+            gguf_file=gguf_file,
+        )
+        if max_skipped_updates < 1:
+            raise ParleyError(f"max_skipped_updates is {max_skipped_updates}; it must be at least 1.")
+        self.automatic_optimization = False
+        self.reward = reward
+        self.ppo = ppo or PPOConfig()
+        self.rollout = rollout or RolloutOptions()
+        self.max_skipped_updates = max_skipped_updates
+        self.kl_controller = self.ppo.kl_controller()
+        self.score_shaper = self.ppo.score_shaper()
+        self.evaluator = Evaluator(reward, toxicity, rouge_tokenizer)
+        self.seed: int | None = None  # settled when training starts, kept in checkpoints
+        self.iteration = 0
+        self.skipped_updates = 0
+        self.skipped_in_a_row = 0
+        self.comparisons: list[Comparison] = []
+
+    # Set-up
+
+    def _check_architecture(self, config: PreTrainedConfig) -> None:
+        self.is_encoder_decoder = bool(config.is_encoder_decoder)
+
+    def configure_model(self) -> None:
+        """Load the policy, keep its reference, put on the value head."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        self.add_value_head_and_reference()
+
+    def add_value_head_and_reference(self) -> None:
+        """What PPO adds to the model."""
+        model = self._model
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            raise ParleyError("PPO trains adapters that change weights (LoRA and its like), not prompts; use LoRA.")
+        self.reference = Reference(model, is_continued=self.lora is None)
+        self.value_head = ValueHead(int(model.config.hidden_size))
+        self._encoder_is_frozen = encoder_is_frozen(model)
+        model.eval()  # dropout is off in rollouts and in updates
+
+    @property
+    def parameter_count(self) -> ParameterCount:
+        """Parameters of policy and value head, and of the reference."""
+        return PPOParameterCount.of(self._model, self.value_head, self.reference)
+
+    def setup(self, stage: str) -> None:
+        """Load the reward early: what it lacks shows before training."""
+        self.reward.to(self.trainer.strategy.root_device)
+        try:
+            score_responses(self.reward, [], [], [])
+        except ParleyError:
+            raise
+        except Exception as error:  # a reward of a user's need not expect to be asked about nothing
+            log.debug("the reward cannot be called without texts: %s", error)
+
+    def on_fit_start(self) -> None:
+        """Refuse what would go wrong later."""
+        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ParleyError("PPOModule trains on one device or with DDP; set trainer.strategy: auto or ddp.")
+        if self.trainer.precision == "16-mixed":
+            raise ParleyError("PPOModule does not scale gradients; set trainer.precision: bf16-mixed or 32-true.")
+        with self.trainer.strategy.precision_plugin.forward_context():
+            check_output_head(self._model, int(self.tokenizer.pad_token_id))
+        if self.seed is None:
+            self.seed = torch.initial_seed()
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        """One iteration of PPO."""
+        clock = PhaseClock()
+        generator = seeded(self.device, self.seed or 0, self.iteration, self.global_rank)
+        real = torch.tensor([not is_filler for is_filler in batch["is_filler"]], device=self.device)
+        with clock.phase("rollout"):
+            encoder_hidden = self._encode(batch)
+            responses = self._sample(batch, real, generator, encoder_hidden)
+        with clock.phase("reward"):
+            scores = self._scores(batch, responses, real)
+        finite = self._agree(bool(torch.isfinite(scores).all()))
+        with clock.phase("forward"):
+            rollout = self._rollout(batch, responses, scores.nan_to_num(0, 0, 0), encoder_hidden)
+        stats = self._rollout_stats(rollout.select(real.nonzero().flatten()), finite)
+        losses: list[PPOLoss] = []
+        with clock.phase("update"):
+            if finite:
+                losses = self._update(rollout, real, generator, encoder_hidden)
+            else:
+                self._count_skipped("the reward gave a score that is not finite")
+        if losses:
+            stats |= update_stats(losses, self._reduce)
+        self.iteration += 1
+        self._log_iteration(stats, clock)
+        self._step_schedules("step")
+
+    def _encode(self, batch: Batch) -> Tensor | None:
+        """The encoder's output for the whole iteration, where it never changes."""
+        if not self._encoder_is_frozen:
+            return None
+        with torch.no_grad():
+            return encode(self._model, batch["prompt_ids"], batch["prompt_attention_mask"])
+
+    def _sample(
+        self, batch: Batch, real: Tensor, generator: torch.Generator, encoder_hidden: Tensor | None
+    ) -> Responses:
+        torch.clear_autocast_cache()  # weights may have changed, or be folded, within Lightning's autocast context
+        responses = sample_responses(
+            self._model,
+            batch["prompt_ids"],
+            batch["prompt_attention_mask"],
+            self.rollout,
+            eos_token_ids=eos_token_ids(self._model, self.tokenizer),
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            generator=generator,
+            encoder_hidden=encoder_hidden,
+        )
+        torch.clear_autocast_cache()
+        return responses._replace(mask=responses.mask * real.unsqueeze(-1))
+
+    def _scores(self, batch: Batch, responses: Responses, real: Tensor) -> Tensor:
+        """One score a row, 0 for fillers, which are not shown to the reward."""
+        rows = real.nonzero().flatten().tolist()
+        texts = self.tokenizer.batch_decode(responses.ids[real], skip_special_tokens=True)
+        scores = torch.zeros(len(real), device=self.device)
+        scores[real] = score_responses(
+            self.reward,
+            [batch["prompt"][row] for row in rows],
+            [text.strip() for text in texts],
+            [batch["references"][row] for row in rows],
+        ).to(self.device)
+        return scores
+
+    @torch.no_grad()
+    def _rollout(self, batch: Batch, responses: Responses, scores: Tensor, encoder_hidden: Tensor | None) -> Rollout:
+        query = batch["prompt_ids"], batch["prompt_attention_mask"]
+        given = (*query, responses.ids, responses.mask, encoder_hidden, self.rollout.temperature)
+        policy = score_tokens(self._model, *given, value_head=self.value_head)
+        with self.reference.active(self._model) as reference:
+            torch.clear_autocast_cache()
+            ref_logprobs = score_tokens(reference, *given).logprobs
+        torch.clear_autocast_cache()
+        return build_rollout(
+            query_ids=query[0],
+            query_mask=query[1],
+            response_ids=responses.ids,
+            response_mask=responses.mask,
+            logprobs=policy.logprobs,
+            ref_logprobs=ref_logprobs,
+            values=policy.values,
+            scores=scores,
+            shaped_scores=self._shape(scores, responses),
+            kl_coef=self.kl_controller.value,
+            config=self.ppo,
+            reduce=self._reduce,
+        )
+
+    def _shape(self, scores: Tensor, responses: Responses) -> Tensor:
+        """Shaped scores; a filler's NaN keeps it out of the running moments, and its mask out of everything else."""
+        is_filler = responses.mask.sum(-1) == 0
+        return self.score_shaper(scores.masked_fill(is_filler, torch.nan), responses.has_eos, self._reduce).nan_to_num()
+
+    def _update(
+        self, rollout: Rollout, real: Tensor, generator: torch.Generator, encoder_hidden: Tensor | None
+    ) -> list[PPOLoss]:
+        """`ppo_epochs` passes over the rollout; the loss of every minibatch."""
+        optimizer, losses = self.optimizers(), []
+        assert isinstance(optimizer, LightningOptimizer)
+        rows, size = real.nonzero().flatten(), self.ppo.gradient_accumulation_steps
+        for _ in range(self.ppo.ppo_epochs):
+            parts = minibatches(rollout, rows, self.ppo.minibatch_size, generator, encoder_hidden, self.trainer)
+            for start in range(0, len(parts), size):
+                group = parts[start : start + size]
+                optimizer.zero_grad()
+                losses += [self._backward(minibatch, len(group)) for minibatch in group]
+                self._step(optimizer, losses[-len(group) :])
+                if exceeds_target_kl(losses[-1].stats["policy/policykl"], self.ppo.target_kl, self._reduce):
+                    return losses
+        return losses
+
+    def _backward(self, minibatch: Minibatch, accumulated: int) -> PPOLoss:
+        rollout, config = minibatch.rollout, self.ppo
+        new = score_tokens(
+            self._model,
+            rollout.query_ids,
+            rollout.query_mask,
+            rollout.response_ids,
+            rollout.response_mask,
+            minibatch.encoder_hidden,
+            self.rollout.temperature,
+            value_head=self.value_head,
+            entropy_requires_grad=config.entropy_coef > 0,
+        )
+        loss = ppo_loss(
+            new.logprobs,
+            new.values,
+            new.entropy,
+            old_logprobs=rollout.logprobs,
+            old_values=rollout.values,
+            advantages=rollout.advantages,
+            returns=rollout.returns,
+            mask=rollout.response_mask,
+            cliprange=config.cliprange,
+            cliprange_value=config.cliprange_value,
+            vf_coef=config.vf_coef,
+            entropy_coef=config.entropy_coef,
+            ratio_threshold=config.ratio_threshold,
+        )
+        self.manual_backward(loss.total * minibatch.weight / accumulated)
+        torch.clear_autocast_cache()
+        return PPOLoss(loss.total.detach(), loss.policy.detach(), loss.value.detach(), loss.skipped, loss.stats)
+
+    def _step(self, optimizer: LightningOptimizer, losses: list[PPOLoss]) -> None:
+        """Clip and step, unless something is not finite on any process."""
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm or torch.inf)
+        finite = torch.stack([norm, *(loss.total.to(norm.device) for loss in losses)]).isfinite().all()
+        if self._agree(bool(finite)):
+            optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            optimizer.zero_grad()
+            self._count_skipped("the loss or its gradient is not finite")
+
+    def _count_skipped(self, why: str) -> None:
+        """Count an update that was left out; every process comes here or none does.
+
+        Raises:
+            ParleyError: Too many in a row.
+        """
+        self.skipped_updates += 1
+        self.skipped_in_a_row += 1
+        log.warning("Iteration %d: update skipped: %s.", self.iteration, why)
+        if self.skipped_in_a_row >= self.max_skipped_updates:
+            raise ParleyError(
+                f"{self.skipped_in_a_row} updates in a row were skipped, the last because {why}; go on from an earlier "
+                "checkpoint with a lower learning rate, or look at what the reward returns."
+            )
+
+    # Over all processes
+
+    @property
+    def _reduce(self) -> Reduce | None:
+        if self.trainer.world_size == 1:
+            return None
+        return lambda tensor: self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+
+    def _agree(self, holds: bool) -> bool:
+        """Whether it holds on every process."""
+        if self._reduce is None:
+            return holds
+        return float(self._reduce(torch.tensor(float(not holds), device=self.device))) == 0
+
+    # Watching
+
+    def _rollout_stats(self, rollout: Rollout, finite: bool) -> dict[str, float]:
+        """Figures of the responses; steers the KL coefficient by them."""
+        stats = rollout_stats(rollout, self.kl_controller.value, self._reduce)
+        counts = torch.tensor([float(len(rollout)), float(rollout.response_mask.sum())], device=self.device)
+        responses, tokens = (counts if self._reduce is None else self._reduce(counts)).tolist()
+        self.kl_controller.update(stats["objective/kl"], int(responses))
+        if not finite:  # zeros stand for the scores that are not
+            stats = {name: value for name, value in stats.items() if "reward_" not in name and "_scores" not in name}
+        return stats | {"tokens/responses": tokens}
+
+    def _log_iteration(self, stats: dict[str, float], clock: PhaseClock) -> None:
+        tokens = stats.pop("tokens/responses")
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        stats |= clock.stats() | {
+            "time/tokens_per_second": tokens / clock.total,
+            "ppo/learning_rate": optimizer.param_groups[0]["lr"],
+            "ppo/skipped_updates": float(self.skipped_updates),
+        }
+        shown: dict[str, Any] = {name: stats.pop(name) for name in ("env/reward_mean", "objective/kl") if name in stats}
+        self.log_dict(shown, prog_bar=True, batch_size=1)
+        self.log_dict(stats, batch_size=1)
+
+    # Schedules
+
+    def _step_schedules(self, interval: str) -> None:
+        """Manual optimisation leaves this to us; an iteration counts as a step."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval != interval:
+                continue
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                metric = self.trainer.callback_metrics.get(config.monitor or "")
+                if metric is not None:
+                    config.scheduler.step(metric)
+            else:
+                config.scheduler.step()
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedules that count epochs."""
+        self._step_schedules("epoch")
+
+    # Evaluation
+
+    def _compare(self, batch: Batch) -> dict[str, Any]:
+        rows = self.evaluator.compare(
+            batch, self._model, self.reference, self.tokenizer, self.generation, self._encode(batch), self.seed or 0
+        )
+        self.comparisons += rows
+        answers = iter(rows)
+        return {"predictions": ["" if filler else next(answers).response_after for filler in batch["is_filler"]]}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Answers of policy and reference to the same prompts, with the same seeds."""
+        return self._compare(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """As in validation."""
+        return self._compare(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self.comparisons = []
+
+    def on_test_epoch_start(self) -> None:
+        """Start anew."""
+        self.comparisons = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self.comparisons = gather(self.comparisons, self.trainer)
+        self.log_dict(summarise(self.comparisons, "val"))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self.comparisons = gather(self.comparisons, self.trainer)
+        self.log_dict(summarise(self.comparisons, "test"))
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what PPO must know to go on as if nothing had happened."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ppo"] = {
+            "reference": self.reference.fingerprint(),
+            "kl_controller": self.kl_controller.state_dict(),
+            "score_shaper": self.score_shaper.state_dict(),
+            "seed": self.seed,
+            "iteration": self.iteration,
+            "skipped_updates": self.skipped_updates,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what would not fit; take up PPO's state."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("ppo")
+        if state is None:
+            raise ParleyError(
+                "this checkpoint is of fine-tuning, not of PPO; `parley export` it and give the directory as "
+                "model.init_args.model_name_or_path."
+            )
+        if state["reference"] != self.reference.fingerprint():
+            raise ParleyError(
+                f"the checkpoint's run started from other weights than {self.model_name_or_path!r} has, which would "
+                "change the reference; give the model that it started from."
+            )
+        self.kl_controller.load_state_dict(state["kl_controller"])
+        self.score_shaper.load_state_dict(state["score_shaper"])
+        self.seed, self.iteration = state["seed"], state["iteration"]
+        self.skipped_updates, self.skipped_in_a_row = state["skipped_updates"], state["skipped_in_a_row"]
