@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,22 @@ def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTr
     if gguf_file and Path(name).is_dir() and not (Path(name) / gguf_file).is_file():
         raise ParleyError(f"{name} has no file {gguf_file}; give the GGUF file's name within the directory.")
     with reading("the configuration", name):
-        options = {"gguf_file": gguf_file} if gguf_file else {}
-        config = AutoConfig.from_pretrained(name, local_files_only=local_only, **options)
+        if gguf_file:
+            config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, _modified(Path(name) / gguf_file)))
+        else:
+            config = AutoConfig.from_pretrained(name, local_files_only=local_only)
     _auto_class(config, name)
     return config
+
+
+@functools.lru_cache(maxsize=4)
+def _gguf_config(name: str, gguf_file: str, local_only: bool, _modified: float) -> PreTrainedConfig:
+    """Kept, since transformers goes through the whole file, vocabulary and all, which takes seconds."""
+    return AutoConfig.from_pretrained(name, local_files_only=local_only, gguf_file=gguf_file)
+
+
+def _modified(file: Path) -> float:
+    return file.stat().st_mtime if file.is_file() else 0.0
 
 
 def is_encoder_decoder(name_or_path: str | Path, gguf_file: str | None = None) -> bool:
@@ -98,7 +112,11 @@ def load_model(
     """
     if is_adapter(name_or_path):
         base, base_gguf = (base_model, None) if base_model else adapter_base(name_or_path)
-        options = {"gguf_file": gguf_file or base_gguf, "dtype": dtype, "attn_implementation": attn_implementation}
+        options: dict[str, Any] = {
+            "gguf_file": gguf_file or base_gguf,
+            "dtype": dtype,
+            "attn_implementation": attn_implementation,
+        }
         options["dropout"] = dropout
         return _load_adapter(name_or_path, base, is_trainable, options)
     config = load_config(name_or_path, gguf_file)
@@ -166,7 +184,15 @@ def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, opt
 
 def _set_dropout(config: PreTrainedConfig, probability: float) -> None:
     """Set whatever the architecture calls its dropout probabilities."""
-    names = ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+    names = (
+        "dropout",
+        "dropout_rate",
+        "attention_dropout",
+        "activation_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    )
     for name in names:
         if hasattr(config, name):
             setattr(config, name, probability)
