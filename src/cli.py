@@ -23,6 +23,9 @@ TRAINER_COMMANDS = {
 }
 COMMANDS = {
     "init": "make a small base model and tokenizer from scratch",
+    "generate": "answers to one prompt, a file or a split, with any decoding",
+    "chat": "talk to a model in the terminal",
+    "compare": "several models on the same examples, side by side, with ROUGE and differences",
     "score": "ROUGE of a predictions file, several columns side by side",
     "export": "a checkpoint as a plain Hugging Face or PEFT directory",
     "demo": "the whole road offline, in minutes",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
+from src.models.logits import BannedTexts, SeededSampling
 from src.models.lora import merged
 
 
@@ -30,8 +33,11 @@ class GenerationOptions:
         repetition_penalty: Above 1 makes tokens that occurred less likely.
         length_penalty: Above 0 favours longer beams.
         num_return_sequences: Answers a prompt.
-        bad_words: Words that are never generated.
-        stop_strings: Texts that end an answer.
+        bad_words: Texts that are never generated, inside longer words neither; a special token such as `<unk>` is
+            meant as the token.
+        stop_strings: Texts that end an answer; they are no part of it.
+        seed: Makes sampling repeatable, whatever else is random in the process. Without beams each prompt has a random
+            stream of its own, so that its answers do not depend on what else is in the batch.
     """
 
     max_new_tokens: int = 64
@@ -47,17 +53,34 @@ class GenerationOptions:
     num_return_sequences: int = 1
     bad_words: list[str] = field(default_factory=list)
     stop_strings: list[str] = field(default_factory=list)
+    seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_return_sequences > self.num_beams and not self.do_sample:
+        least = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "num_return_sequences": 1}
+        least |= {"top_k": 0, "no_repeat_ngram_size": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ParleyError(f"{name} is {getattr(self, name)}; it must be {value} or more.")
+        if self.min_new_tokens > self.max_new_tokens:
             raise ParleyError(
-                f"num_return_sequences is {self.num_return_sequences} with {self.num_beams} beams and no sampling; "
-                "raise num_beams or set do_sample."
+                f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}; swap them."
             )
+        if not 0 < self.top_p <= 1:
+            raise ParleyError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 does not limit).")
+        if self.repetition_penalty <= 0:
+            raise ParleyError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is none).")
         if self.do_sample and self.temperature <= 0:
             raise ParleyError(
                 f"temperature is {self.temperature}; it must be above 0 (drop do_sample for greedy search)."
             )
+        if self.num_return_sequences > self.num_beams and (self.num_beams > 1 or not self.do_sample):
+            sampling = "" if self.do_sample else " and no sampling"
+            raise ParleyError(
+                f"num_return_sequences is {self.num_return_sequences} with num_beams {self.num_beams}{sampling}; "
+                "raise num_beams, or sample without beams (do_sample)."
+            )
+        if not all(text for text in (*self.bad_words, *self.stop_strings)):
+            raise ParleyError("bad_words and stop_strings must not hold an empty text; leave it out.")
 
     def to_generation_config(
         self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
@@ -66,6 +89,7 @@ class GenerationOptions:
         own: GenerationConfig = model.generation_config
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
+            "min_length": 0,  # what is not set here, `generate` takes from the model's own configuration
             "num_beams": self.num_beams,
             "do_sample": self.do_sample,
             "num_return_sequences": self.num_return_sequences,
@@ -82,19 +106,58 @@ class GenerationOptions:
             options |= {"length_penalty": self.length_penalty, "early_stopping": True}
         if self.do_sample:
             options |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        if self.bad_words:
-            options["bad_words_ids"] = _bad_words_ids(self.bad_words, tokenizer)
+        if banned := [_token_id(word, tokenizer) for word in self.bad_words if _is_token(word, tokenizer)]:
+            options["suppress_tokens"] = [*(own.suppress_tokens or []), *banned]
         if self.stop_strings:
             options["stop_strings"] = self.stop_strings
         return GenerationConfig(**options)
 
+    def to_logits_processors(
+        self, tokenizer: PreTrainedTokenizerBase, start: int, numbers: Sequence[int]
+    ) -> LogitsProcessorList:
+        """What transformers' own configuration cannot say: banned texts, and a random stream for each row.
 
-def _bad_words_ids(words: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ways to spell each word: at the start of a text and, for tokenizers that mark it, after a space."""
-    spellings = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] for word in words for text in (word, f" {word}")
-    ]
-    return [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in spellings if ids)]
+        Args:
+            tokenizer: The model's.
+            start: How many tokens of the generated rows are not the answer's.
+            numbers: The prompts' numbers, for their random streams.
+        """
+        processors = LogitsProcessorList()
+        if texts := [word for word in self.bad_words if not _is_token(word, tokenizer)]:
+            processors.append(BannedTexts(texts, tokenizer, start))
+        if self._has_streams:
+            processors.append(
+                SeededSampling(
+                    self.seed or 0, numbers, self.num_return_sequences, self.temperature, self.top_k, self.top_p
+                )
+            )
+        return processors
+
+    @property
+    def _has_streams(self) -> bool:
+        return self.seed is not None and self.do_sample and self.num_beams == 1
+
+
+def _is_token(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether this is the name of a token rather than a text."""
+    return word in tokenizer.all_special_tokens or word in tokenizer.get_added_vocab()
+
+
+def _token_id(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    id = tokenizer.convert_tokens_to_ids(word)
+    assert isinstance(id, int)
+    return id
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from the seed within the block, and go on afterwards as if nothing had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()
@@ -104,6 +167,8 @@ def generate_ids(
     prompt_ids: Tensor,
     prompt_attention_mask: Tensor,
     options: GenerationOptions,
+    *,
+    numbers: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Generate answers, with dropout off and LoRA folded into the weights meanwhile.
@@ -114,25 +179,32 @@ def generate_ids(
         prompt_ids: (batch, prompt); left-padded for a decoder-only model.
         prompt_attention_mask: (batch, prompt).
         options: How to decode.
+        numbers: The prompts' numbers among all that are to be answered, on which seeded sampling depends; their
+            places in the batch when left out.
         **kwargs: For transformers' `generate`, such as a `streamer`.
 
     Returns:
         (batch * num_return_sequences, new tokens) without the prompt, padded on the right.
     """
     training = model.training
+    start = 1 if model.config.is_encoder_decoder else prompt_ids.shape[1]
+    config = options.to_generation_config(model, tokenizer)
+    if options._has_streams:  # then the stream's processor applies them
+        config.update(temperature=1.0, top_k=0, top_p=1.0)
+    numbers = range(len(prompt_ids)) if numbers is None else numbers
     model.eval()
     try:
-        with merged(model):
+        with merged(model), _seeded(options.seed if options.do_sample else None, prompt_ids.device):
             output = model.generate(  # type: ignore[operator]
                 input_ids=prompt_ids,
                 attention_mask=prompt_attention_mask,
-                generation_config=options.to_generation_config(model, tokenizer),
+                generation_config=config,
+                logits_processor=options.to_logits_processors(tokenizer, start, numbers),
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
                 **kwargs,
             )
     finally:
         model.train(training)
-    start = 1 if model.config.is_encoder_decoder else prompt_ids.shape[1]
     return output[:, start:]
 
 
@@ -142,13 +214,17 @@ def generate_text(
     prompt_ids: Tensor,
     prompt_attention_mask: Tensor,
     options: GenerationOptions,
+    *,
+    numbers: Sequence[int] | None = None,
+    **kwargs: Any,
 ) -> list[str]:
     """Generate answers as text; see `generate_ids`."""
-    ids = generate_ids(model, tokenizer, prompt_ids, prompt_attention_mask, options)
+    ids = generate_ids(model, tokenizer, prompt_ids, prompt_attention_mask, options, numbers=numbers, **kwargs)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [_until_stop(text, options.stop_strings).strip() for text in texts]
+    return [until_stop(text, options.stop_strings).strip() for text in texts]
 
 
-def _until_stop(text: str, stop_strings: list[str]) -> str:
+def until_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """A text up to the first of the stop strings."""
     ends = [text.find(stop) for stop in stop_strings if stop in text]
     return text[: min(ends)] if ends else text

@@ -1,0 +1,129 @@
+"""Talk to a model in the terminal.
+
+MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name. Answers appear as they are
+generated. Lines from a pipe are answered too, one after the other. /help shows what can be done besides talking;
+/quit, Ctrl-D and Ctrl-C leave.
+
+  parley chat skt/kogpt2-base-v2 --preset top-k --bad-word "<unk>"
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from src.commands import arguments
+from src.errors import ParleyError
+
+if TYPE_CHECKING:
+    from src.inference.chat import Talk
+
+YOU, MODEL = "you> ", "model> "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint, an adapter or model directory, or a hub name")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens to look at at most, the answer's among them")
+    parser.add_argument(
+        "--history",
+        type=int,
+        metavar="N",
+        help="exchanges to look back at, at most; 0 suits models that were trained on single questions",
+    )
+    arguments.add_style_arguments(parser)
+    arguments.add_decoding_arguments(parser)
+    arguments.add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        talk = _talk(args)
+        _loop(talk)
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+    return 0
+
+
+def _talk(args: argparse.Namespace) -> Talk:
+    options = arguments.decoding_options(args)
+    for name, least in (("context", 2), ("history", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ParleyError(f"--{name} is {value}; it must be {least} or more.")
+
+    from src.inference.chat import Talk
+    from src.inference.prompts import resolve_style
+
+    finished = arguments.load(args, args.model)
+    style = resolve_style(args.format, finished, turns=True, trained=True)
+    if args.system is not None and style != "chat":
+        raise ParleyError("only a chat template has a place for --system, and this model has none; leave it out.")
+    return Talk(finished, style, options, system=args.system, context=args.context, memory=args.history)
+
+
+def _loop(talk: Talk) -> None:
+    from src.inference.chat_commands import ChatCommands
+    from src.inference.decoding import describe
+
+    interactive = sys.stdin.isatty()
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def notice(text: str) -> None:
+        sys.stderr.write(f"({text})\n")
+        sys.stderr.flush()
+
+    def forgot(count: int) -> None:
+        oldest = "the oldest exchange is" if count == 1 else f"the {count} oldest exchanges are"
+        notice(f"the window is full: {oldest} forgotten")
+
+    def ask(question: str) -> None:
+        prefix = MODEL if interactive else ""
+        write(prefix)
+        exchange = talk.ask(question, write=write, forgot=forgot)
+        if talk.decoding.num_return_sequences > 1:
+            write("\n".join(["", *_numbered(exchange.answers)] if prefix else _numbered(exchange.answers)))
+        elif talk.decoding.num_beams > 1:
+            write(exchange.answer)
+        write("\n")
+
+    commands = ChatCommands(talk, ask, write, notice)
+    if interactive:
+        notice(f"{talk.finished.name}; turns: {talk.style}; decoding: {describe(talk.options)}; /help shows more")
+    for line in _lines(interactive):
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                if not commands.run(line):
+                    return
+            elif line.strip():
+                ask(line[1:] if line.startswith("//") else line)
+        except ParleyError as error:
+            sys.stdout.flush()
+            notice(str(error))
+
+
+def _numbered(answers: list[str]) -> list[str]:
+    return [f"{number}: {text}" for number, text in enumerate(answers, start=1)]
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """What the user types, until the end of input."""
+    if interactive:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (gives `input` its line editing)
+        while True:
+            try:
+                yield input(YOU)
+            except EOFError:
+                sys.stdout.write("\n")
+                return
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    for line in sys.stdin:
+        yield line.rstrip("\r\n")

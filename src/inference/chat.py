@@ -1,0 +1,168 @@
+"""A talk with a model: what was said, what of it fits the window, the next answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from src.errors import ParleyError
+from src.inference.loading import FinishedModel
+from src.inference.prompts import Style, Turn, turn_ids
+from src.inference.streaming import TextStream
+from src.models.generation import GenerationOptions, generate_text
+
+
+@dataclass
+class Exchange:
+    """A question and its answers.
+
+    Attributes:
+        question: What the user said.
+        answers: What the model said; several where candidates were asked for.
+        chosen: Which of them the talk goes on with.
+    """
+
+    question: str
+    answers: list[str]
+    chosen: int = 0
+
+    @property
+    def answer(self) -> str:
+        """The answer that the talk goes on with."""
+        return self.answers[self.chosen]
+
+
+@dataclass
+class Talk:
+    """A talk with one model.
+
+    Attributes:
+        finished: The model.
+        style: How it is asked; resolved, not `auto`.
+        options: How it decodes; may change between questions.
+        system: For chat templates, what the model is told first.
+        context: Tokens to look at at most, where that is to be less than the model can.
+        memory: Exchanges to look back at, at most; as many as fit when None.
+        candidates: Answers a question; as the options say when None.
+        exchanges: What was said.
+        forgotten: How many of them no longer fit.
+    """
+
+    finished: FinishedModel
+    style: Style
+    options: GenerationOptions
+    system: str | None = None
+    context: int | None = None
+    memory: int | None = None
+    candidates: int | None = None
+    exchanges: list[Exchange] = field(default_factory=list)
+    forgotten: int = 0
+    _draws: int = 0  # so that a seeded talk draws anew for each answer
+
+    @property
+    def decoding(self) -> GenerationOptions:
+        """The options with the candidates in them: without plain sampling these are beams."""
+        if self.candidates is None:
+            return self.options
+        if self.options.do_sample and self.options.num_beams == 1:
+            return replace(self.options, num_return_sequences=self.candidates)
+        beams = max(self.options.num_beams, self.candidates)
+        return replace(self.options, num_beams=beams, num_return_sequences=self.candidates)
+
+    def ask(self, question: str, *, write: Callable[[str], object], forgot: Callable[[int], object]) -> Exchange:
+        """Get an answer; only a whole one becomes part of the talk.
+
+        Args:
+            question: What the user says.
+            write: Takes the text as it comes where there is one answer without beams, and is not called otherwise.
+            forgot: Told how many exchanges just fell out of the window.
+
+        Raises:
+            ParleyError: The question alone does not fit.
+        """
+        ids, forgotten = self._prompt(question)
+        if forgotten > self.forgotten:
+            forgot(forgotten - self.forgotten)
+            self.forgotten = forgotten
+        options = self.decoding
+        streams = options.num_return_sequences == options.num_beams == 1
+        stream = TextStream(self.finished.tokenizer, write, options.stop_strings) if streams else None
+        prompt = torch.tensor([ids], device=self.finished.device)
+        number, self._draws = self._draws, self._draws + 1
+        answers = generate_text(
+            self.finished.model,
+            self.finished.tokenizer,
+            prompt,
+            torch.ones_like(prompt),
+            options,
+            numbers=[number],
+            streamer=stream,
+        )
+        exchange = Exchange(question, answers)
+        self.exchanges.append(exchange)
+        return exchange
+
+    def reset(self) -> None:
+        """Forget everything that was said."""
+        self.exchanges.clear()
+        self.forgotten = 0
+
+    def take_back(self) -> str:
+        """Take the last exchange back, and return its question.
+
+        Raises:
+            ParleyError: There is none.
+        """
+        if not self.exchanges:
+            raise ParleyError("nothing has been said yet; say something first.")
+        question = self.exchanges.pop().question
+        self.forgotten = min(self.forgotten, len(self.exchanges))
+        return question
+
+    def turns(self, first: int = 0) -> list[Turn]:
+        """What was said from an exchange on, after the system's words."""
+        said = [Turn("system", self.system)] if self.system is not None else []
+        for exchange in self.exchanges[first:]:
+            said += [Turn("user", exchange.question), Turn("assistant", exchange.answer)]
+        return said
+
+    def save(self, file: Path) -> None:
+        """Write the talk: `.jsonl` with a role and a content a line, anything else as text.
+
+        Raises:
+            ParleyError: The file cannot be written.
+        """
+        if file.suffix.lower() in (".jsonl", ".json"):
+            lines = [json.dumps({"role": t.role, "content": t.content}, ensure_ascii=False) for t in self.turns()]
+        else:
+            lines = [f"{turn.role}: {turn.content}" for turn in self.turns()]
+        try:
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise ParleyError(f"{file} cannot be written ({error.strerror}); name another file.") from error
+
+    def _prompt(self, question: str) -> tuple[list[int], int]:
+        """The token ids of as much of the talk as fits, and how many exchanges do not."""
+        room = self._room()
+        remembered = len(self.exchanges) if self.memory is None else self.memory
+        for first in range(self.forgotten, len(self.exchanges) + 1):
+            start = max(first, len(self.exchanges) - remembered)
+            ids = turn_ids([*self.turns(start), Turn("user", question)], self.finished, self.style)
+            if room is None or len(ids) <= room:
+                return ids, first
+        raise ParleyError(f"that is {len(ids)} tokens and there is room for {room}; say it shorter.")
+
+    def _room(self) -> int | None:
+        """Tokens that a prompt may have."""
+        windows = [size for size in (self.finished.positions, self.context) if size is not None]
+        if not windows:
+            return None
+        window, answer = min(windows), self.options.max_new_tokens
+        room = window if self.finished.is_encoder_decoder else window - answer
+        if room < 2 or (self.finished.positions is not None and answer >= self.finished.positions):
+            raise ParleyError(f"max_new_tokens is {answer}, but the window has {window} tokens; lower it.")
+        return room

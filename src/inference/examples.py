@@ -1,0 +1,142 @@
+"""What to ask a finished model: a text, a file of prompts, a split of a dataset."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.contracts import Example
+from src.datamodules import ChatbotDataModule, DialogSumDataModule, DialogueDataModule
+from src.datamodules.download import is_url
+from src.datamodules.sources import Rows, read_split
+from src.datamodules.splits import SplitSpec
+from src.datamodules.templates import fill, named_templates, resolve_template
+from src.errors import ParleyError
+from src.files import ROW_SUFFIXES, read_rows, read_text
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """Examples to ask.
+
+    Attributes:
+        examples: In the order of their source; without references where none are known.
+        turns: Whether prompt and answer are two turns of a talk.
+        trained: Whether the prompts are such as a DataModule trains on.
+    """
+
+    examples: list[Example]
+    turns: bool = False
+    trained: bool = False
+
+
+def from_text(text: str, template: str | None = None) -> ExampleSet:
+    """One prompt; with a template, the template filled with it."""
+    return ExampleSet([Example(_filled(template, text), "", [], "0")], trained=template is not None)
+
+
+def from_file(
+    path: Path, *, column: str | None = None, references: Sequence[str] = (), template: str | None = None
+) -> ExampleSet:
+    """Prompts from a file: a text file's lines, or a column of a table.
+
+    Args:
+        path: `.txt`, or a table as `read_rows` takes it.
+        column: The column with prompts; `prompt` when left out.
+        references: Columns with right answers; a cell may be a list of texts.
+        template: Filled with each prompt.
+
+    Raises:
+        ParleyError: The file or a column is missing, or there is nothing in it.
+    """
+    if path.suffix.lower() not in ROW_SUFFIXES and path.is_file():
+        if column or references:
+            raise ParleyError(f"{path} is read line by line; give a table ({', '.join(ROW_SUFFIXES)}) to name columns.")
+        lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
+        examples = [Example(line, "", [], str(number)) for number, line in enumerate(lines, 1) if line.strip()]
+    else:
+        read = list(read_rows(path))
+        rows = Rows([row.cells for row in read], [f"{path}, {row.place}" for row in read], str(path))
+        examples = [_example(rows, number, column or "prompt", references) for number in range(len(read))]
+    if not examples:
+        raise ParleyError(f"{path} has no prompts in it; give a file with some.")
+    filled = [Example(_filled(template, item.prompt), item.target, item.references, item.id) for item in examples]
+    return ExampleSet(filled, trained=template is not None)
+
+
+def _example(rows: Rows, number: int, column: str, references: Sequence[str]) -> Example:
+    prompt = rows.text(number, column)
+    if not prompt.strip():
+        raise ParleyError(f"{rows.places[number]}: column {column!r} is empty; fill it or drop the row.")
+    texts: list[str] = []
+    for name in references:
+        cell = rows.rows[number].get(name)
+        texts += [str(text) for text in cell] if isinstance(cell, list) else [rows.text(number, name)]
+    id = rows.rows[number].get("id")
+    return Example(prompt, texts[0] if texts else "", texts, str(number if id is None else id))
+
+
+def from_dataset(path: str, split: str, *, template: str | None = None, seed: int = 42) -> ExampleSet:
+    """A split of DialogSum or ChatbotData, or of anything with their columns, as the DataModule gives it.
+
+    Args:
+        path: Whatever the DataModules take.
+        split: A name, or a part such as `test[:100]`.
+        template: A template's name or text; the DataModule's own when left out.
+        seed: By which the DataModule deals one table into splits.
+
+    Raises:
+        ParleyError: The data cannot be read or is of another kind.
+    """
+    spec = SplitSpec.parse(split)
+    columns = _columns(path, spec.name)
+    options: dict[str, Any] = {"path": path, "seed": seed} | ({"template": template} if template else {})
+    part = spec.name if spec.name in ("train", "validation") else "test"
+    if columns is None or {"Q", "A"} <= columns:
+        cut = split.removeprefix(spec.name)
+        dealt = _is_one_table(path) and spec.name in ("train", "validation", "test")
+        options[f"{part}_split"] = f"train{cut}" if dealt else split
+        data: DialogueDataModule = ChatbotDataModule("", **options)
+        return ExampleSet(data.examples(part), turns=True, trained=True)
+    if "dialogue" in columns:
+        data = DialogSumDataModule("", **options, test_split=split)
+        return ExampleSet(data.examples("test"), trained=True)
+    raise ParleyError(
+        f"{path} has the columns {', '.join(sorted(columns))}, neither DialogSum's (dialogue, summary) nor "
+        "ChatbotData's (Q, A); give it with --input and --column."
+    )
+
+
+def _is_one_table(path: str) -> bool:
+    return is_url(path) or Path(path).expanduser().is_file() or _only_file(Path(path).expanduser()) is not None
+
+
+def _columns(path: str, split: str) -> set[str] | None:
+    """The columns of a source; None for a web address, which only ChatbotData takes."""
+    if is_url(path):
+        return None
+    if file := _only_file(Path(path).expanduser()):
+        first = next(iter(read_rows(file)), None)
+        return set(first.cells) if first else set()
+    rows = read_split(path, split)
+    return set(rows.rows[0]) if rows.rows else set()
+
+
+def _only_file(place: Path) -> Path | None:
+    files = [file for file in place.iterdir() if file.suffix.lower() in ROW_SUFFIXES] if place.is_dir() else []
+    return files[0] if len(files) == 1 else None
+
+
+def _filled(template: str | None, text: str) -> str:
+    """A template with every field filled with the text; the text itself where there is none."""
+    if template is None:
+        return text
+    known = named_templates().get(template, template)
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(known) if name}
+    except ValueError:
+        fields = set()  # resolve_template says what is wrong
+    return fill(resolve_template(template, fields), dict.fromkeys(fields, text))

@@ -1,0 +1,106 @@
+"""A finished model from wherever it is: a run's checkpoint, an adapter, a model directory, the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.errors import ParleyError
+from src.inference.export import restore
+from src.models.loading import load_model, load_tokenizer
+from src.models.lora import can_merge, merge_lora
+from src.models.sources import is_adapter
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A model to generate with.
+
+    Attributes:
+        model: In evaluation mode, its adapter folded in where that can be done.
+        tokenizer: Its tokenizer.
+        name: What the user called it.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it has an encoder."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def positions(self) -> int | None:
+        """The tokens that it can look at, prompt and answer together if it has no encoder; None where any number."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+
+def load_finished(
+    name_or_path: str,
+    *,
+    base_model: str | None = None,
+    gguf_file: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> FinishedModel:
+    """Load a model to generate with.
+
+    Args:
+        name_or_path: A checkpoint (.ckpt), an adapter directory, a model directory or a hub name.
+        base_model: For a checkpoint or an adapter, its base where that has moved.
+        gguf_file: The GGUF file's name within the model's directory.
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is CUDA where there is one.
+        dtype: Of the weights: `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        ParleyError: It cannot be found or read, or an option does not go with it.
+    """
+    place, where = Path(name_or_path).expanduser(), _device(device)
+    weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    is_checkpoint = place.is_file() or (place.suffix == ".ckpt" and not place.is_dir())
+    if is_checkpoint:
+        if gguf_file:
+            raise ParleyError("a checkpoint knows its base's GGUF file by itself; leave --gguf-file out.")
+        restored = restore(place, base_model=base_model)
+        model, tokenizer = restored.model, restored.tokenizer
+    else:
+        if base_model and not is_adapter(place):
+            raise ParleyError(f"{name_or_path} is a whole model; leave --base-model out (it is for adapters).")
+        _refuse_run(place)
+        model = load_model(name_or_path, gguf_file=gguf_file, base_model=base_model, dtype=weights)
+        tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file)
+    if isinstance(model, PeftModel) and can_merge(model):
+        model = merge_lora(model)
+    nn.Module.to(model, device=where, dtype=weights)
+    return FinishedModel(model.eval(), tokenizer, name_or_path)
+
+
+def _refuse_run(place: Path) -> None:
+    """Say which checkpoints a run's directory has, if it is one."""
+    if place.is_dir() and not (place / "config.json").is_file() and not is_adapter(place):
+        checkpoints = sorted(place.glob("checkpoints/*.ckpt")) or sorted(place.glob("*.ckpt"))
+        if checkpoints:
+            raise ParleyError(f"{place} is a run, not a model; give one of its checkpoints, such as {checkpoints[-1]}.")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ParleyError(f"there is no device {name!r} here; give cpu, or leave --device out.") from error
+    return device

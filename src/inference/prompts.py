@@ -1,0 +1,201 @@
+"""From what a user asks to the token ids that a model continues: styles, turns, few-shot examples, the window."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from src.contracts import Example
+from src.datamodules import formats
+from src.errors import ParleyError
+from src.inference.loading import FinishedModel
+from src.models.sources import first_line
+
+log = logging.getLogger(__name__)
+
+Style = Literal["auto", "plain", "published", "chat", "raw"]
+SHOT_SEPARATOR = "\n\n\n\n\n"  # published: a newline, the stop sequence, a newline
+STOP_SEQUENCE = "\n\n\n"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says.
+
+    Attributes:
+        role: `system`, `user` or `assistant`, as chat templates call them.
+        content: The text.
+    """
+
+    role: str
+    content: str
+
+
+def resolve_style(style: Style, finished: FinishedModel, *, turns: bool, trained: bool) -> Style:
+    """Choose what `auto` means.
+
+    Args:
+        style: As a user gives it. A DataModule's formats, and `raw`: a decoder-only model goes on where the prompt
+            ends.
+        finished: The model.
+        turns: Whether prompt and answer are two turns of a talk.
+        trained: Whether prompts are such as a DataModule trains on; `auto` then follows it, and is `raw` otherwise.
+
+    Raises:
+        ParleyError: The model cannot be asked in this style.
+    """
+    tokenizer, has_encoder = finished.tokenizer, finished.is_encoder_decoder
+    if style == "raw" and not has_encoder:
+        return "raw"
+    if style == "raw":
+        style = "plain"
+    resolved: Style = formats.resolve_format(style, tokenizer, is_encoder_decoder=has_encoder, turns=turns)
+    if resolved == "plain" and style == "auto" and not trained and not has_encoder:
+        return "raw"
+    return resolved
+
+
+def few_shot(prompt: str, shots: Sequence[Example], separator: str = SHOT_SEPARATOR) -> str:
+    """Put solved examples before a prompt: each prompt, its answer, the separator.
+
+    With the template `flan` and a blank at its end this is the published few-shot prompt. An answer is kept from its
+    prompt by a blank where nothing else does.
+
+    Args:
+        prompt: What is asked.
+        shots: Solved examples, in the same template.
+        separator: What ends an example.
+    """
+    solved = [f"{shot.prompt}{'' if shot.prompt[-1:].isspace() else ' '}{shot.target}{separator}" for shot in shots]
+    return "".join(solved) + prompt
+
+
+def choose_shots(pool: Sequence[Example], count: int, asked: Example) -> list[Example]:
+    """The first examples of a pool that are not the one asked for.
+
+    Raises:
+        ParleyError: There are not so many.
+    """
+    shots = [example for example in pool if example.prompt != asked.prompt][:count]
+    if len(shots) < count:
+        raise ParleyError(f"there are only {len(shots)} examples to show and --shots is {count}; lower it.")
+    return shots
+
+
+def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> list[int]:
+    """The token ids of a talk, up to where the model's answer begins.
+
+    Args:
+        turns: Ending with the user's.
+        finished: The model.
+        style: `chat` for the tokenizer's template, `published` for `<s>turn</s><s>turn</s><s>`, otherwise lines.
+
+    Raises:
+        ParleyError: The chat template fails.
+    """
+    tokenizer = finished.tokenizer
+    if style == "published":
+        start, end = tokenizer.get_vocab()[formats.TURN_START], tokenizer.get_vocab()[formats.TURN_END]
+        contents = [turn.content for turn in turns]
+        texts: list[list[int]] = tokenizer(contents, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*itertools.chain.from_iterable([start, *ids, end] for ids in texts), start]
+    if style != "chat":
+        return _text_ids("\n".join(turn.content for turn in turns), finished, style)
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program: Jinja and the template itself raise what they like
+        raise ParleyError(f"the model's chat template fails ({first_line(error)}); use another format.") from error
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _text_ids(text: str, finished: FinishedModel, style: Style) -> list[int]:
+    """A text as training encodes it; `raw` without the newline that closes a prompt."""
+    tokenizer, has_encoder = finished.tokenizer, finished.is_encoder_decoder
+    if style == "plain" and not has_encoder:
+        return formats.prompt_ids([text], tokenizer, "plain")[0]
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    return ids[:-1] if not has_encoder and ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into token ids that fit the model's window.
+
+    Attributes:
+        finished: The model.
+        style: Resolved, not `auto`.
+        max_new_tokens: What the answer needs of the window.
+        max_source_length: Tokens of a prompt at most; as many as fit when None.
+        system: For chat templates, what the model is told before everything else.
+        separator: What ends a few-shot example, where it is part of a text.
+    """
+
+    finished: FinishedModel
+    style: Style
+    max_new_tokens: int
+    max_source_length: int | None = None
+    system: str | None = None
+    separator: str = SHOT_SEPARATOR
+
+    def __post_init__(self) -> None:
+        if self.max_source_length is not None and self.max_source_length < 2:
+            raise ParleyError(f"max_source_length is {self.max_source_length}; it must be 2 or more.")
+        if self.system is not None and self.style != "chat":
+            raise ParleyError("only a chat template has a place for --system; this model is not asked by one.")
+        self.limit  # noqa: B018  (refuses at once what cannot fit)
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a prompt at most.
+
+        Raises:
+            ParleyError: The answer alone fills the window.
+        """
+        window = self.finished.positions
+        if window is None:
+            return self.max_source_length
+        left = window if self.finished.is_encoder_decoder else window - self.max_new_tokens
+        if left < 2 or self.max_new_tokens >= window:
+            raise ParleyError(
+                f"max_new_tokens is {self.max_new_tokens}, but {self.finished.name} has {window} positions; lower it."
+            )
+        return left if self.max_source_length is None else min(left, self.max_source_length)
+
+    def encode(self, examples: Sequence[Example], shots: Sequence[Sequence[Example]] | None = None) -> list[list[int]]:
+        """Token ids of each prompt; those that are too long are cut as in training, and counted in the log.
+
+        Args:
+            examples: What is asked.
+            shots: For each of them its solved examples.
+        """
+        shots = shots or [()] * len(examples)
+        whole = [self._ids(example, before) for example, before in zip(examples, shots, strict=True)]
+        encoded = [self._cut(ids) for ids in whole]
+        if cut := sum(len(ids) < len(all_ids) for ids, all_ids in zip(encoded, whole, strict=True)):
+            log.warning("%d of %d prompts truncated to %d tokens.", cut, len(whole), self.limit)
+        if not all(encoded):
+            raise ParleyError("a prompt is empty, and this model does not begin by itself; give it some text.")
+        return encoded
+
+    def _ids(self, example: Example, shots: Sequence[Example]) -> list[int]:
+        if self.style in ("chat", "published"):
+            turns = [Turn("system", self.system)] if self.system is not None else []
+            for shot in shots:
+                turns += [Turn("user", shot.prompt), Turn("assistant", shot.target)]
+            return turn_ids([*turns, Turn("user", example.prompt)], self.finished, self.style)
+        text = few_shot(example.prompt, shots, self.separator)
+        return _text_ids(text, self.finished, self.style)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        limit = self.limit
+        if limit is None or len(ids) <= limit:
+            return ids
+        if self.finished.is_encoder_decoder:
+            closed = ids[-1] in self.finished.tokenizer.all_special_ids
+            return [*ids[: limit - 1], ids[-1]] if closed else ids[:limit]
+        tail = limit // 4
+        return ids[: limit - tail] + ids[len(ids) - tail :]

@@ -1,0 +1,62 @@
+"""Text as it is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from src.models.generation import until_stop
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream(BaseStreamer):
+    """Hands text on as soon as it is certain; all of it together is what `generate_text` returns.
+
+    transformers' `TextStreamer` waits for the end of a word. This one waits only for the rest of a character whose
+    bytes are spread over tokens (any Korean syllable may be), of a stop string, and of white space at the end.
+
+    Args:
+        tokenizer: The model's.
+        write: Takes each piece.
+        stop_strings: What ends the answer and is no part of it.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], object], stop_strings: Sequence[str] = ()
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.write = write
+        self.stop_strings = stop_strings
+        self.ids: list[int] = []
+        self.shown = ""
+        self.saw_prompt = False
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, and then token after token."""
+        if not self.saw_prompt:
+            self.saw_prompt = True
+            return
+        self.ids += value.flatten().tolist()
+        self._show(self._certain(self._decoded()))
+
+    def end(self) -> None:
+        """Hand on what was held back."""
+        self._show(until_stop(self._decoded(), self.stop_strings).strip())
+
+    def _decoded(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def _certain(self, text: str) -> str:
+        text = until_stop(text, self.stop_strings).rstrip(UNFINISHED)
+        beginnings = (stop[:length] for stop in self.stop_strings for length in range(1, len(stop)))
+        held = max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
+        return text[: len(text) - held].strip()
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self.shown) and text.startswith(self.shown):
+            self.write(text[len(self.shown) :])
+            self.shown = text

@@ -1,0 +1,134 @@
+"""Rules that generation obeys at every token, as transformers' logits processors."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+_LAST_CHARACTER = "\U0010ffff"
+
+
+class BannedTexts(LogitsProcessor):
+    """Texts that are never generated, however they are cut into tokens and inside longer words too.
+
+    transformers' `bad_words_ids` bans one spelling of a word, the one that the tokenizer would choose; a sampling
+    model finds others. Here a token is refused when it would complete a banned text, which is told from the tokens'
+    own alphabet, in which a token that ends amid a Korean syllable has its bytes too.
+
+    Args:
+        texts: What is not to be generated; a text that the tokenizer cannot spell is passed over.
+        tokenizer: The model's.
+        start: How many tokens of `input_ids` are not the answer's.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, start: int) -> None:
+        special = set(tokenizer.all_special_ids)
+        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.pieces = ["" if id in special else piece or "" for id, piece in enumerate(pieces)]
+        self.start = start
+        spelled = [_spelling(text, tokenizer) for text in texts]
+        self.texts = [text for text in spelled if text]
+        self.longest = max(map(len, self.texts), default=0)
+        order = sorted(range(len(self.pieces)), key=self.pieces.__getitem__)
+        in_order = [self.pieces[id] for id in order]
+        self.whole = [id for id, piece in enumerate(self.pieces) if any(text in piece for text in self.texts)]
+        self.completing: dict[str, list[int]] = {}  # from what is there already to the tokens that complete it
+        for text in self.texts:
+            for cut in range(1, len(text)):
+                first = bisect.bisect_left(in_order, text[cut:])
+                last = bisect.bisect_right(in_order, text[cut:] + _LAST_CHARACTER)
+                self.completing.setdefault(text[:cut], []).extend(order[first:last])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of (rows, vocabulary) with -inf where a token would complete a banned text."""
+        scores = scores.clone()
+        scores[:, self.whole] = -torch.inf
+        spare = len(self.pieces)  # rows of the embeddings beyond the tokenizer
+        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
+            tail = ""
+            for id in reversed(ids):
+                if len(tail) >= self.longest:
+                    break
+                tail = (self.pieces[id] if id < spare else "") + tail
+            for there, tokens in self.completing.items():
+                if tokens and tail.endswith(there):
+                    scores[row, tokens] = -torch.inf
+        return scores
+
+
+def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text in the alphabet of the tokens, without the blank that some put before it; empty if impossible."""
+    before = "".join(tokenizer.tokenize("x"))
+    pieces = tokenizer.tokenize(f"x{text}")
+    spelled = "".join(pieces)
+    if tokenizer.unk_token in pieces or not spelled.startswith(before):
+        return ""
+    return spelled[len(before) :]
+
+
+class SeededSampling(LogitsProcessor):
+    """Draws each row's next token with a generator of the row's own, so that no row depends on its neighbours.
+
+    With one row this draws the very tokens that transformers draws after `torch.manual_seed(seed)`:
+    `torch.multinomial` takes the largest of p / q with q from an exponential distribution, and so does this. The
+    choice is handed on as a distribution with one token in it. Applies temperature, top-k and top-p itself, since
+    transformers puts its own after every processor that it is given.
+
+    Args:
+        seed: What all draws depend on.
+        numbers: For each prompt its number; the draws for a prompt depend on it and not on its place in the batch.
+        num_return_sequences: Rows a prompt.
+        temperature: As in transformers.
+        top_k: As in transformers; 0 does not limit.
+        top_p: As in transformers; 1 does not limit.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        numbers: Sequence[int],
+        num_return_sequences: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+    ) -> None:
+        self.seeds = [row_seed(seed, number, k) for number in numbers for k in range(num_return_sequences)]
+        self.generators: list[torch.Generator] = []
+        self.warpers: list[LogitsProcessor] = []
+        if temperature != 1.0:
+            self.warpers.append(TemperatureLogitsWarper(temperature))
+        if top_k:
+            self.warpers.append(TopKLogitsWarper(top_k))
+        if top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of (rows, vocabulary) with 0 at the drawn token and -inf elsewhere."""
+        if not self.generators:
+            self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        probabilities = scores.softmax(dim=-1)
+        noise = torch.empty_like(probabilities)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(1, generator=generator)
+        drawn = (probabilities / noise).argmax(dim=-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def row_seed(seed: int, number: int, answer: int) -> int:
+    """The seed for one answer to one prompt; the seed itself for the first answer to prompt 0."""
+    if number == answer == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {number} {answer}".encode()).digest()[:7], "big")
