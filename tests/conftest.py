@@ -43,9 +43,20 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
         directory = root / f"{architecture}-{seed}{'-untied' if untied else ''}"
         if not directory.exists():
-            sizes = ["--hidden-size", "32", "--layers", "1", "--heads", "2", "--feed-forward-size", "64", "--vocab-size", "400"]
-            words = ["init", "--architecture", architecture, "--output", str(directory), "--seed", str(seed), *sizes]
-            assert main([*words, "--untied-head"] if untied else words) == 0
+            sizes = [
+                "--hidden-size",
+                "32",
+                "--layers",
+                "1",
+                "--heads",
+                "2",
+                "--feed-forward-size",
+                "64",
+                "--vocab-size",
+                "400",
+            ]
+            words = ["init", "--architecture", architecture, "--output", str(directory), "--seed", str(seed)]
+            assert main([*words, *sizes, *(["--untied-head"] if untied else [])]) == 0
         return directory
 
     return make

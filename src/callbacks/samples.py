@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """Where a run keeps its files."""
+    """Where a run keeps its files; every process must ask, since rank 0 tells the others."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
@@ -51,9 +51,10 @@ class SampleTable(Callback):
         """Write the table."""
         rows = gather(self._predictions, trainer)
         self._predictions = []
+        directory = run_directory(trainer)
         if not trainer.is_global_zero or trainer.sanity_checking or not rows:
             return
-        file = run_directory(trainer) / "samples" / f"step-{trainer.global_step:07d}.jsonl"
+        file = directory / "samples" / f"step-{trainer.global_step:07d}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         for logger in trainer.loggers:
@@ -115,10 +116,10 @@ class PredictionWriter(Callback):
     def _write(self, trainer: Trainer) -> None:
         rows = gather(self._predictions, trainer)
         self._predictions = []
+        file = run_directory(trainer) / self.filename
         if not trainer.is_global_zero:
             return
         width = max(len(row.references) for row in rows)
-        file = run_directory(trainer) / self.filename
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)

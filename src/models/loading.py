@@ -116,10 +116,12 @@ def load_model(
             "gguf_file": gguf_file or base_gguf,
             "dtype": dtype,
             "attn_implementation": attn_implementation,
+            "dropout": dropout,
         }
-        options["dropout"] = dropout
         return _load_adapter(name_or_path, base, is_trainable, options)
     config = load_config(name_or_path, gguf_file)
+    if dropout is not None:
+        _set_dropout(config, dropout)
     name, local_only = locate(name_or_path)
     given: dict[str, Any] = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
     if gguf_file and (unpack := getattr(transformers, "GgufConfig", None)):

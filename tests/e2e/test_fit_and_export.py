@@ -17,10 +17,30 @@ from src.inference.export import restore
 ROOT = Path(__file__).resolve().parents[2]
 SEQ2SEQ = ROOT / "configs" / "dialogsum_seq2seq.yaml"
 LORA = ROOT / "configs" / "dialogsum_lora.yaml"
-QUICK = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1",
-         "--trainer.limit_test_batches", "2", "--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1",
-         "--trainer.enable_progress_bar", "false", "--data.init_args.max_source_length", "96",
-         "--model.init_args.generation.max_new_tokens", "8", "--model.init_args.optimizer.init_args.lr", "0.01"]  # fmt: skip
+QUICK = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.limit_train_batches",
+    "4",
+    "--trainer.limit_val_batches",
+    "1",
+    "--trainer.limit_test_batches",
+    "2",
+    "--trainer.num_sanity_val_steps",
+    "0",
+    "--trainer.log_every_n_steps",
+    "1",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--data.init_args.max_source_length",
+    "96",
+    "--model.init_args.generation.max_new_tokens",
+    "8",
+    "--model.init_args.optimizer.init_args.lr",
+    "0.01",
+]
 
 
 def checkpoint_of(directory: Path, version: int = 0) -> Path:
