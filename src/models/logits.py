@@ -17,6 +17,7 @@ from transformers import (
 )
 
 _LAST_CHARACTER = "\U0010ffff"
+_BLANKS = ("▁", "Ġ")  # SentencePiece's and GPT-2's
 
 
 class BannedTexts(LogitsProcessor):
@@ -69,12 +70,11 @@ class BannedTexts(LogitsProcessor):
 
 def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """A text in the alphabet of the tokens, without the blank that some put before it; empty if impossible."""
-    before = "".join(tokenizer.tokenize("x"))
-    pieces = tokenizer.tokenize(f"x{text}")
-    spelled = "".join(pieces)
-    if tokenizer.unk_token in pieces or not spelled.startswith(before):
+    pieces = tokenizer.tokenize(text)
+    if tokenizer.unk_token in pieces:
         return ""
-    return spelled[len(before) :]
+    spelled = "".join(pieces)
+    return spelled if text[0].isspace() or spelled[:1] not in _BLANKS else spelled[1:]
 
 
 class SeededSampling(LogitsProcessor):
