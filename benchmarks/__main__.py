@@ -15,7 +15,9 @@ BENCHMARKS = {
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in BENCHMARKS:
-        print("usage: python -m benchmarks [NAME [OPTIONS]]\n", *(f"{k:<10} {v}" for k, v in BENCHMARKS.items()), sep="\n")
+        print("usage: python -m benchmarks [NAME [OPTIONS]]\n")
+        for name, what in BENCHMARKS.items():
+            print(f"{name:<10} {what}")
         return 0 if words[0] in ("-h", "--help") else 2
     for name in words[:1] or BENCHMARKS:
         importlib.import_module(f"benchmarks.{name}").main(words[1:])

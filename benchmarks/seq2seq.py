@@ -81,11 +81,10 @@ def parley(*words: str) -> Method:
         clock = Clock()
 
         class Timer(Callback):
-            def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-                if trainer.current_epoch == 0:
-                    clock.start()
+            def on_train_start(self, *_: Any) -> None:
+                clock.start()
 
-            def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            def on_train_end(self, *_: Any) -> None:
                 clock.stop()
 
         options = {
@@ -101,10 +100,11 @@ def parley(*words: str) -> Method:
             "trainer.limit_val_batches": 0,
             "trainer.enable_checkpointing": False,
             "trainer.enable_progress_bar": False,
+            "trainer.enable_model_summary": False,
         }
         given = [f"--{name}={value}" for name, value in options.items()]
         cli = ParleyCLI(
-            args=["--config", str(RECIPE), "--config", str(CPU), *given, *(word.format(**vars(setting)) for word in words)],
+            args=["-c", str(RECIPE), "-c", str(CPU), *given, *(word.format(**vars(setting)) for word in words)],
             run=False,
             model_class=DialogueModule,
             datamodule_class=DialogueDataModule,
@@ -123,7 +123,7 @@ def parley(*words: str) -> Method:
 
 
 def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: bool = False) -> Method:
-    """transformers' Trainer with everything padded to 512 (the published recipe), or Seq2SeqTrainer."""
+    """The Trainer of transformers with everything padded to 512 (the published recipe), or Seq2SeqTrainer."""
 
     def run(setting: Setting) -> Clock:
         from datasets import Dataset
@@ -131,6 +131,7 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             AutoModelForSeq2SeqLM,
             AutoTokenizer,
             DataCollatorForSeq2Seq,
+            PrinterCallback,
             Seq2SeqTrainer,
             Seq2SeqTrainingArguments,
             Trainer,
@@ -141,11 +142,10 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
         clock = Clock()
 
         class Timer(TrainerCallback):
-            def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if state.global_step == 0:
-                    clock.start()
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                clock.start()
 
-            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            def on_train_end(self, *_: Any, **__: Any) -> None:
                 clock.stop()
 
         torch.manual_seed(42)
@@ -166,7 +166,8 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             "log_level": "error",
         }
         if padded:  # no attention mask and no -100 in the labels, as published
-            data = Dataset.from_list([{key: _fill(ids, tokenizer.pad_token_id) for key, ids in row.items()} for row in rows])
+            pad = tokenizer.pad_token_id
+            data = Dataset.from_list([{key: _fill(ids, pad) for key, ids in row.items()} for row in rows])
             trainer = Trainer(model, TrainingArguments(**arguments), train_dataset=data, callbacks=[Timer()])
         else:
             data = Dataset.from_list([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows])
@@ -179,6 +180,7 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
                 data,
                 callbacks=[Timer()],
             )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         return clock
 
@@ -267,6 +269,17 @@ def summarise(timed: list[dict[str, Clock]], tokens: int) -> list[dict[str, Any]
     return rows
 
 
+def quieten() -> None:
+    """Leave the terminal to the figures."""
+    from transformers.utils.logging import disable_progress_bar
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    disable_progress_bar()
+    for name in ("lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks seq2seq", description=__doc__)
     parser.add_argument("--examples", type=int, default=96, help="dialogues to train on")
@@ -280,12 +293,9 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--json", action="store_true", help="the table as JSON")
     options = parser.parse_args(argv)
-    for name in ("lightning", "lightning.pytorch", "src", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.threads:
         torch.set_num_threads(options.threads)
+    quieten()
 
     from src.commands.output import show
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from src.contracts import Batch
 from src.errors import ParleyError
 from src.metrics.rouge import TokenizerName
+from src.models.cpu import speed_up_on_cpu
 from src.models.fingerprint import fingerprint
 from src.models.generation import GenerationOptions, generate_text
 from src.models.loading import fit_embeddings, load_config, load_model, load_tokenizer
@@ -109,6 +110,8 @@ class DialogueModule(LightningModule):
                     f"{name!r} is an adapter already and is trained on; leave lora out, or give its base."
                 )
             model = add_lora(model, self.lora)
+        if self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
+            speed_up_on_cpu(model)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
         self.model = model.train()

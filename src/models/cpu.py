@@ -1,0 +1,111 @@
+"""Dropout and attention as a CPU does them fast: the same functions, some 1.6 times the training speed of a small T5.
+
+Two things are slow on a CPU. `scaled_dot_product_attention` has one fast kernel there, which takes neither dropout nor
+a bias that is learned, and otherwise works in float32 under bf16 autocast too. And `bernoulli_` draws 64 random bits
+for each element, one after the other; a quarter of a T5's training time goes there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+ATTENTION = "parley_cpu"
+MODEL_TYPES = frozenset({"t5", "mt5", "bart", "gpt2"})  # whose attention is `attention`'s formula and nothing more
+_LEVELS = 2**16
+
+
+def speed_up_on_cpu(model: PreTrainedModel | PeftModel) -> None:
+    """Replace a model's dropout, and its attention where it goes through PyTorch's, for training on a CPU.
+
+    Weights, configuration and what the model computes stay as they are; only the random numbers of dropout differ.
+
+    Args:
+        model: Changed in place.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Dropout and not child.inplace:
+                setattr(parent, name, Dropout(child.p).train(child.training))
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+    if base.config.model_type in MODEL_TYPES and base.config._attn_implementation == "sdpa":
+        AttentionInterface.register(ATTENTION, attention)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
+        base.set_attn_implementation(ATTENTION)
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` by `dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop while training."""
+        return dropout(input, self.p) if self.training else input
+
+
+def dropout(values: Tensor, p: float) -> Tensor:
+    """Dropout from 16 random bits an element: p is met to 1/65,536, the expectation exactly.
+
+    Args:
+        values: Of any shape, in any floating dtype.
+        p: Probability of becoming 0; 1 - p is what the rest is divided by.
+    """
+    dropped = round(p * _LEVELS)
+    if dropped == 0:
+        return values
+    if dropped == _LEVELS:
+        return values * 0.0
+    count = values.numel()
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
+    words.random_(torch.iinfo(torch.int64).min, None)  # every bit, the sign's too
+    kept = words.view(torch.int16)[:count].view(values.shape) >= dropped - _LEVELS // 2
+    return values * kept.to(values.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(query keyᵀ · scaling + bias + mask) value, by PyTorch's kernel where a CPU's fast one applies.
+
+    Args:
+        module: The attention layer.
+        query: (batch, heads, queries, width).
+        key: (batch, heads, keys, width).
+        value: (batch, heads, keys, width).
+        attention_mask: To be added, broadcast to (batch, heads, queries, keys).
+        dropout: Of the attention's weights.
+        scaling: width^-0.5 when None.
+        position_bias: T5's, (1, heads, queries, keys).
+        **kwargs: As the model gives them; for PyTorch's kernel.
+
+    Returns:
+        (batch, queries, heads, width), and no weights.
+    """
+    learns_bias = position_bias is not None and position_bias.requires_grad
+    if not (torch.is_grad_enabled() and (dropout or learns_bias)):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, position_bias=position_bias, **kwargs
+        )
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (_dropout(weights, dropout) @ value).transpose(1, 2).contiguous(), None
+
+
+_dropout = dropout  # which the argument's name hides

@@ -1,0 +1,48 @@
+"""The benchmarks run, at the size of a toy: no figure of theirs is tested."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import seq2seq
+from benchmarks.__main__ import BENCHMARKS, main
+
+
+def test_names_are_listed(capsys):
+    assert main(["--help"]) == 0
+    assert all(name in capsys.readouterr().out for name in BENCHMARKS)
+    assert main(["no-such"]) == 2
+
+
+def test_seq2seq_times_what_it_is_asked_for(capsys, monkeypatch, sample):
+    monkeypatch.setattr(seq2seq, "find_data", lambda: sample / "train.jsonl")
+    sizes = "--hidden-size 16 --layers 1 --examples 4 --batch-size 2 --rounds 1 --json"
+    methods = ["padded", "grouped+bf16", "parley", "parley+budget"]
+    assert main(["seq2seq", *sizes.split(), "--methods", *methods]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    assert [row["method"] for row in rows] == [seq2seq.METHODS[name][0] for name in methods]
+    assert all(row["tokens/s"] > 0 and row["tokens/CPU-s"] > 0 for row in rows)
+
+
+def test_medians_are_over_rounds():
+    rounds = [
+        {"padded": seq2seq.Clock(wall, wall), "grouped+bf16": seq2seq.Clock(wall / 2, wall / 4)} for wall in (8, 4, 100)
+    ]
+    padded, grouped = seq2seq.summarise(rounds, tokens=800)
+    assert padded["tokens/s"] == 100
+    assert grouped["tokens/s"] == 200
+    assert grouped["× padded, wall"] == "2.00"
+    assert grouped["× padded, cpu"] == "4.00"
+
+
+def test_the_sample_stands_in_for_absent_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("PARLEY_DATA", str(tmp_path))
+    assert seq2seq.find_data().name == "train.jsonl"
+
+
+@pytest.mark.parametrize("name", seq2seq.TARGETS)
+def test_targets_are_methods(name):
+    assert name in seq2seq.METHODS
