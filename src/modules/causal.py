@@ -55,8 +55,8 @@ class CausalLMModule(DialogueModule):
         takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         if not takes_positions or self._leak() > LEAK_TOLERATED:
             raise ParleyError(
-                f"a {base.config.model_type} model does not keep packed examples apart; set data.init_args.packing: "
-                "false."
+                f"a model of type {base.config.model_type} does not keep packed examples apart; "
+                "set data.init_args.packing: false."
             )
         self._keeps_packed_apart = True
 
