@@ -145,7 +145,7 @@ def test_takes_the_encoders_output_where_it_is_known(base):
 @pytest.mark.parametrize("kind", ["gpt2"])
 def test_a_response_ends_where_positions_do_and_a_prompt_that_leaves_none_is_refused(kind, model, tokenizer):
     model.config.max_position_embeddings = 40
-    ids, mask = queries(tokenizer, model)
+    _, mask = queries(tokenizer, model)
     longest = int(mask.sum(-1).max())
     responses = sample(
         model, tokenizer, RolloutOptions(min_new_tokens=100, output_min_length=100, output_max_length=100)

@@ -44,7 +44,7 @@ def alone(model, query, query_mask, response, row):
 
 @torch.no_grad()
 def test_states_and_head_give_the_models_own_logits(model, texts):
-    query, query_mask, response, response_mask = texts
+    query, query_mask, response, _ = texts
     states = response_states(model, *texts)
     logits = output_head(model)(states.head_input)
     assert states.head_input.shape[:2] == response.shape

@@ -1,0 +1,376 @@
+"""One iteration and what surrounds it: KL at the start, skipped updates, checkpoints, evaluation."""
+
+import csv
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoTokenizer
+
+from src.callbacks import BeforeAfterTable
+from src.callbacks.samples import run_directory
+from src.datamodules import DialogSumDataModule
+from src.errors import ParleyError
+from src.inference.export import export, restore
+from src.models.loading import load_model, load_tokenizer
+from src.models.lora import add_lora
+from src.models.rollout import RolloutOptions
+from src.models.saving import save_adapter
+from src.modules import PPOModule
+from src.rewards import LengthReward, Reward
+from src.rl.config import PPOConfig
+
+TARGETS = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
+SHORT = RolloutOptions(min_new_tokens=2, output_min_length=6, output_max_length=12)
+
+
+class Scores(Reward):
+    """Plays back scores, then 1 for every response."""
+
+    def __init__(self, *scripted):
+        self.scripted = list(scripted)
+        self.calls = []
+
+    def __call__(self, prompts, responses):
+        if not responses:
+            return torch.zeros(0)
+        self.calls.append((prompts, responses))
+        score = self.scripted.pop(0) if self.scripted else 1.0
+        return torch.full((len(responses),), score) if isinstance(score, float) else score
+
+
+@pytest.fixture
+def make(tiny_base, sample, tmp_path):
+    """From settings to a Module, its data and a Trainer."""
+
+    def build(kind="t5", trained="whole", reward=None, batches=2, trainer=None, data=None, **options):
+        architecture, _, variant = kind.partition("-")
+        base = tiny_base(architecture, untied=variant == "untied")
+        lora = LoraConfig(r=4, target_modules=TARGETS[architecture], lora_dropout=0.1)
+        name = str(base)
+        if trained == "continued":
+            name = str(tmp_path / "adapter")
+            torch.manual_seed(5)
+            model = add_lora(load_model(base), lora)
+            for parameter_name, parameter in model.named_parameters():
+                if "lora_B" in parameter_name:
+                    nn.init.normal_(parameter, std=0.3)
+            save_adapter(model, load_tokenizer(base), name, overwrite=True)
+        options.setdefault("rollout", SHORT)
+        options.setdefault("optimizer", lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+        module = PPOModule(name, reward or LengthReward(5), lora=lora if trained == "lora" else None, **options)
+        datamodule = DialogSumDataModule(
+            name,
+            path=str(sample),
+            batch_size=8,
+            max_source_length=48,
+            max_target_length=16,
+            cache_dir=str(tmp_path / "cache"),
+            **(data or {}),
+        )
+        settings = {"limit_train_batches": batches, "limit_val_batches": 0, "max_epochs": 1} | (trainer or {})
+        return module, datamodule, quiet_trainer(tmp_path, **settings)
+
+    return build
+
+
+def quiet_trainer(path, **settings):
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        **({"logger": False, "enable_checkpointing": False} | settings),
+    )
+
+
+def trained_state(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("trained", ["whole", "lora", "continued"])
+@pytest.mark.parametrize("kind", ["t5", "t5-untied", "bart", "gpt2", "llama"])
+def test_kl_is_zero_in_the_first_iteration(make, kind, trained):
+    module, data, trainer = make(kind, trained, batches=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    trainer.fit(module, data)
+    stats = trainer.callback_metrics
+    assert abs(float(stats["objective/kl"])) / float(stats["tokens/responses_len_mean"]) < 1e-6
+    assert abs(float(stats["ppo/policy/approxkl"])) < 1e-6  # dropout is off in the update too
+    assert float(stats["ppo/policy/ratio_max"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_an_iteration_trains_policy_and_value_head_and_logs_trls_names(make):
+    module, data, trainer = make("t5", "lora")
+    module.configure_model()
+    before = trained_state(module)
+    trainer.fit(module, data)
+    moved = [name for name, tensor in trained_state(module).items() if not torch.equal(tensor, before[name])]
+    assert "value_head.linear.weight" in moved
+    assert any("lora_B" in name for name in moved)
+    expected = [
+        "objective/kl",
+        "objective/kl_coef",
+        "objective/entropy",
+        "ppo/returns/mean",
+        "ppo/policy/advantages_mean",
+        "ppo/policy/clipfrac",
+        "ppo/val/error",
+        "ppo/loss/total",
+        "env/reward_mean",
+        "env/reward_std",
+        "tokens/responses_len_mean",
+        "time/rollout",
+        "time/reward",
+        "time/forward",
+        "time/update",
+        "time/total",
+        "time/tokens_per_second",
+        "ppo/learning_rate",
+        "ppo/skipped_updates",
+    ]
+    assert set(expected) <= trainer.callback_metrics.keys()
+    assert trainer.global_step == 4  # two iterations of 8 responses in minibatches of 4
+
+
+def test_epochs_and_accumulation_decide_the_number_of_steps(make):
+    config = PPOConfig(ppo_epochs=3, minibatch_size=2, gradient_accumulation_steps=2)
+    module, data, trainer = make(ppo=config, batches=1)
+    trainer.fit(module, data)
+    assert trainer.global_step == 3 * 2
+
+
+def test_accumulated_minibatches_learn_as_one_large_one(make):
+    states = []
+    for size, accumulated in ((8, 1), (2, 4)):
+        config = PPOConfig(minibatch_size=size, gradient_accumulation_steps=accumulated, max_grad_norm=None)
+        rollout = RolloutOptions(min_new_tokens=8, output_min_length=8, output_max_length=8)
+        module, data, trainer = make(
+            ppo=config, rollout=rollout, batches=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
+        )
+        trainer.fit(module, data)
+        states.append(trained_state(module))
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_update_stops_at_its_target_kl(make):
+    config = PPOConfig(ppo_epochs=50, target_kl=1e-3)
+    module, data, trainer = make(ppo=config, batches=1, reward=LengthReward(3))
+    trainer.fit(module, data)
+    assert trainer.global_step < 100
+
+
+def test_bf16_autocast_learns_from_weights_as_they_are(make):
+    """Autocast keeps casts of weights for the length of Lightning's step: stale ones would end in an error or in no
+    gradient at all."""
+    config = PPOConfig(ppo_epochs=2)
+    module, data, trainer = make("gpt2", ppo=config, batches=2, trainer={"precision": "bf16-mixed"})
+    trainer.fit(module, data)
+    stats = trainer.callback_metrics
+    assert trainer.global_step == 8
+    assert math.isfinite(float(stats["objective/kl"]))
+    assert float(stats["objective/kl"]) != 0
+
+
+def test_a_reward_that_is_not_finite_skips_the_update_and_is_counted(make):
+    module, data, trainer = make(reward=Scores(float("nan")), batches=1)
+    module.configure_model()
+    before = trained_state(module)
+    trainer.fit(module, data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained_state(module).items())
+    assert float(trainer.callback_metrics["ppo/skipped_updates"]) == 1
+    assert "env/reward_mean" not in trainer.callback_metrics
+    assert math.isfinite(float(trainer.callback_metrics["objective/kl"]))
+
+
+def test_after_a_skipped_update_training_goes_on(make):
+    module, data, trainer = make(reward=Scores(float("inf")), batches=3, max_skipped_updates=2)
+    trainer.fit(module, data)
+    assert module.skipped_updates == 1
+    assert module.skipped_in_a_row == 0
+    assert trainer.global_step == 4
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run(make):
+    module, data, trainer = make(reward=Scores(*[float("nan")] * 9), batches=9, max_skipped_updates=3)
+    with pytest.raises(ParleyError, match="3 updates in a row were skipped"):
+        trainer.fit(module, data)
+    assert module.iteration == 2
+
+
+def test_a_gradient_that_is_not_finite_skips_its_step(make):
+    module, data, trainer = make(batches=1)
+    module.configure_model()
+    weight = module.value_head.linear.weight
+    calls = []
+
+    def spoil(gradient):
+        calls.append(1)
+        return gradient * torch.nan if len(calls) == 1 else gradient
+
+    weight.register_hook(spoil)
+    trainer.fit(module, data)
+    assert float(trainer.callback_metrics["ppo/skipped_updates"]) == 1
+    assert trainer.global_step == 1
+    assert all(torch.isfinite(tensor).all() for tensor in trained_state(module).values())
+
+
+def test_a_wrong_number_of_scores_is_said_in_one_line(make):
+    module, data, trainer = make(reward=Scores(torch.ones(3)))
+    with pytest.raises(ParleyError, match="3 scores for 8 responses"):
+        trainer.fit(module, data)
+
+
+def test_a_missing_label_is_said_before_training(make):
+    class Picky(Scores):
+        def __call__(self, prompts, responses):
+            raise ParleyError("the classifier has no label 'nothat'")
+
+    module, data, trainer = make(reward=Picky())
+    with pytest.raises(ParleyError, match="no label"):
+        trainer.fit(module, data)
+    assert module.iteration == 0
+
+
+def test_an_empty_response_is_scored_as_an_empty_text(make):
+    reward = Scores()
+    module, data, trainer = make(
+        reward=reward, batches=1, rollout=RolloutOptions(min_new_tokens=0, output_min_length=1, output_max_length=1)
+    )
+    module.configure_model()
+    eos = module.tokenizer.eos_token_id
+    module.model.get_output_embeddings().register_forward_hook(
+        lambda _m, _i, out: out + 50 * torch.nn.functional.one_hot(torch.tensor(eos), out.shape[-1])
+    )
+    trainer.fit(module, data)
+    assert reward.calls[0][1] == [""] * 8
+    assert trainer.global_step == 2
+    assert float(trainer.callback_metrics["tokens/responses_len_mean"]) == 1
+
+
+def test_the_controller_takes_in_every_iteration(make):
+    module, data, trainer = make(ppo=PPOConfig(target=1e6, horizon=100), batches=2)
+    trainer.fit(module, data)
+    assert module.kl_controller.value == pytest.approx(0.2 * (1 - 0.2 * 8 / 100) ** 2)
+
+
+@pytest.mark.parametrize("trained", ["whole", "continued"])
+def test_a_run_stopped_in_the_middle_goes_on_as_if_nothing_had_happened(make, tmp_path, trained):
+    options = {
+        "ppo": PPOConfig(horizon=50, use_score_scaling=True, ppo_epochs=2),
+        "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+    }
+    whole, data, trainer = make("t5", trained, batches=4, **options)
+    torch.manual_seed(3)
+    trainer.fit(whole, data)
+    keep = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=8, save_weights_only=False)
+    settings = {"max_steps": 12, "enable_checkpointing": True, "callbacks": [keep]}
+    first, data, trainer = make("t5", trained, batches=4, trainer=settings, **options)
+    torch.manual_seed(3)
+    trainer.fit(first, data)
+    second, data, trainer = make("t5", trained, batches=4, **options)
+    torch.manual_seed(99)
+    trainer.fit(second, data, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert second.iteration == 4
+    assert second.kl_controller.value == whole.kl_controller.value
+    assert second.score_shaper.state_dict() == whole.score_shaper.state_dict()
+    expected = trained_state(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in trained_state(second).items())
+
+
+def test_a_checkpoint_of_another_start_or_of_fine_tuning_is_refused(make, tmp_path):
+    module, data, trainer = make("t5", "continued", batches=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "ppo.ckpt")
+    checkpoint = torch.load(tmp_path / "ppo.ckpt", weights_only=True)
+    assert not any(".base_layer." in name or "reference" in name for name in checkpoint["state_dict"])
+    assert "value_head.linear.weight" in checkpoint["state_dict"]
+    module.on_load_checkpoint(checkpoint)
+    with pytest.raises(ParleyError, match="started from other weights"):
+        module.on_load_checkpoint(checkpoint | {"ppo": checkpoint["ppo"] | {"reference": "0"}})
+    with pytest.raises(ParleyError, match="of fine-tuning"):
+        module.on_load_checkpoint({name: value for name, value in checkpoint.items() if name != "ppo"})
+
+
+@pytest.mark.parametrize("trained", ["whole", "lora", "continued"])
+def test_a_checkpoint_exports_without_the_value_head(make, tmp_path, trained):
+    module, data, trainer = make("t5-untied", trained, batches=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "ppo.ckpt")
+    export(tmp_path / "ppo.ckpt", tmp_path / "out", merge=False, base_model=None, overwrite=False)
+    exported, restored = load_model(tmp_path / "out"), restore(tmp_path / "ppo.ckpt").model
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("#Person1#: Hi.", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = module.model(input_ids=ids, decoder_input_ids=ids).logits
+        for model in (exported, restored):
+            assert torch.equal(model.eval()(input_ids=ids, decoder_input_ids=ids).logits, expected)
+    assert (tmp_path / "out" / "adapter_config.json").exists() == (trained != "whole")
+
+
+def test_validation_compares_with_the_reference_and_writes_the_table(make, tmp_path):
+    module, data, trainer = make(
+        batches=2,
+        reward=LengthReward(30, 30),
+        trainer={
+            "limit_val_batches": 2,
+            "callbacks": [BeforeAfterTable()],
+            "logger": CSVLogger(tmp_path / "logs"),
+        },
+    )
+    trainer.fit(module, data)
+    metrics = trainer.callback_metrics
+    assert {"val/reward", "val/reward_reference", "val/kl", "val/rouge1", "val/rouge1_reference"} <= metrics.keys()
+    assert "val/toxicity_mean" not in metrics
+    files = list((run_directory(trainer) / "before_after").glob("*.csv"))
+    rows = list(csv.DictReader(files[0].open()))
+    assert list(rows[0])[:6] == [
+        "query",
+        "response_before",
+        "response_after",
+        "reward_before",
+        "reward_after",
+        "reward_diff",
+    ]
+    assert len(rows) == 16
+    differences = [float(row["reward_diff"]) for row in rows]
+    assert differences == sorted(differences, reverse=True)
+    after = sum(float(row["reward_after"]) for row in rows) / len(rows)
+    assert float(metrics["val/reward"]) == pytest.approx(after, abs=1e-5)
+
+
+def test_an_untrained_policy_answers_as_its_reference_does_also_when_sampling(make):
+    pytest.importorskip("profanity_check")
+    from src.models.generation import GenerationOptions
+    from src.rewards import ProfanityReward
+
+    module, data, trainer = make(
+        "gpt2",
+        "lora",
+        reward=ProfanityReward(),
+        trainer={"limit_val_batches": 2},
+        generation=GenerationOptions(do_sample=True, max_new_tokens=8),
+    )
+    trainer.validate(module, data, verbose=False)
+    assert all(row.response_before == row.response_after for row in module.comparisons)
+    metrics = trainer.callback_metrics
+    assert float(metrics["val/kl"]) == pytest.approx(0, abs=1e-5)
+    assert float(metrics["val/toxicity_mean"]) == float(metrics["val/toxicity_mean_reference"])
+    assert float(metrics["val/toxicity_improvement"]) == 0
+
+
+def test_strategies_and_precisions_that_cannot_work_are_refused(make):
+    module, data, trainer = make(trainer={"precision": "bf16-true"})
+    trainer.strategy.precision_plugin.precision = "16-mixed"
+    with pytest.raises(ParleyError, match="does not scale gradients"):
+        trainer.fit(module, data)
+    with pytest.raises(ParleyError, match="max_skipped_updates"):
+        PPOModule("x", Scores(), max_skipped_updates=0)
