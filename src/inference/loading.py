@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +71,21 @@ def load_finished(
     place, where = Path(name_or_path).expanduser(), _device(device)
     weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     is_checkpoint = place.is_file() or (place.suffix == ".ckpt" and not place.is_dir())
-    if is_checkpoint:
-        if gguf_file:
-            raise ParleyError("a checkpoint knows its base's GGUF file by itself; leave --gguf-file out.")
-        restored = restore(place, base_model=base_model)
-        model, tokenizer = restored.model, restored.tokenizer
-    else:
-        if base_model and not is_adapter(place):
-            raise ParleyError(f"{name_or_path} is a whole model; leave --base-model out (it is for adapters).")
-        _refuse_run(place)
-        model = load_model(name_or_path, gguf_file=gguf_file, base_model=base_model, dtype=weights)
-        tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
+        if is_checkpoint:
+            if gguf_file:
+                raise ParleyError("a checkpoint knows its base's GGUF file by itself; leave --gguf-file out.")
+            restored = restore(place, base_model=base_model)
+            model, tokenizer = restored.model, restored.tokenizer
+        else:
+            if base_model and not is_adapter(place):
+                raise ParleyError(f"{name_or_path} is a whole model; leave --base-model out (it is for adapters).")
+            _refuse_run(place)
+            exact = None if is_adapter(place) else weights  # an adapter's base is known by its exact weights
+            model = load_model(name_or_path, gguf_file=gguf_file, base_model=base_model, dtype=exact)
+            tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file)
     if isinstance(model, PeftModel) and can_merge(model):
         model = merge_lora(model)
     nn.Module.to(model, device=where, dtype=weights)
