@@ -7,22 +7,27 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from src.contracts import IGNORE_INDEX, Batch
 
 
-def real_tokens(batch: Batch, *, is_encoder_decoder: bool) -> int:
-    """Tokens of a batch that are not padding: prompt and target."""
-    tokens = int(batch["attention_mask"].sum())
-    return tokens + int((batch["labels"] != IGNORE_INDEX).sum()) if is_encoder_decoder else tokens
+def real_tokens(batch: Batch, *, is_encoder_decoder: bool) -> Tensor:
+    """Tokens of a batch that are not padding, prompt and target: a scalar on its device, which nobody waits for."""
+    tokens = batch["attention_mask"].sum()
+    return tokens + (batch["labels"] != IGNORE_INDEX).sum() if is_encoder_decoder else tokens
 
 
 class Throughput(Callback):
     """Logs `train/tokens_per_second`, padding left out, over all processes since the last time it logged."""
 
     def __init__(self) -> None:
-        self._tokens = 0
+        self._tokens: Tensor | int = 0
         self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin; a run that goes on within an epoch does not start that epoch."""
+        self._tokens, self._since = 0, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out validation and the time between epochs."""
@@ -37,10 +42,11 @@ class Throughput(Callback):
     ) -> None:
         """Count, and log at the trainer's interval."""
         self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
-        if (trainer.global_step + 1) % trainer.log_every_n_steps or not self._since:  # type: ignore[attr-defined]
-            return
-        tokens = torch.tensor(float(self._tokens), device=pl_module.device)
+        if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
+            return  # as Lightning's own monitors ask
+        tokens = torch.as_tensor(self._tokens, dtype=torch.float32, device=pl_module.device)
         if trainer.world_size > 1:
             tokens = trainer.strategy.reduce(tokens, reduce_op="sum")
-        pl_module.log("train/tokens_per_second", tokens / (time.perf_counter() - self._since))
+        # `item` waits until the device has done what is counted.
+        pl_module.log("train/tokens_per_second", tokens.item() / (time.perf_counter() - self._since))
         self._tokens, self._since = 0, time.perf_counter()
