@@ -276,7 +276,13 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
     disable_progress_bar()
-    for name in ("lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "transformers"):
+    loud = (
+        "lightning.fabric.utilities.seed",
+        "lightning.pytorch",
+        "lightning.pytorch.utilities.rank_zero",
+        "transformers",
+    )
+    for name in loud:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
