@@ -19,7 +19,7 @@ def test_names_are_listed(capsys):
 def test_seq2seq_times_what_it_is_asked_for(capsys, monkeypatch, sample):
     monkeypatch.setattr(seq2seq, "find_data", lambda: sample / "train.jsonl")
     sizes = "--hidden-size 16 --layers 1 --examples 4 --batch-size 2 --rounds 1 --json"
-    methods = ["padded", "grouped+bf16", "parley", "parley+budget"]
+    methods = ["padded", "grouped+bf16", "parley", "parley+options"]
     assert main(["seq2seq", *sizes.split(), "--methods", *methods]) == 0
     out = capsys.readouterr().out
     rows = json.loads(out[out.index("[\n") :])
