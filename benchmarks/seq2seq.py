@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE, CPU = ROOT / "configs/dialogsum_seq2seq.yaml", ROOT / "configs/trainer/cpu.yaml"
@@ -58,34 +59,35 @@ class Clock:
     cpu: float = 0.0
 
     def start(self) -> None:
-        self.wall, self.cpu = -time.perf_counter(), -time.process_time()
+        self._started = time.perf_counter(), time.process_time()
 
-    def stop(self) -> None:
-        self.wall += time.perf_counter()
-        self.cpu += time.process_time()
+    def lap(self) -> None:
+        """Seconds since the start, until the next lap."""
+        self.wall = time.perf_counter() - self._started[0]
+        self.cpu = time.process_time() - self._started[1]
 
 
 Method = Callable[[Setting], Clock]
+
+
+class FitClock(Callback):
+    """Times Lightning's training loop."""
+
+    latest = Clock()
+
+    def on_train_start(self, *_: Any) -> None:
+        FitClock.latest = Clock()
+        self.latest.start()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.latest.lap()
 
 
 def parley(*words: str) -> Method:
     """`parley fit` with the published recipe on a CPU, as the command line would start it."""
 
     def run(setting: Setting) -> Clock:
-        from lightning.pytorch import Callback
-
-        from src.commands.trainer import ParleyCLI
-        from src.datamodules import DialogueDataModule
-        from src.modules import DialogueModule
-
-        clock = Clock()
-
-        class Timer(Callback):
-            def on_train_start(self, *_: Any) -> None:
-                clock.start()
-
-            def on_train_end(self, *_: Any) -> None:
-                clock.stop()
+        from src.commands import trainer
 
         options = {
             "model.init_args.model_name_or_path": setting.base,
@@ -95,29 +97,16 @@ def parley(*words: str) -> Method:
             "data.init_args.batch_size": setting.batch_size,
             "data.init_args.cache_dir": setting.scratch / "cache",
             "trainer.max_epochs": setting.epochs,
-            "trainer.default_root_dir": setting.scratch,
-            # What the peers have off too: evaluation, checkpoints and the progress bar.
+            "trainer.default_root_dir": setting.scratch / "runs",
             "trainer.limit_val_batches": 0,
-            "trainer.enable_checkpointing": False,
             "trainer.enable_progress_bar": False,
             "trainer.enable_model_summary": False,
+            "trainer.callbacks+": "benchmarks.seq2seq.FitClock",
         }
         given = [f"--{name}={value}" for name, value in options.items()]
-        cli = ParleyCLI(
-            args=["-c", str(RECIPE), "-c", str(CPU), *given, *(word.format(**vars(setting)) for word in words)],
-            run=False,
-            model_class=DialogueModule,
-            datamodule_class=DialogueDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=42,
-            save_config_callback=None,
-            trainer_defaults={"use_distributed_sampler": False},
-        )
-        cli.trainer.callbacks.append(Timer())
-        cli.trainer.fit(cli.model, cli.datamodule)
-        return clock
+        more = [word.format(**vars(setting)) for word in words]
+        trainer.run("fit", ["-c", str(RECIPE), "-c", str(CPU), *given, *more])
+        return FitClock.latest
 
     return run
 
@@ -145,8 +134,8 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             def on_train_begin(self, *_: Any, **__: Any) -> None:
                 clock.start()
 
-            def on_train_end(self, *_: Any, **__: Any) -> None:
-                clock.stop()
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.lap()
 
         torch.manual_seed(42)
         model = AutoModelForSeq2SeqLM.from_pretrained(setting.base)
