@@ -41,6 +41,8 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and log at the trainer's interval."""
+        if not pl_module.automatic_optimization:
+            return  # PPO learns from what it generates, and says itself how fast
         self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
         if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
             return  # as Lightning's own monitors ask

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from src.datamodules import DialogSumDataModule
-from src.models.scratch import Sizes, make_base_model
 from src.models.rollout import RolloutOptions
+from src.models.scratch import Sizes, make_base_model
 from src.modules import PPOModule
 from src.rewards import Reward
 from src.rl.config import PPOConfig
