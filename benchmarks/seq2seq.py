@@ -74,13 +74,15 @@ class FitClock(Callback):
     """Times Lightning's training loop."""
 
     latest = Clock()
+    examples = 0  # seen by the latest run
 
     def on_train_start(self, *_: Any) -> None:
-        FitClock.latest = Clock()
+        FitClock.latest, FitClock.examples = Clock(), 0
         self.latest.start()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self.latest.lap()
+        FitClock.examples += len(batch["id"])
 
 
 def parley(*words: str) -> Method:
@@ -105,7 +107,13 @@ def parley(*words: str) -> Method:
         }
         given = [f"--{name}={value}" for name, value in options.items()]
         more = [word.format(**vars(setting)) for word in words]
+        FitClock.examples = 0
         trainer.run("fit", ["-c", str(RECIPE), "-c", str(CPU), *given, *more])
+        expected = setting.examples * setting.epochs
+        if FitClock.examples != expected:
+            raise RuntimeError(
+                f"{FitClock.examples} of {expected} examples were trained on; nothing can be said of speed."
+            )
         return FitClock.latest
 
     return run
