@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see."""
+"""The exceptions that a user is meant to see."""
 
 
 class ParleyError(Exception):
@@ -7,3 +7,16 @@ class ParleyError(Exception):
     The message states what is wrong and then what to do. The command line prints it without a
     traceback and leaves with status 2; `--debug` shows the traceback.
     """
+
+
+class StoppedBySignalError(Exception):
+    """Training was asked to stop and did, with a checkpoint.
+
+    Args:
+        message: One line: where it stopped and how to go on.
+        signal_number: What it was told.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

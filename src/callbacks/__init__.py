@@ -1,8 +1,24 @@
-"""Callbacks, by short name in YAML."""
+"""Callbacks and loggers, by short name in YAML."""
 
+from src.callbacks.checkpoints import Checkpoints
+from src.callbacks.csv_logger import RunLogger
+from src.callbacks.exact_resume import ExactResume
 from src.callbacks.ppo import BeforeAfterTable
 from src.callbacks.samples import PredictionWriter, SampleTable
+from src.callbacks.stop_signals import StopOnSignal
+from src.callbacks.storage import AtomicCheckpointIO
 from src.callbacks.summary import ParameterSummary
 from src.callbacks.throughput import Throughput
 
-__all__ = ["BeforeAfterTable", "ParameterSummary", "PredictionWriter", "SampleTable", "Throughput"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BeforeAfterTable",
+    "Checkpoints",
+    "ExactResume",
+    "ParameterSummary",
+    "PredictionWriter",
+    "RunLogger",
+    "SampleTable",
+    "StopOnSignal",
+    "Throughput",
+]

@@ -6,20 +6,15 @@ import csv
 import json
 import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from src.callbacks.gather import Prediction, gather, predictions_of
+from src.callbacks.run_directory import run_directory
 
 log = logging.getLogger(__name__)
-
-
-def run_directory(trainer: Trainer) -> Path:
-    """Where a run keeps its files; every process must ask, since rank 0 tells the others."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 class SampleTable(Callback):

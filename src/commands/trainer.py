@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -11,14 +12,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
 import src.callbacks
 import src.datamodules
 import src.modules
-from src.errors import ParleyError
+from src.commands.resume import choose_checkpoint
+from src.errors import ParleyError, StoppedBySignalError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -34,6 +36,19 @@ class ParleyCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """The configuration stands: a checkpoint does not silently replace what was asked for."""
 
+    def before_instantiate_classes(self) -> None:
+        """Settle which checkpoint is meant before anything heavy starts."""
+        settings = self.config[self.subcommand]
+        self._settings = json.loads(json.dumps(self._plain_settings(), default=str))
+        asked = settings.get("ckpt_path")
+        root = Path(settings.trainer.default_root_dir or "runs")
+        self.resumed_from = choose_checkpoint(str(asked), root, self._settings) if asked is not None else None
+        settings.ckpt_path = None if self.resumed_from is None else str(self.resumed_from)
+
+    def _plain_settings(self) -> dict[str, Any]:
+        self._dump_config()
+        return self.config_dump
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
@@ -41,21 +56,39 @@ class ParleyCLI(LightningCLI):
             src.callbacks.ParameterSummary,
             src.callbacks.SampleTable,
             src.callbacks.PredictionWriter,
-            src.callbacks.Throughput,
             src.callbacks.BeforeAfterTable,
+            src.callbacks.Throughput,
+            src.callbacks.ExactResume,
+            src.callbacks.Checkpoints,
+            src.callbacks.StopOnSignal,
         )
-        missing = [cls() for cls in defaults if not any(isinstance(callback, cls) for callback in given)]
+        given += [cls() for cls in defaults if not any(isinstance(callback, cls) for callback in given)]
+        for callback in given:
+            if isinstance(callback, src.callbacks.ExactResume):
+                callback.config = self._settings
         if config.get("logger") in (None, True):
-            config["logger"] = CSVLogger(config.get("default_root_dir") or "runs", name="")
-        return super()._instantiate_trainer({**config, "callbacks": [*given, *missing]}, callbacks)
+            config["logger"] = src.callbacks.RunLogger(config.get("default_root_dir") or "runs", name="")
+        if self.subcommand == "fit" and self.resumed_from is not None:
+            config["logger"] = _going_on(config["logger"], self.resumed_from)
+        return super()._instantiate_trainer(
+            {**config, "callbacks": given, "plugins": _with_atomic_checkpoints(config)}, callbacks
+        )
 
-    def before_instantiate_classes(self) -> None:
-        """Look at what can be checked before anything heavy starts."""
-        path = self._get(self.config, "ckpt_path")
-        if path not in (None, "last", "best", "hpc") and not Path(path).exists():
-            raise ParleyError(
-                f"there is no checkpoint {str(path)!r}; give a .ckpt file of a run, or leave --ckpt_path out."
-            )
+
+def _going_on(logger: Any, checkpoint: Path) -> Any:
+    """The logger of a resumed run: our own goes on in the directory of the run that wrote the checkpoint."""
+    if not isinstance(logger, src.callbacks.RunLogger) or checkpoint.parent.name != "checkpoints":
+        return logger
+    directory = checkpoint.parent.parent
+    return src.callbacks.RunLogger(str(directory.parent), name="", version=directory.name)
+
+
+def _with_atomic_checkpoints(config: dict[str, Any]) -> list[Any]:
+    plugins = config.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    has_own = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    sharded = "deepspeed" in str(config.get("strategy")).lower()  # writes its files itself
+    return plugins if has_own or sharded else [*plugins, src.callbacks.AtomicCheckpointIO()]
 
 
 def run(name: str, words: list[str]) -> int:
@@ -83,6 +116,9 @@ def run(name: str, words: list[str]) -> int:
         )
     except argparse.ArgumentError as error:
         raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
+    except StoppedBySignalError as stopped:
+        sys.stderr.write(f"parley {name}: {stopped}\n")
+        return stopped.exit_status
     except Exception as error:
         if (said := _said_by_us(error)) is None:
             raise
@@ -103,6 +139,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # PPO's policy, on purpose
     # Our metrics are over all processes by the time they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
 

@@ -165,19 +165,19 @@ class DialogueDataModule(LightningDataModule):
         rows = self._without_empty(rows[:: self.every_nth], source.origin)
         longest = math.inf if self.max_chars is None else self.max_chars
         rows = [row for row in rows if self.min_chars < row.size <= longest]
-        start, stop = self.splits[part].bounds(len(rows))
-        rows = rows[start:stop]
-        if not rows:
+        groups = [[row] for row in rows]
+        if part != "train":
+            groups = [list(group) for _, group in groupby(rows, key=lambda row: row.fields)]
+        start, stop = self.splits[part].bounds(len(groups))
+        groups = groups[start:stop]
+        if not groups:
             raise ParleyError(
                 f"the {part} split of {source.origin} is empty ({len(source.rows)} rows before every_nth, min_chars, "
                 "max_chars and the slice); widen them or name another split."
             )
-        if part == "train":
-            return [Example(fill(self.template, row.fields), row.target, [row.target], row.id) for row in rows]
-        grouped = [list(group) for _, group in groupby(rows, key=lambda row: row.fields)]
         return [
             Example(fill(self.template, group[0].fields), group[0].target, [row.target for row in group], group[0].id)
-            for group in grouped
+            for group in groups
         ]
 
     def _read(self, part: str) -> Rows:

@@ -37,7 +37,7 @@ class SplitSpec:
         return cls(match["name"], match["start"], match["stop"])
 
     def bounds(self, length: int) -> tuple[int, int]:
-        """Resolve to row numbers.
+        """Resolve to example numbers: rows to train on, dialogues with all their references to evaluate on.
 
         A percentage is rounded down, so `[:80%]` and `[80%:]` share out every row: of 10,022 rows 8,017 and 2,005.
         """

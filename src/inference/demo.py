@@ -81,7 +81,7 @@ def run_demo(run_command: Callable[[Sequence[str]], int], directory: Path, *, nu
 
     def logs_to(name: str) -> list[str]:
         logger = {
-            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "class_path": "RunLogger",
             "init_args": {"save_dir": str(directory), "name": "", "version": name},
         }
         return ["--trainer.logger", json.dumps(logger)]

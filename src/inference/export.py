@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig, PeftModel, get_peft_config
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from src.callbacks.storage import read_checkpoint
 from src.errors import ParleyError
 from src.models.fingerprint import fingerprint
 from src.models.loading import fit_embeddings, load_model, load_state, load_tokenizer, model_from_config
@@ -37,23 +36,6 @@ class Restored:
     gguf_file: str | None = None
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code that may be in it.
-
-    Raises:
-        ParleyError: It is not there, damaged, or not one of Parley's.
-    """
-    if not Path(path).is_file():
-        raise ParleyError(f"there is no checkpoint {str(path)!r}; give a .ckpt file of a run.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise ParleyError(f"{path} cannot be read as a checkpoint: it is damaged or of another program.") from error
-    if not isinstance(checkpoint, dict) or "parley" not in checkpoint:
-        raise ParleyError(f"{path} was not written by Parley; give a .ckpt file of one of its runs.")
-    return checkpoint
-
-
 def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
     """Build the trained model that a checkpoint holds.
 
@@ -64,7 +46,7 @@ def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
     Raises:
         ParleyError: The base is not to be found, or is another one.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, mmap=True)
     description = checkpoint["parley"]
     base, gguf_file = base_model or description["base"]["name"], description["base"]["gguf_file"]
     state = {

@@ -109,16 +109,6 @@ def test_test_split_is_predicted_once_and_scored(parley, tmp_path, capsys, tiny_
         assert sum(1 for _ in csv.DictReader(stream)) == 16  # two batches of eight
 
 
-def test_resuming_goes_on_from_a_checkpoint(parley, tmp_path, tiny_base, sample):
-    base = tiny_base("t5")
-    words = options(base, sample)
-    assert parley("fit", "-c", SEQ2SEQ, *words) == 0
-    assert (
-        parley("fit", "-c", SEQ2SEQ, *words, "--trainer.max_epochs", "2", "--ckpt_path", checkpoint_of(tmp_path)) == 0
-    )
-    assert torch.load(checkpoint_of(tmp_path, 1), weights_only=True)["global_step"] == 8
-
-
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -1,0 +1,147 @@
+"""When a run's state is written down, and how much of it is kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from src.callbacks.run_directory import run_directory
+from src.errors import ParleyError
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """Writes a checkpoint every so many optimiser steps or minutes, after each epoch and at the end of training.
+
+    Each is complete: whatever a run needs to go on as if nothing had happened. `step=0000120.ckpt` is the state after
+    120 optimiser steps. The newest `keep_last` stay, and beside them `best.ckpt` where a metric is watched.
+
+    Args:
+        every_n_steps: Optimiser steps between checkpoints; none by steps when left out.
+        every_n_minutes: Minutes between checkpoints; none by time when left out.
+        keep_last: How many of the newest to keep.
+        monitor: A validation metric whose best state is kept as `best.ckpt`, such as `val/rouge1`.
+        mode: Whether more (`max`) or less (`min`) of it is better.
+        dirpath: Where they go; `checkpoints` in the run's directory when left out.
+
+    Raises:
+        ParleyError: A number is not positive.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+        keep_last: int = 2,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+        dirpath: str | None = None,
+    ) -> None:
+        if keep_last < 1 or (every_n_steps or 1) < 1 or (every_n_minutes is not None and every_n_minutes <= 0):
+            raise ParleyError(
+                "every_n_steps, every_n_minutes and keep_last must be positive; leave out what is not wanted."
+            )
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.keep_last = keep_last
+        self.monitor = monitor
+        self.mode = mode
+        self.directory = Path(dirpath) if dirpath is not None else None
+        self.best_score: float | None = None
+        self.last_path: Path | None = None
+        self._last_step = -1
+        self._last_time = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the directory."""
+        if stage == "fit" and self.directory is None:
+            self.directory = run_directory(trainer) / "checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here; the state that a resumed run starts from is written already."""
+        self._last_step = trainer.global_step
+        self._last_time = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when the steps or the minutes are up."""
+        if not self.is_saved(trainer) and self._is_due(trainer):
+            self.save(trainer)
+
+    def is_saved(self, trainer: Trainer) -> bool:
+        """Whether the present state is written already."""
+        return trainer.global_step == self._last_step
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.fit_loop._should_accumulate():  # gradients that wait for their step are in no checkpoint
+            return False
+        if (
+            self.every_n_steps is not None
+            and trainer.global_step // self.every_n_steps > self._last_step // self.every_n_steps
+        ):
+            return True
+        if self.every_n_minutes is None:
+            return False
+        is_up = time.monotonic() - self._last_time >= 60 * self.every_n_minutes
+        return bool(trainer.strategy.broadcast(is_up))  # clocks differ between processes
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best."""
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise ParleyError(
+                f"Checkpoints watches {self.monitor!r}, which validation does not report; it reports {known}."
+            )
+        better = torch.lt if self.mode == "min" else torch.gt
+        if self.best_score is None or bool(better(score.cpu(), torch.tensor(self.best_score))):
+            self.best_score = float(score)
+            self._write(trainer, "best.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after each epoch and its validation."""
+        if not self.is_saved(trainer):
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final state, if it is not yet written."""
+        if not self.is_saved(trainer):
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write the state as it is now and drop the oldest; every process must call this.
+
+        Returns:
+            The checkpoint's path.
+        """
+        self.last_path = self._write(trainer, f"step={trainer.global_step:07d}.ckpt")
+        self._last_step = trainer.global_step
+        self._last_time = time.monotonic()
+        if trainer.is_global_zero:
+            for old in sorted(self.last_path.parent.glob("step=*.ckpt"))[: -self.keep_last]:
+                old.unlink(missing_ok=True)
+        return self.last_path
+
+    def _write(self, trainer: Trainer, name: str) -> Path:
+        assert self.directory is not None, "setup comes first"
+        path = self.directory / name
+        trainer.save_checkpoint(path)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.best_score = state_dict["best_score"]

@@ -1,0 +1,163 @@
+"""What Lightning leaves out of a checkpoint and a run needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from src.callbacks.csv_logger import RunLogger
+from src.callbacks.rng import rng_state, set_rng_state
+
+log = logging.getLogger(__name__)
+
+# Settings that may change without changing what is learned.
+UNIMPORTANT = (
+    "ckpt_path",
+    "config",
+    "weights_only",
+    "fresh_run",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.num_sanity_val_steps",
+    "trainer.plugins",
+    "trainer.profiler",
+    "data.init_args.num_workers",
+    "data.init_args.cache_dir",
+)
+
+
+class ExactResume(Callback):
+    """Keeps the random number generators of every process, the metrics of the step and the settings in checkpoints.
+
+    A checkpoint is written inside a step, after the weights changed and before Lightning logs that step's metrics. So
+    the metrics wait in the checkpoint, and a resumed run logs them first; rows that the killed run had logged
+    after its last checkpoint are taken back, and come again as they were.
+
+    Args:
+        config: The run's settings, compared with those of the checkpoint's run. The command fills it in.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+        self._trainer: Trainer | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the trainer: Lightning asks for the state without it."""
+        self._trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; Lightning asks every process, so that they can be gathered."""
+        trainer = self._trainer
+        assert trainer is not None
+        states = [rng_state()]
+        if trainer.world_size > 1:
+            states = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(states, rng_state())
+        return {
+            "rng": states,
+            "config": self.config,
+            "pending": _pending_metrics(trainer),
+            "logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "rows": [logger.rows() for logger in trainer.loggers if isinstance(logger, RunLogger)],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts."""
+        self._restored = state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Name the settings that changed, and convert Lightning's counters where the accumulation did."""
+        if trainer.state.fn != "fit":
+            return
+        saved = checkpoint["callbacks"].get(self.state_key, {}).get("config", {})
+        for difference in compare_settings(saved, self.config) if saved and self.config else []:
+            log.warning("Changed since the checkpoint: %s.", difference)
+        _convert_accumulation(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put everything back."""
+        if self._restored is None:
+            return
+        state, self._restored = self._restored, None
+        _restore_loader(trainer)
+        run_loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
+        for run_logger, rows in zip(run_loggers, state["rows"], strict=False):
+            run_logger.truncate(rows)
+        if state["pending"]:
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(state["pending"]), step=state["logged_step"])
+        states = state["rng"]
+        if trainer.global_rank < len(states):
+            set_rng_state(states[trainer.global_rank])
+        else:
+            torch.manual_seed(int(torch.initial_seed()) + trainer.global_rank)
+        if len(states) != trainer.world_size:
+            log.warning(
+                "The checkpoint's run had %d processes and this one has %d: the same examples in the same order, but "
+                "dropout and sampling draw other numbers.",
+                len(states),
+                trainer.world_size,
+            )
+
+
+def _restore_loader(trainer: Trainer) -> None:
+    """Put the loader where it was.
+
+    Lightning does this when it makes the loader, but a schedule that asks for the number of training steps makes
+    it before the checkpoint is read.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
+
+
+def _pending_metrics(trainer: Trainer) -> dict[str, float]:
+    """What Lightning is about to log for the step that has just been taken, if anything."""
+    connector = trainer._logger_connector
+    if not trainer.training or connector._first_loop_iter is None or not connector.should_update_logs:
+        return {}
+    if trainer.fit_loop._should_accumulate():
+        return {}
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return {**metrics, "epoch": trainer.current_epoch} if metrics else {}
+
+
+def _convert_accumulation(fit_loop: dict[str, Any], accumulate: int) -> None:
+    """Batches are counted in shares of a step; with another accumulation a step has another number of them."""
+    loaders = fit_loop.get("state_dict", {}).get("combined_loader") or []
+    before = loaders[0].get("accumulate", accumulate) if loaders else accumulate
+    if before == accumulate:
+        return
+    for scope in ("current", "total"):
+        progress = fit_loop["epoch_loop.batch_progress"][scope]
+        for counter in ("ready", "started", "processed", "completed"):
+            progress[counter] = -(-progress[counter] * accumulate // before)
+
+
+def compare_settings(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Each setting that differs and may matter, as `name: old, now new`."""
+    before, now = _flat(saved), _flat(current)
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changed = [
+        name for name in changed if not any(name == plain or name.startswith(f"{plain}.") for plain in UNIMPORTANT)
+    ]
+    return [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in changed]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,66 @@
+"""Which checkpoint a run goes on from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from src.callbacks.storage import is_whole, newest_whole, read_checkpoint
+from src.errors import ParleyError
+
+log = logging.getLogger(__name__)
+
+
+def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any]) -> Path | None:
+    """Find the checkpoint that `--ckpt_path` means.
+
+    Args:
+        asked: A file; `last`, the newest whole checkpoint of this recipe under the root; or `best`, the newest
+            `best.ckpt` likewise.
+        root: Where runs are.
+        settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's.
+
+    Returns:
+        The file; None where `last` finds none, so that the run starts fresh.
+
+    Raises:
+        ParleyError: The file is not there or damaged, or there is no best one.
+    """
+    if asked not in ("last", "best"):
+        if not Path(asked).is_file():
+            raise ParleyError(
+                f"there is no checkpoint {asked!r}; give a .ckpt file of a run, or leave --ckpt_path out."
+            )
+        if not is_whole(asked):
+            raise ParleyError(f"{asked} is truncated or corrupt; --ckpt_path last takes the newest whole one.")
+        return Path(asked)
+    pattern = "best.ckpt" if asked == "best" else "step=*.ckpt"
+    files = [file for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}checkpoints/{pattern}")]
+    found = newest_whole(files, lambda file: _why_not(file, settings), log.warning)
+    if found is not None:
+        log.info("Going on from %s.", found)
+    elif asked == "best":
+        raise ParleyError(f"no best.ckpt of this recipe under {root}; set Checkpoints' monitor, or give a file.")
+    else:
+        log.warning("No checkpoint of this recipe under %s: starting fresh.", root)
+    return found
+
+
+def _why_not(file: Path, settings: dict[str, Any]) -> str | None:
+    try:
+        checkpoint = read_checkpoint(file, mmap=True)
+    except ParleyError as error:
+        return str(error)
+    saved = checkpoint["callbacks"].get("ExactResume", {}).get("config") or {}
+    for place in (("model", "class_path"), ("data", "class_path"), ("model", "init_args", "model_name_or_path")):
+        before, now = _at(saved, place), _at(settings, place)
+        if saved and before != now:
+            return f"it is of another recipe ({'.'.join(place)} was {before}, not {now})"
+    return None
+
+
+def _at(settings: Any, place: tuple[str, ...]) -> Any:
+    for key in place:
+        settings = settings.get(key, {}) if isinstance(settings, dict) else None
+    return settings
