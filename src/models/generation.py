@@ -89,7 +89,6 @@ class GenerationOptions:
         own: GenerationConfig = model.generation_config
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
-            "min_length": 0,  # what is not set here, `generate` takes from the model's own configuration
             "num_beams": self.num_beams,
             "do_sample": self.do_sample,
             "num_return_sequences": self.num_return_sequences,
@@ -100,8 +99,8 @@ class GenerationOptions:
             "eos_token_id": own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        if self.min_new_tokens:
-            options["min_new_tokens"] = self.min_new_tokens
+        # What is not set here, `generate` takes from the model's own configuration.
+        options |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {"min_length": 0}
         if self.num_beams > 1:
             options |= {"length_penalty": self.length_penalty, "early_stopping": True}
         if self.do_sample:

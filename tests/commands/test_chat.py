@@ -163,6 +163,18 @@ def test_invalid_bytes_from_a_pipe_do_no_harm(
     assert capsys.readouterr().out
 
 
+def test_ctrl_c_at_the_prompt_leaves(
+    gpt2: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert main(["chat", gpt2, *SHORT]) == 0
+    assert capsys.readouterr().out == "\n"
+
+
 def read_until(terminal: int, text: str, seconds: float = 60) -> str:
     seen, end = b"", time.monotonic() + seconds
     while text not in seen.decode("utf-8", "replace"):
@@ -172,7 +184,7 @@ def read_until(terminal: int, text: str, seconds: float = 60) -> str:
     return seen.decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("way", ["Ctrl-D", "Ctrl-C", "Ctrl-C while it talks"])
+@pytest.mark.parametrize("way", ["Ctrl-D", "Ctrl-C while it talks"])
 def test_it_leaves_a_terminal_cleanly(gpt2: str, way: str) -> None:
     ours, theirs = pty.openpty()
     words = [
