@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import AdamW
@@ -151,11 +151,12 @@ class PPOModule(DialogueModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would go wrong later."""
-        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        strategy = self.trainer.strategy  # DeepSpeed's is a kind of DDP's
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
             raise ParleyError("PPOModule trains on one device or with DDP; set trainer.strategy: auto or ddp.")
         if self.trainer.precision == "16-mixed":
             raise ParleyError("PPOModule does not scale gradients; set trainer.precision: bf16-mixed or 32-true.")
-        with self.trainer.strategy.precision_plugin.forward_context():
+        with strategy.precision_plugin.forward_context():
             check_output_head(self._model, int(self.tokenizer.pad_token_id))
         if self.seed is None:
             self.seed = torch.initial_seed()
