@@ -4,11 +4,14 @@ from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.csv_logger import RunLogger
 from src.callbacks.exact_resume import ExactResume
 from src.callbacks.ppo import BeforeAfterTable
+from src.callbacks.run_directory import run_directory
+from src.callbacks.run_record import RunRecord
 from src.callbacks.samples import PredictionWriter, SampleTable
 from src.callbacks.stop_signals import StopOnSignal
 from src.callbacks.storage import AtomicCheckpointIO
 from src.callbacks.summary import ParameterSummary
 from src.callbacks.throughput import Throughput
+from src.callbacks.wandb_logger import WandbRun
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -18,7 +21,10 @@ __all__ = [
     "ParameterSummary",
     "PredictionWriter",
     "RunLogger",
+    "RunRecord",
     "SampleTable",
     "StopOnSignal",
     "Throughput",
+    "WandbRun",
+    "run_directory",
 ]

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from src.callbacks.run_directory import run_directory
+from src.callbacks.wandb_logger import WandbRun
 from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,12 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state, if it is not yet written."""
+        """Save the final state, if it is not yet written, and hand it to W&B where that was asked for."""
         if not self.is_saved(trainer):
             self.save(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun) and self.last_path is not None:
+                logger.log_checkpoint(self.last_path)
 
     def save(self, trainer: Trainer) -> Path:
         """Write the state as it is now and drop the oldest; every process must call this.

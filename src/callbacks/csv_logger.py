@@ -70,10 +70,10 @@ class RunLogger(CSVLogger):
         """Write what was logged since the last time."""
         self.experiment.save()
 
-    def rows(self) -> int:
-        """Rows written so far."""
+    def resume_state(self) -> dict[str, int]:
+        """What a checkpoint keeps: how many rows there are by now."""
         self.save()
-        return self._writer().rows if int(getattr(rank_zero_only, "rank", 0)) == 0 else 0
+        return {"rows": self._writer().rows if rank_zero_only.rank == 0 else 0}  # type: ignore[attr-defined]
 
     @rank_zero_only
     def truncate(self, rows: int) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.csv_logger import RunLogger
 from src.callbacks.rng import rng_state, set_rng_state
+from src.callbacks.wandb_logger import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class ExactResume(Callback):
             "config": self.config,
             "pending": _pending_metrics(trainer),
             "logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
-            "rows": [logger.rows() for logger in trainer.loggers if isinstance(logger, RunLogger)],
+            "loggers": [logger.resume_state() for logger in _resumable(trainer)],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,12 +89,12 @@ class ExactResume(Callback):
             return
         state, self._restored = self._restored, None
         _restore_loader(trainer)
-        run_loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
-        for run_logger, rows in zip(run_loggers, state["rows"], strict=False):
-            run_logger.truncate(rows)
+        for logger, logger_state in zip(_resumable(trainer), state["loggers"], strict=False):
+            if isinstance(logger, RunLogger):
+                logger.truncate(logger_state["rows"])
         if state["pending"]:
-            for logger in trainer.loggers:
-                logger.log_metrics(dict(state["pending"]), step=state["logged_step"])
+            for any_logger in trainer.loggers:
+                any_logger.log_metrics(dict(state["pending"]), step=state["logged_step"])
         states = state["rng"]
         if trainer.global_rank < len(states):
             set_rng_state(states[trainer.global_rank])
@@ -106,6 +107,10 @@ class ExactResume(Callback):
                 len(states),
                 trainer.world_size,
             )
+
+
+def _resumable(trainer: Trainer) -> list[RunLogger | WandbRun]:
+    return [logger for logger in trainer.loggers if isinstance(logger, (RunLogger, WandbRun))]
 
 
 def _restore_loader(trainer: Trainer) -> None:

@@ -13,16 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import src.callbacks
 import src.datamodules
 import src.modules
+from src.callbacks.storage import read_checkpoint
 from src.commands.resume import choose_checkpoint
 from src.errors import ParleyError, StoppedBySignalError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+class SettingsFile(SaveConfigCallback):
+    """`config.yaml` in the run's own directory, whatever the logger."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, on rank 0."""
+        directory = src.callbacks.run_directory(trainer)
+        if trainer.is_global_zero:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, str(directory / self.config_filename), skip_none=False, overwrite=True, multifile=False
+            )
 
 
 class ParleyCLI(LightningCLI):
@@ -32,6 +46,18 @@ class ParleyCLI(LightningCLI):
         """Name the model once."""
         for name in ("model_name_or_path", "gguf_file"):
             parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--fresh_run",
+                "--fresh-run",
+                type=bool,
+                default=False,
+                help="With --ckpt_path: log as a new run instead of continuing the checkpoint's.",
+            )
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """The configuration stands: a checkpoint does not silently replace what was asked for."""
@@ -54,6 +80,7 @@ class ParleyCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         defaults = (
             src.callbacks.ParameterSummary,
+            src.callbacks.RunRecord,
             src.callbacks.SampleTable,
             src.callbacks.PredictionWriter,
             src.callbacks.BeforeAfterTable,
@@ -64,11 +91,11 @@ class ParleyCLI(LightningCLI):
         )
         given += [cls() for cls in defaults if not any(isinstance(callback, cls) for callback in given)]
         for callback in given:
-            if isinstance(callback, src.callbacks.ExactResume):
+            if isinstance(callback, (src.callbacks.ExactResume, src.callbacks.RunRecord)):
                 callback.config = self._settings
         if config.get("logger") in (None, True):
             config["logger"] = src.callbacks.RunLogger(config.get("default_root_dir") or "runs", name="")
-        if self.subcommand == "fit" and self.resumed_from is not None:
+        if self.subcommand == "fit" and self.resumed_from is not None and not self._get(self.config, "fresh_run"):
             config["logger"] = _going_on(config["logger"], self.resumed_from)
         return super()._instantiate_trainer(
             {**config, "callbacks": given, "plugins": _with_atomic_checkpoints(config)}, callbacks
@@ -76,11 +103,17 @@ class ParleyCLI(LightningCLI):
 
 
 def _going_on(logger: Any, checkpoint: Path) -> Any:
-    """The logger of a resumed run: our own goes on in the directory of the run that wrote the checkpoint."""
-    if not isinstance(logger, src.callbacks.RunLogger) or checkpoint.parent.name != "checkpoints":
-        return logger
-    directory = checkpoint.parent.parent
-    return src.callbacks.RunLogger(str(directory.parent), name="", version=directory.name)
+    """The loggers of a resumed run: ours go on where the run that wrote the checkpoint was."""
+    if isinstance(logger, (list, tuple)):
+        return [_going_on(one, checkpoint) for one in logger]
+    if isinstance(logger, src.callbacks.RunLogger) and checkpoint.parent.name == "checkpoints":
+        directory = checkpoint.parent.parent
+        return src.callbacks.RunLogger(str(directory.parent), name="", version=directory.name)
+    if isinstance(logger, src.callbacks.WandbRun):
+        saved = read_checkpoint(checkpoint, mmap=True)["callbacks"].get("ExactResume", {}).get("loggers", [])
+        for state in (state for state in saved if "id" in state):
+            logger.continue_run(state)
+    return logger
 
 
 def _with_atomic_checkpoints(config: dict[str, Any]) -> list[Any]:
@@ -110,7 +143,7 @@ def run(name: str, words: list[str]) -> int:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=42,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SettingsFile,
             trainer_defaults={"default_root_dir": "runs", "use_distributed_sampler": False},
             parser_kwargs=parser_kwargs | {command: {"exit_on_error": False} for command in SUBCOMMANDS},
         )
@@ -131,6 +164,9 @@ def run(name: str, words: list[str]) -> int:
 def _quieten() -> None:
     """Leave out what the libraries say that nobody can act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+        lambda record: "`weights_only` was not set" not in record.getMessage()
+    )
     # Packed rows come without a mask on purpose.
     logging.getLogger("transformers.modeling_utils").addFilter(
         lambda record: "passing in an `attention_mask`" not in record.getMessage()

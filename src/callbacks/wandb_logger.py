@@ -1,0 +1,135 @@
+"""Weights & Biases: one run, however often it is stopped and resumed."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
+
+
+class WandbRun(WandbLogger):
+    """Lightning's W&B logger, which goes offline by itself and continues the run that a checkpoint names.
+
+    Without an API key or a network it logs offline, says so once, and never asks for anything; `wandb sync` uploads
+    later. A resumed run keeps its id. What the killed run had sent after its last checkpoint is computed again, to
+    the same values, and is not sent twice.
+
+    Args:
+        project: W&B's project.
+        save_dir: Where W&B keeps its files.
+        name: What W&B calls the run; W&B makes a name up when left out.
+        id: The run's id; made up when left out.
+        offline: Log offline in any case.
+        log_model: Upload the final checkpoint as an artifact.
+        **kwargs: For `wandb.init`, such as `entity`, `group` and `tags`.
+    """
+
+    def __init__(
+        self,
+        project: str = "parley",
+        save_dir: str = "runs",
+        name: str | None = None,
+        id: str | None = None,
+        offline: bool = False,
+        log_model: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            name=name, save_dir=save_dir, project=project, id=id or secrets.token_hex(4), offline=offline, **kwargs
+        )
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it on, and W&B says that it does nothing
+        self.uploads_model = log_model
+        self._sent = 0  # rows of this run that W&B has, from this process and those before it
+        self._known = 0  # of these, rows that are about to be computed again
+
+    @property
+    def version(self) -> str:
+        """The run's id."""
+        return str(self._id)
+
+    @property
+    def experiment(self) -> Any:
+        """W&B's own run, on rank 0."""
+        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
+            reason = "as asked" if self._offline else _why_offline()
+            if reason is not None:
+                self._wandb_init["mode"] = "offline"
+                log.info(
+                    "W&B logs offline (%s); `wandb sync %s/wandb/offline-run-*` uploads it.", reason, self._save_dir
+                )
+        return super().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Send a row, unless a process before this one has sent it."""
+        if self._known:
+            self._known -= 1
+            return
+        super().log_metrics(metrics, step)
+        self._sent += 1
+        self._ledger.write_text(str(self._sent))
+
+    @property
+    def _ledger(self) -> Path:
+        """Counts the rows sent, for the process that goes on after a kill."""
+        directory = Path(self._save_dir or ".") / self.version
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory / "wandb-rows"
+
+    def resume_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the run, and how many rows it has by now."""
+        return {"id": self.version, "rows": self._sent - self._known}
+
+    def continue_run(self, state: dict[str, Any]) -> None:
+        """Become the run that a checkpoint names; before anything is logged."""
+        self._id = self._wandb_init["id"] = state["id"]
+        ledger = self._ledger
+        self._sent = max(int(ledger.read_text() or 0) if ledger.is_file() else 0, state["rows"])
+        self._known = self._sent - state["rows"]
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path) -> None:
+        """Upload a checkpoint as an artifact, where that was asked for."""
+        if not self.uploads_model:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"checkpoint-{self.version}", type="model", metadata={"file": path.name})
+        artifact.add_file(str(path))
+        self.experiment.log_artifact(artifact)
+
+
+def _why_offline() -> str | None:
+    """Why W&B cannot be reached; None when it can, or when the user has settled it by WANDB_MODE."""
+    import wandb
+
+    if "WANDB_MODE" in os.environ:
+        return None
+    address = urlparse(str(wandb.setup().settings.base_url))
+    host = address.hostname or ""
+    if not (os.environ.get("WANDB_API_KEY") or _has_netrc_entry(host)):
+        return "no API key"
+    try:
+        socket.create_connection((host, address.port or 443), timeout=3).close()
+    except OSError:
+        return f"{host} does not answer"
+    return None
+
+
+def _has_netrc_entry(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
