@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # Name to what it measures. The module of that name here has a `main(argv) -> None`.
 BENCHMARKS = {
     "packing": "training a chatbot on short pairs: packed rows beside padded batches",
+    "ppo": "an iteration of PPO beside TRL 0.11.4, batched and as published",
     "seq2seq": "fine-tuning an encoder-decoder: tokens per second beside transformers' trainers",
 }
 

@@ -180,7 +180,7 @@ class PPOModule(DialogueModule):
         losses: list[PPOLoss] = []
         with clock.phase("update"):
             if finite:
-                losses = self._update(rollout, real, generator, encoder_hidden)
+                losses = self._update(rollout, real, generator, self._shared(encoder_hidden))
             else:
                 self._count_skipped("the reward gave a score that is not finite")
         if losses:
@@ -189,17 +189,21 @@ class PPOModule(DialogueModule):
         self._log_iteration(stats, clock)
         self._step_schedules("step")
 
+    @torch.no_grad()
     def _encode(self, batch: Batch) -> Tensor | None:
-        """The encoder's output for the whole iteration, where it never changes."""
-        if not self._encoder_is_frozen:
-            return None
-        with torch.no_grad():
-            return encode(self._model, batch["prompt_ids"], batch["prompt_attention_mask"])
+        """The policy's encoder output, for sampling and for the first pass over what was sampled."""
+        torch.clear_autocast_cache()  # weights may have changed, or be folded, within Lightning's autocast context
+        hidden = encode(self._model, batch["prompt_ids"], batch["prompt_attention_mask"])
+        torch.clear_autocast_cache()
+        return hidden
+
+    def _shared(self, encoder_hidden: Tensor | None) -> Tensor | None:
+        """The same where it is the reference's too, and stays what it is in the update."""
+        return encoder_hidden if self._encoder_is_frozen else None
 
     def _sample(
         self, batch: Batch, real: Tensor, generator: torch.Generator, encoder_hidden: Tensor | None
     ) -> Responses:
-        torch.clear_autocast_cache()  # weights may have changed, or be folded, within Lightning's autocast context
         responses = sample_responses(
             self._model,
             batch["prompt_ids"],
@@ -229,11 +233,12 @@ class PPOModule(DialogueModule):
     @torch.no_grad()
     def _rollout(self, batch: Batch, responses: Responses, scores: Tensor, encoder_hidden: Tensor | None) -> Rollout:
         query = batch["prompt_ids"], batch["prompt_attention_mask"]
-        given = (*query, responses.ids, responses.mask, encoder_hidden, self.rollout.temperature)
-        policy = score_tokens(self._model, *given, value_head=self.value_head)
+        given = (*query, responses.ids, responses.mask)
+        temperature = self.rollout.temperature
+        policy = score_tokens(self._model, *given, encoder_hidden, temperature, value_head=self.value_head)
         with self.reference.active(self._model) as reference:
             torch.clear_autocast_cache()
-            ref_logprobs = score_tokens(reference, *given).logprobs
+            ref_logprobs = score_tokens(reference, *given, self._shared(encoder_hidden), temperature).logprobs
         torch.clear_autocast_cache()
         return build_rollout(
             query_ids=query[0],
@@ -392,8 +397,9 @@ class PPOModule(DialogueModule):
     # Evaluation
 
     def _compare(self, batch: Batch) -> dict[str, Any]:
+        shared = self._encode(batch) if self._encoder_is_frozen else None
         rows = self.evaluator.compare(
-            batch, self._model, self.reference, self.tokenizer, self.generation, self._encode(batch), self.seed or 0
+            batch, self._model, self.reference, self.tokenizer, self.generation, shared, self.seed or 0
         )
         self.comparisons += rows
         answers = iter(rows)

@@ -1,0 +1,145 @@
+"""PPO: seconds of an iteration, Parley's beside TRL 0.11.4's, as published (a prompt at a time) and batched.
+
+Same weights (a T5 from scratch with a LoRA of rank 32 on q and v), prompts, response lengths, minibatches and process
+settings. The methods take turns; each has one iteration first that nobody timed; figures are medians. TRL 0.11.4 was
+the last with PPO for encoder-decoders: `scripts/install_peers.sh` puts it and its transformers beside .venv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+
+from src.commands.output import show
+from src.contracts import Example
+from src.datamodules.encoding import Collator, encode_examples
+from src.files import read_rows
+from src.models.corpus import read_corpus
+from src.models.loading import load_tokenizer
+from src.models.rollout import RolloutOptions
+from src.models.scratch import Sizes, make_base_model
+from src.modules import PPOModule
+from src.rewards import LengthReward
+from src.rl.config import PPOConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "src" / "datamodules" / "sample"
+PEERS = [ROOT / ".peers" / "trl-0.11", ROOT / ".peers" / "transformers-4.45"]
+SHORTEST, LONGEST, NEVER = 24, 48, 10_000
+
+
+class Timed(PPOModule):
+    """Keeps the seconds of every iteration."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.figures: list[dict[str, float]] = []
+
+    def log_dict(self, dictionary: Any, **_: Any) -> None:
+        if "time/total" in dictionary:
+            seconds = {name: dictionary[f"time/{name}"] for name in ("rollout", "forward", "update", "total")}
+            seconds["update"] += seconds.pop("forward")
+            self.figures.append(seconds)
+
+
+def ours(base: Path, prompts: list[list[str]]) -> list[dict[str, float]]:
+    """Parley's iterations; lengths are drawn from the same range as the peers'."""
+    tokenizer = load_tokenizer(base)
+    module = Timed(
+        str(base),
+        LengthReward(30),
+        lora=LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"]),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5),
+        ppo=PPOConfig(minibatch_size=4),
+        rollout=RolloutOptions(min_new_tokens=NEVER, output_min_length=SHORTEST, output_max_length=LONGEST),
+    )
+    examples = [Example(prompt, "-", ["-"]) for batch in prompts for prompt in batch]
+    encoded = encode_examples(examples, tokenizer, is_encoder_decoder=True, max_source_length=512, max_target_length=8)
+    rows = [{**row, "is_filler": False, "index": index} for index, row in enumerate(encoded)]
+    collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=True)
+    loader = DataLoader(rows, batch_size=len(prompts[0]), collate_fn=collate)  # type: ignore[arg-type]
+    Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(module, loader)  # fmt: skip
+    return module.figures
+
+
+def theirs(base: Path, prompts: list[list[str]], scratch: Path, *, batched: bool) -> list[dict[str, float]]:
+    """TRL 0.11.4's iterations."""
+    draw = random.Random(0)
+    setting = {
+        "base": str(base),
+        "prompts": prompts,
+        "lengths": [[draw.randint(SHORTEST, LONGEST) for _ in batch] for batch in prompts],
+        "batched": batched,
+        "output": str(scratch / "figures.json"),
+    }
+    (scratch / "setting.json").write_text(json.dumps(setting))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PEERS)), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, str(Path(__file__).with_name("ppo_peer.py")), str(scratch / "setting.json")]
+    result = subprocess.run(words, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"TRL 0.11.4 failed: {result.stderr[-1500:]}")
+    return json.loads((scratch / "figures.json").read_text())
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks ppo", description=__doc__)
+    parser.add_argument("--iterations", type=int, default=3, help="timed iterations of each method in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts an iteration")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(argv)
+    if not all(path.is_dir() for path in PEERS):
+        raise SystemExit("TRL 0.11.4 is not there; run scripts/install_peers.sh first.")
+    dialogues = [str(row.cells["dialogue"]) for row in read_rows(SAMPLE / "train.jsonl")]
+    count = args.iterations + 1
+    prompts = [
+        [
+            f"Summarize the following conversation.\n\n{text}\n\nSummary: "
+            for text in dialogues[i :: len(dialogues) // args.batch_size][: args.batch_size]
+        ]
+        for i in range(count)
+    ]
+    figures: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "base"
+        make_base_model("t5", read_corpus([SAMPLE]), base, Sizes(vocab_size=8000, untied_head=True))
+        for _ in range(args.rounds):
+            figures.setdefault("Parley", []).extend(ours(base, prompts)[1:])
+            for name, batched in (("TRL 0.11.4, batched", True), ("TRL 0.11.4, as published", False)):
+                figures.setdefault(name, []).extend(theirs(base, prompts, Path(folder), batched=batched)[1:])
+    medians = {
+        name: {phase: statistics.median(each[phase] for each in rows) for phase in rows[0]}
+        for name, rows in figures.items()
+    }
+    rows = [
+        {
+            "method": name,
+            "rollout s": seconds["rollout"],
+            "update s": seconds["update"],
+            "iteration s": seconds["total"],
+            "Parley is faster by": seconds["total"] / medians["Parley"]["total"],
+        }
+        for name, seconds in medians.items()
+    ]
+    show(rows, title=f"PPO, {args.batch_size} prompts, {SHORTEST} to {LONGEST} tokens each", as_json=args.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
