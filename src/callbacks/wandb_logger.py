@@ -64,7 +64,7 @@ class WandbRun(WandbLogger):
         if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
             reason = "as asked" if self._offline else _why_offline()
-            if reason is not None:
+            if reason is not None and self._wandb_init.get("mode") != "offline":
                 self._wandb_init["mode"] = "offline"
                 log.info(
                     "W&B logs offline (%s); `wandb sync %s/wandb/offline-run-*` uploads it.", reason, self._save_dir
