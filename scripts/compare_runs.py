@@ -56,7 +56,8 @@ def repeated_steps(checkpoint: Path) -> int:
 def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state = checkpoint["callbacks"]["ExactResume"]
     del state["config"]
-    state["pending"] = {name: value for name, value in state["pending"].items() if not _is_on_the_clock(name)}
+    for kind in ("pending", "metrics"):
+        state[kind] = {name: value for name, value in state[kind].items() if not _is_on_the_clock(name)}
     return checkpoint
 
 

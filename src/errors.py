@@ -13,10 +13,10 @@ class StoppedBySignalError(Exception):
     """Training was asked to stop and did, with a checkpoint.
 
     Args:
-        message: One line: where it stopped and how to go on.
-        signal_number: What it was told.
+        message: One line: where it stopped and how to go on; empty where another process says it.
+        signal_number: What it was told; 0 where another process answers for the exit status.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_status = 128 + signal_number
+        self.exit_status = 128 + signal_number if signal_number else 0

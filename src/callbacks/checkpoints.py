@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from src.callbacks.run_directory import run_directory
+from src.callbacks.run_directory import DirectoryLock, run_directory
 from src.callbacks.wandb_logger import WandbRun
 from src.errors import ParleyError
 
@@ -33,7 +33,7 @@ class Checkpoints(Checkpoint):
         dirpath: Where they go; `checkpoints` in the run's directory when left out.
 
     Raises:
-        ParleyError: A number is not positive.
+        ParleyError: A number is not positive, or another process trains in the same directory.
     """
 
     def __init__(
@@ -58,16 +58,38 @@ class Checkpoints(Checkpoint):
         self.best_score: float | None = None
         self.last_path: Path | None = None
         self._last_step = -1
+        self._saved: tuple[int, int] | None = None
+        self._lock: DirectoryLock | None = None
         self._last_time = time.monotonic()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the directory."""
-        if stage == "fit" and self.directory is None:
+        """Agree on the directory, and keep others out of it."""
+        if stage != "fit":
+            return
+        if self.directory is None:
             self.directory = run_directory(trainer) / "checkpoints"
+        if trainer.is_global_zero:
+            self._lock = DirectoryLock(self.directory)
+            for half_written in self.directory.glob(".*.tmp"):  # of a run that was killed
+                half_written.unlink(missing_ok=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let others in."""
+        self._unlock()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let others in."""
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here; the state that a resumed run starts from is written already."""
         self._last_step = trainer.global_step
+        self._saved = _place(trainer) if trainer.global_step else None
         self._last_time = time.monotonic()
 
     def on_train_batch_end(
@@ -79,7 +101,7 @@ class Checkpoints(Checkpoint):
 
     def is_saved(self, trainer: Trainer) -> bool:
         """Whether the present state is written already."""
-        return trainer.global_step == self._last_step
+        return _place(trainer) == self._saved
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.fit_loop._should_accumulate():  # gradients that wait for their step are in no checkpoint
@@ -130,6 +152,7 @@ class Checkpoints(Checkpoint):
         """
         self.last_path = self._write(trainer, f"step={trainer.global_step:07d}.ckpt")
         self._last_step = trainer.global_step
+        self._saved = _place(trainer)
         self._last_time = time.monotonic()
         if trainer.is_global_zero:
             for old in sorted(self.last_path.parent.glob("step=*.ckpt"))[: -self.keep_last]:
@@ -149,3 +172,9 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state."""
         self.best_score = state_dict["best_score"]
+
+
+def _place(trainer: Trainer) -> tuple[int, int]:
+    """Batches and whole epochs so far: optimiser steps say less, for PPO may skip an iteration's."""
+    epochs = trainer.fit_loop.epoch_progress.total
+    return trainer.fit_loop.epoch_loop.total_batch_idx, epochs.processed  # type: ignore[attr-defined]

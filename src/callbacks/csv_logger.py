@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -38,13 +39,22 @@ class _ContinuingWriter(ExperimentWriter):
             return
         with file.open(newline="") as stream:
             kept = [row for _, row in zip(range(rows), csv.DictReader(stream), strict=False)]
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)
-        temporary.replace(file)
+        self._rewrite(kept)
         self.rows = rows
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        self._rewrite(rows)
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the file, so that a kill leaves the one or the other."""
+        temporary = Path(self.metrics_file_path).with_suffix(".tmp")
+        with temporary.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=self.metrics_keys, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.metrics_file_path)
 
 
 class RunLogger(CSVLogger):

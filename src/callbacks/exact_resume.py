@@ -9,6 +9,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.csv_logger import RunLogger
+from src.callbacks.loops import mend_loops, mend_saved_loops, position_of
 from src.callbacks.rng import rng_state, set_rng_state
 from src.callbacks.wandb_logger import WandbRun
 
@@ -49,6 +50,7 @@ class ExactResume(Callback):
         self.config = config or {}
         self._trainer: Trainer | None = None
         self._restored: dict[str, Any] | None = None
+        self._rng_before_validation: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember the trainer: Lightning asks for the state without it."""
@@ -58,17 +60,29 @@ class ExactResume(Callback):
         """The state; Lightning asks every process, so that they can be gathered."""
         trainer = self._trainer
         assert trainer is not None
-        states = [rng_state()]
+        own = self._rng_before_validation or rng_state()
+        states = [own]
         if trainer.world_size > 1:
             states = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(states, rng_state())
+            torch.distributed.all_gather_object(states, own)
         return {
             "rng": states,
             "config": self.config,
+            "position": position_of(trainer, in_validation=self._rng_before_validation is not None),
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "pending": _pending_metrics(trainer),
             "logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "loggers": [logger.resume_state() for logger in _resumable(trainer)],
         }
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation that is broken off starts over: remember what it started with."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._rng_before_validation = rng_state()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It was not broken off."""
+        self._rng_before_validation = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts."""
@@ -78,9 +92,11 @@ class ExactResume(Callback):
         """Name the settings that changed, and convert Lightning's counters where the accumulation did."""
         if trainer.state.fn != "fit":
             return
-        saved = checkpoint["callbacks"].get(self.state_key, {}).get("config", {})
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        saved = state.get("config", {})
         for difference in compare_settings(saved, self.config) if saved and self.config else []:
             log.warning("Changed since the checkpoint: %s.", difference)
+        mend_saved_loops(checkpoint["loops"]["fit_loop"], state.get("position", "within epoch"))
         _convert_accumulation(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,6 +105,7 @@ class ExactResume(Callback):
             return
         state, self._restored = self._restored, None
         _restore_loader(trainer)
+        mend_loops(trainer, state["position"], state["metrics"])
         for logger, logger_state in zip(_resumable(trainer), state["loggers"], strict=False):
             if isinstance(logger, RunLogger):
                 logger.truncate(logger_state["rows"])

@@ -1,10 +1,14 @@
-"""Where a run keeps its files."""
+"""Where a run keeps its files, and who may write there."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+
+from src.errors import ParleyError
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -19,3 +23,43 @@ def run_directory(trainer: Trainer) -> Path:
     if directory is None:
         directory = Path(logger.save_dir or trainer.default_root_dir) / str(logger.version)
     return Path(trainer.strategy.broadcast(str(directory)))
+
+
+class DirectoryLock:
+    """Keeps a second run out of a directory for as long as this process lives or until it is released.
+
+    A lock of the operating system's (POSIX record lock): it goes with the process however that ends, and is not passed
+    on to workers.
+
+    Args:
+        directory: Made where it is not there.
+
+    Raises:
+        ParleyError: Another process has it, or it cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / ".lock").open("a+")
+        except OSError as error:
+            raise ParleyError(
+                f"{directory} cannot be written ({error.strerror}); give another --trainer.default_root_dir."
+            ) from error
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip()
+            self._file.close()
+            raise ParleyError(
+                f"another run ({holder}) writes to {directory}; wait for it, or give this one another "
+                "--trainer.default_root_dir."
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others in."""
+        self._file.close()

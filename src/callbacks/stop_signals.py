@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,57 +20,98 @@ from src.errors import StoppedBySignalError
 
 log = logging.getLogger(__name__)
 
+REPEATED_BY_A_PERSON = 1.0  # seconds; `timeout` and terminals may deliver one signal twice
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class StopOnSignal(Callback):
-    """Ends training at the next optimiser step after a signal, with a checkpoint of that very step.
+    """Ends training soon after a signal, with a checkpoint of that very moment.
 
-    SIGINT (Ctrl-C) and SIGTERM stop the run; a second one ends it at once. SIGUSR1, which SLURM sends ahead of the time
-    limit (`#SBATCH --signal=USR1@120`), does the same; under SLURM any of them puts the job back into the queue.
-    A signal to one process stops all of them at the same step.
+    SIGINT (Ctrl-C) and SIGTERM end the run after the optimiser's step, or the validation batch, that is under way; a
+    second one ends it at once. So does SIGUSR1, which SLURM sends ahead of the time limit
+    (`#SBATCH --signal=USR1@120`), and puts the job back into the queue as well. (SIGTERM does not: it is what
+    `scancel` sends, and what SLURM sends when it requeues a job by itself.) A signal to one process stops all of
+    them at the same step.
     """
 
     def __init__(self) -> None:
         self._received = 0
+        self._received_at = 0.0
         self._previous: dict[int, Handler] = {}
+        self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning has taken them."""
+        self._trainer = trainer
+        if trainer.received_sigterm:  # while Lightning had them
+            self._received = signal.SIGTERM
+            trainer._signal_connector.received_sigterm = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self._give_back()
-        # `raise_signal` or a second signal now does what it did before.
+        now = time.monotonic()
+        if not self._received:
+            self._received, self._received_at = number, now
+        elif number != signal.SIGUSR1 and now - self._received_at > REPEATED_BY_A_PERSON:
+            launcher = self._trainer.strategy.launcher if self._trainer is not None else None
+            if launcher is not None:
+                launcher.kill(signal.SIGKILL)
+            os._exit(128 + number)
 
     def _give_back(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGUSR1 else handler)
+            signal.signal(number, handler)
         self._previous = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop here, if any process was told to and no gradients are waiting."""
-        received = self._received
-        if trainer.world_size > 1:
-            flag = torch.tensor(received, device=pl_module.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            received = int(flag)
-        if not received or trainer.fit_loop._should_accumulate():
-            return
+        received = self._received_by_any(trainer, pl_module)
+        if received and not trainer.fit_loop._should_accumulate():
+            self._stop(trainer, received)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop here; a resumed run starts the validation over."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            received = self._received_by_any(trainer, pl_module)
+            if received:
+                self._stop(trainer, received)
+
+    def _received_by_any(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        if trainer.world_size == 1:
+            return self._received
+        flag = torch.tensor(self._received, device=pl_module.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return int(flag)
+
+    def _stop(self, trainer: Trainer, received: int) -> None:
         checkpoints = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints))
-        path = checkpoints.last_path if checkpoints.is_saved(trainer) else checkpoints.save(trainer)
+        path = checkpoints.last_path if checkpoints.is_saved(trainer) else None
+        path = path or checkpoints.save(trainer)
+        if not trainer.is_global_zero:
+            raise StoppedBySignalError("", 0)  # one line and one status are enough
         line = (
             f"stopped by {signal.Signals(received).name} at step {trainer.global_step}; go on with --ckpt_path {path}"
         )
-        if trainer.is_global_zero and (job := os.environ.get("SLURM_JOB_ID")):
+        if received == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
             line += f" ({_requeue(job)})"
         raise StoppedBySignalError(line, received)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._give_back()
 

@@ -57,6 +57,9 @@ def _why_not(file: Path, settings: dict[str, Any]) -> str | None:
         before, now = _at(saved, place), _at(settings, place)
         if saved and before != now:
             return f"it is of another recipe ({'.'.join(place)} was {before}, not {now})"
+    had_adapter, has_adapter = (bool(_at(of, ("model", "init_args", "lora"))) for of in (saved, settings))
+    if saved and had_adapter != has_adapter:
+        return f"it is of another recipe ({'with' if had_adapter else 'without'} model.init_args.lora)"
     return None
 
 

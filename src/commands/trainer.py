@@ -108,7 +108,13 @@ def _going_on(logger: Any, checkpoint: Path) -> Any:
         return [_going_on(one, checkpoint) for one in logger]
     if isinstance(logger, src.callbacks.RunLogger) and checkpoint.parent.name == "checkpoints":
         directory = checkpoint.parent.parent
-        return src.callbacks.RunLogger(str(directory.parent), name="", version=directory.name)
+        return src.callbacks.RunLogger(
+            str(directory.parent),
+            name="",
+            version=directory.name,
+            prefix=logger._prefix,
+            flush_logs_every_n_steps=logger._flush_logs_every_n_steps,
+        )
     if isinstance(logger, src.callbacks.WandbRun):
         saved = read_checkpoint(checkpoint, mmap=True)["callbacks"].get("ExactResume", {}).get("loggers", [])
         for state in (state for state in saved if "id" in state):
@@ -150,7 +156,8 @@ def run(name: str, words: list[str]) -> int:
     except argparse.ArgumentError as error:
         raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
     except StoppedBySignalError as stopped:
-        sys.stderr.write(f"parley {name}: {stopped}\n")
+        if str(stopped):
+            sys.stderr.write(f"parley {name}: {stopped}\n")
         return stopped.exit_status
     except Exception as error:
         if (said := _said_by_us(error)) is None:

@@ -1,0 +1,80 @@
+"""What Lightning's loops get wrong about a checkpoint that falls next to a validation or the end of an epoch.
+
+Lightning 2.6 takes a checkpoint that was written before a validation for one that was written after it, and skips the
+validation; at an epoch's last batch it skips the end of the epoch as well. A schedule that watches a metric
+(`ReduceLROnPlateau`) misses its step wherever a resumed run first comes to the end of an epoch. So a checkpoint says
+where it was written, and a resumed run is set right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+Position = Literal[
+    "within epoch", "before validation", "in validation", "after validation", "before epoch end", "epoch end"
+]
+COUNTERS = ("ready", "started", "processed", "completed")
+
+
+def position_of(trainer: Trainer, *, in_validation: bool) -> Position:
+    """Where training is, as a checkpoint that is written now must say.
+
+    Args:
+        trainer: The trainer, fitting.
+        in_validation: Whether a validation has begun and not ended.
+    """
+    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if in_validation:
+        return "in validation"
+    if trainer.validating:
+        return "after validation"
+    epochs = fit_loop.epoch_progress.current
+    if epochs.processed > epochs.completed:  # type: ignore[attr-defined]
+        return "epoch end"
+    progress = epoch_loop.batch_progress.current
+    if progress.processed == progress.completed or fit_loop._data_fetcher is None:  # type: ignore[attr-defined]
+        return "within epoch"
+    if epoch_loop._should_check_val_fx(fit_loop._data_fetcher):
+        return "before validation"
+    return "before epoch end" if epoch_loop._num_ready_batches_reached() else "within epoch"
+
+
+def mend_saved_loops(fit_loop: dict[str, Any], position: Position) -> None:
+    """Change a checkpoint's loops so that Lightning goes on from the right place.
+
+    Args:
+        fit_loop: The state of Lightning's `fit_loop`, changed in place.
+        position: Where the checkpoint was written.
+    """
+    if position in ("before validation", "before epoch end"):  # the batch is done, and its epoch is not
+        for scope in ("total", "current"):
+            progress = fit_loop["epoch_loop.batch_progress"][scope]
+            progress["completed"] = progress["processed"]
+    if position == "before epoch end":
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+    if position == "in validation":
+        progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+        for counter in COUNTERS:
+            progress["total"][counter] -= progress["current"][counter]
+
+
+def mend_loops(trainer: Trainer, position: Position, metrics: dict[str, float]) -> None:
+    """Set Lightning's loops right when training starts, after they were loaded.
+
+    Args:
+        trainer: The trainer.
+        position: Where the checkpoint was written.
+        metrics: What schedules may watch, as it was then.
+    """
+    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    trainer._logger_connector._callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    fit_loop._restarting = False  # or schedules that watch a metric are left out at the end of this epoch
+    if position in ("before validation", "in validation"):
+        epoch_loop.val_loop.batch_progress.reset_on_run()
+        epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+    if position == "epoch end":
+        epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
