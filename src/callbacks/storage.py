@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.replace(target)
             _sync_directory(target.parent)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise ParleyError(
-                f"the checkpoint {target} could not be written ({_reason(error, target.parent)}); earlier ones "
+                f"the checkpoint {target} could not be written ({_reason(error)}); earlier ones "
                 "are intact: make room, then go on with --ckpt_path last."
             ) from error
 
@@ -60,12 +62,13 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception, directory: Path) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    free = os.statvfs(directory) if directory.is_dir() else None
-    if free is not None and free.f_bavail * free.f_frsize < 2**20:
-        return "No space left on device"
+def _reason(error: BaseException) -> str:
+    """What the system said first: torch, closing its archive, hides that behind a complaint of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     return str(error).splitlines()[0]
 
 
