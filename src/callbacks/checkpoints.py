@@ -45,7 +45,11 @@ class Checkpoints(Checkpoint):
         mode: Literal["min", "max"] = "max",
         dirpath: str | None = None,
     ) -> None:
-        if keep_last < 1 or (every_n_steps or 1) < 1 or (every_n_minutes is not None and every_n_minutes <= 0):
+        if (
+            keep_last < 1
+            or (every_n_steps is not None and every_n_steps < 1)
+            or (every_n_minutes is not None and every_n_minutes <= 0)
+        ):
             raise ParleyError(
                 "every_n_steps, every_n_minutes and keep_last must be positive; leave out what is not wanted."
             )
