@@ -11,6 +11,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from src.errors import ParleyError
+
 
 class _ContinuingWriter(ExperimentWriter):
     """Adds to a `metrics.csv` that is there already, where Lightning's own deletes it."""
@@ -71,7 +73,12 @@ class RunLogger(CSVLogger):
 
     def _writer(self) -> _ContinuingWriter:
         if not isinstance(self._experiment, _ContinuingWriter):
-            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ParleyError(
+                    f"{self.root_dir} cannot be written ({error.strerror}); give another --trainer.default_root_dir."
+                ) from error
             self._experiment = _ContinuingWriter(log_dir=self.log_dir)
         return self._experiment
 

@@ -2,8 +2,8 @@
 
 Lightning 2.6 takes a checkpoint that was written before a validation for one that was written after it, and skips the
 validation; at an epoch's last batch it skips the end of the epoch as well. A schedule that watches a metric
-(`ReduceLROnPlateau`) misses its step wherever a resumed run first comes to the end of an epoch. So a checkpoint says
-where it was written, and a resumed run is set right.
+(`ReduceLROnPlateau`) misses its step wherever a resumed run first comes to the end of an epoch. An epoch that
+`max_steps` cuts short counts as done. So a checkpoint says where it was written, and a resumed run is set right.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 Position = Literal[
-    "within epoch", "before validation", "in validation", "after validation", "before epoch end", "epoch end"
+    "within epoch",
+    "before validation",
+    "in validation",
+    "after validation",
+    "before epoch end",
+    "epoch end",
+    "epoch cut short",
 ]
 COUNTERS = ("ready", "started", "processed", "completed")
 
@@ -34,7 +40,7 @@ def position_of(trainer: Trainer, *, in_validation: bool) -> Position:
         return "after validation"
     epochs = fit_loop.epoch_progress.current
     if epochs.processed > epochs.completed:  # type: ignore[attr-defined]
-        return "epoch end"
+        return "epoch end" if epoch_loop._num_ready_batches_reached() else "epoch cut short"
     progress = epoch_loop.batch_progress.current
     if progress.processed == progress.completed or fit_loop._data_fetcher is None:  # type: ignore[attr-defined]
         return "within epoch"
@@ -56,6 +62,9 @@ def mend_saved_loops(fit_loop: dict[str, Any], position: Position) -> None:
             progress["completed"] = progress["processed"]
     if position == "before epoch end":
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+    if position == "epoch cut short":  # by max_steps: Lightning counts the epoch, and leaves out the rest of it
+        for scope in ("total", "current"):
+            fit_loop["epoch_progress"][scope]["processed"] -= 1
     if position == "in validation":
         progress = fit_loop["epoch_loop.val_loop.batch_progress"]
         for counter in COUNTERS:

@@ -84,3 +84,8 @@ def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, fingerprint:
                 f"the checkpoint (trained from {base['name']!r}) does not fit {name!r}: {key} is {tuple(shape)} here "
                 f"and the checkpoint {there}; use the same base model and lora settings."
             )
+    if more := sorted(saved_shapes.keys() - {f"model.{key}" for key in model.state_dict()}):
+        raise ParleyError(
+            f"the checkpoint (trained from {base['name']!r}) holds more than {name!r} has here, such as {more[0]}; "
+            "use the same base model and lora settings."
+        )
