@@ -82,10 +82,10 @@ class Training:
             start_new_session=True,
         )
 
-    def run(self) -> None:
+    def run(self, status: int = 0) -> None:
         with self.start() as process:
             err = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, err[-3000:]
+        assert process.returncode == status, err[-3000:]
 
     def wait_for_step(self, process: subprocess.Popen[str], step: int) -> None:
         deadline = time.monotonic() + 200
@@ -150,6 +150,7 @@ def is_running(pid: int) -> bool:
 
 WATCH = """
 import os
+import signal
 from lightning.pytorch import Callback
 
 class Watch(Callback):
@@ -157,6 +158,9 @@ class Watch(Callback):
         rows = [index for index, filler in zip(batch["index"], batch["is_filler"]) if not filler]
         with open(f"{os.environ['WATCHED']}-{trainer.global_rank}", "a") as stream:
             stream.write(f"{trainer.global_step} {rows}\\n")
+        if trainer.global_step == int(os.environ["STOP_AT"]) and trainer.is_global_zero:
+            os.environ["STOP_AT"] = "-1"
+            os.kill(os.getpid(), signal.SIGTERM)
 """
 KINDS = {
     "whole": ["--data.init_args.batch_size", "4", "--trainer.devices", "1"],
@@ -175,12 +179,13 @@ def test_continued_on_another_number_of_processes(tmp_path, tiny_base, sample, m
     (tmp_path / "watch.py").write_text(WATCH)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
 
-    def train(root: str, kind: str, *more: str) -> Training:
+    def train(root: str, kind: str, stop_at: int = -1) -> Training:
+        monkeypatch.setitem(ENVIRONMENT, "STOP_AT", str(stop_at))
         monkeypatch.setitem(ENVIRONMENT, "WATCHED", str(tmp_path / f"{root}.seen"))
         words = ["--data.init_args.train_split", "train[:30]", "--model.init_args.dropout", "0.0"]
         words += ["--trainer.max_epochs", "2", "--trainer.callbacks+=watch.Watch"]
-        training = Training(tmp_path / root, tiny_base("t5"), sample, *words, *KINDS[kind], *more)
-        training.run()
+        training = Training(tmp_path / root, tiny_base("t5"), sample, *words, *KINDS[kind])
+        training.run(0 if stop_at < 0 else 143)
         return training
 
     def seen(root: str) -> dict[int, list[int]]:
@@ -192,7 +197,7 @@ def test_continued_on_another_number_of_processes(tmp_path, tiny_base, sample, m
         return steps
 
     peaceful = train("peaceful", "whole")
-    assert read_checkpoint(train("cut", first, "--trainer.max_steps", "5").newest())["global_step"] == 5
+    assert read_checkpoint(train("cut", first, stop_at=4).newest())["global_step"] == 5
     continued = train("cut", second)
     assert seen("cut") == seen("peaceful")
     for epoch in (range(8), range(8, 16)):
