@@ -115,6 +115,8 @@ class Checkpoints(Checkpoint):
             and trainer.global_step // self.every_n_steps > self._last_step // self.every_n_steps
         ):
             return True
+        if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+            return True  # now, for afterwards Lightning counts the epoch as done, and a longer run would skip the rest
         if self.every_n_minutes is None:
             return False
         is_up = time.monotonic() - self._last_time >= 60 * self.every_n_minutes
@@ -137,12 +139,16 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after each epoch and its validation."""
-        if not self.is_saved(trainer):
+        if not self.is_saved(trainer) and not self._ended_within_epoch(trainer):
             self.save(trainer)
+
+    def _ended_within_epoch(self, trainer: Trainer) -> bool:
+        """Whether training stopped before the epoch did, at a step that is written already."""
+        return trainer.global_step == self._last_step and not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state, if it is not yet written, and hand it to W&B where that was asked for."""
-        if not self.is_saved(trainer):
+        if not self.is_saved(trainer) and not self._ended_within_epoch(trainer):
             self.save(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun) and self.last_path is not None:

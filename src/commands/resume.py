@@ -12,7 +12,7 @@ from src.errors import ParleyError
 log = logging.getLogger(__name__)
 
 
-def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any]) -> Path | None:
+def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_start_fresh: bool = True) -> Path | None:
     """Find the checkpoint that `--ckpt_path` means.
 
     Args:
@@ -20,6 +20,8 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any]) -> Path 
             `best.ckpt` likewise.
         root: Where runs are.
         settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's.
+
+        may_start_fresh: Whether a run without a checkpoint makes sense: to train, not to test.
 
     Returns:
         The file; None where `last` finds none, so that the run starts fresh.
@@ -40,6 +42,8 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any]) -> Path 
     found = newest_whole(files, lambda file: _why_not(file, settings), log.warning)
     if found is not None:
         log.info("Going on from %s.", found)
+    elif asked == "last" and not may_start_fresh:
+        raise ParleyError(f"no checkpoint of this recipe under {root}; train first, or give a .ckpt file.")
     elif asked == "best":
         raise ParleyError(f"no best.ckpt of this recipe under {root}; set Checkpoints' monitor, or give a file.")
     else:

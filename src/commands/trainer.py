@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -68,7 +69,10 @@ class ParleyCLI(LightningCLI):
         self._settings = json.loads(json.dumps(self._plain_settings(), default=str))
         asked = settings.get("ckpt_path")
         root = Path(settings.trainer.default_root_dir or "runs")
-        self.resumed_from = choose_checkpoint(str(asked), root, self._settings) if asked is not None else None
+        self.resumed_from = None
+        if asked is not None:
+            fresh = self.subcommand == "fit"
+            self.resumed_from = choose_checkpoint(str(asked), root, self._settings, may_start_fresh=fresh)
         settings.ckpt_path = None if self.resumed_from is None else str(self.resumed_from)
 
     def _plain_settings(self) -> dict[str, Any]:
@@ -155,6 +159,8 @@ def run(name: str, words: list[str]) -> int:
         )
     except argparse.ArgumentError as error:
         raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
+    except MisconfigurationException as error:
+        raise ParleyError(f"{str(error).splitlines()[0]} (`-c configs/trainer/cpu.yaml` runs on a CPU)") from error
     except StoppedBySignalError as stopped:
         if str(stopped):
             sys.stderr.write(f"parley {name}: {stopped}\n")
@@ -195,7 +201,13 @@ def _said_by_us(error: BaseException | None) -> ParleyError | None:
 
 
 def _essence(message: str) -> str:
-    """The lines of a jsonargparse error that say what is wrong, as one."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    lines = [line for line in lines if not re.match(r"(Does not validate against any|Subtypes:|Parser key .*:$)", line)]
-    return ": ".join(line.rstrip(":. ") for line in lines[:4])
+    """What a jsonargparse error says is wrong, and with which setting, as one line."""
+    names = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    noise = (
+        r"Does not validate|Subtypes:|Errors:|Parser key|Problem with given|Given value|Expected a <class 'NoneType'>"
+    )
+    lines = [line.strip(" -") for line in message.splitlines()]
+    said = next((line for line in lines if line and not re.match(noise, line)), lines[0]).rstrip(".")
+    if "required" in said:
+        said += "; give a recipe, such as -c configs/demo/dialogsum_seq2seq.yaml"
+    return f"{names}: {said}" if names else said

@@ -57,7 +57,7 @@ def profanity_probability(texts: Sequence[str]) -> Tensor:
             profanity_check = importlib.import_module("profanity_check")
         except ImportError as error:
             raise ParleyError(
-                "scoring profanity needs alt-profanity-check, which is not installed; `pip install 'parley[rewards]'`."
+                "scoring profanity needs alt-profanity-check, which is not installed; `pip install -e '.[rewards]'`."
             ) from error
     if not texts:
         return torch.zeros(0, dtype=torch.float64)

@@ -100,7 +100,7 @@ def test_a_classifier_gives_the_probability_of_its_toxic_label(classifier, no_ne
 
 def test_without_its_package_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
-    with pytest.raises(ParleyError, match=r"pip install 'parley\[rewards\]'"):
+    with pytest.raises(ParleyError, match=r"pip install -e '.\[rewards\]'"):
         Toxicity().compute(predictions=TEXTS)
 
 

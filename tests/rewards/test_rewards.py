@@ -162,7 +162,7 @@ def test_profanity_tells_offensive_from_friendly():
 
 def test_profanity_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
-    with pytest.raises(ParleyError, match=r"`pip install 'parley\[rewards\]'`\.$"):
+    with pytest.raises(ParleyError, match=r"`pip install -e '.\[rewards\]'`\.$"):
         ProfanityReward()(["p"], ["r"])
 
 
