@@ -34,6 +34,8 @@ def test_recipe_trains_a_step(parley, tiny_base, sample, real_data, recipe):
     words = ["-c", recipe, "--model.init_args.model_name_or_path", base, "--data.init_args.path", data]
     if config["model"]["init_args"].get("gguf_file"):
         words += ["--model.init_args.gguf_file", "null"]
+    if config["data"]["init_args"].get("format") == "chat":  # the tiny base has no chat template
+        words += ["--data.init_args.format", "plain"]
     if "target_modules: [q, v]" in recipe.read_text() and architecture != "t5":
         words += ["--model.init_args.lora.target_modules", "all-linear"]
     words += ["--model.init_args.generation.max_new_tokens", "4", "--data.init_args.batch_size", "2"]
