@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -184,8 +183,7 @@ def read_until(terminal: int, text: str, seconds: float = 60) -> str:
     return seen.decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("way", ["Ctrl-D", "Ctrl-C while it talks"])
-def test_it_leaves_a_terminal_cleanly(gpt2: str, way: str) -> None:
+def test_it_leaves_a_terminal_cleanly(gpt2: str) -> None:
     ours, theirs = pty.openpty()
     words = [
         sys.executable,
@@ -206,13 +204,7 @@ def test_it_leaves_a_terminal_cleanly(gpt2: str, way: str) -> None:
     )  # fmt: skip
     try:
         read_until(ours, "you> ")
-        if way == "Ctrl-C while it talks":
-            os.write(ours, "안녕하세요\n".encode())
-            assert "안녕하세요" in read_until(ours, "model> ")
-        if way == "Ctrl-D":
-            os.write(ours, b"\x04")
-        else:
-            os.kill(process.pid, signal.SIGINT)
+        os.write(ours, b"\x04")  # Ctrl-D
         assert process.wait(timeout=60) == 0
         os.write(theirs, b"end-of-output")
         assert "Traceback" not in read_until(ours, "end-of-output")
