@@ -72,7 +72,7 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT puts it right by itself
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             return get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError, KeyError) as error:
+    except (ValueError, TypeError, NotImplementedError, KeyError) as error:  # what PEFT's own tuners raise
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
 
 
