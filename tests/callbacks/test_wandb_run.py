@@ -145,6 +145,7 @@ def test_offline_is_said_once(tmp_path, monkeypatch):
     logger = WandbRun(save_dir=str(tmp_path))
     for step in range(3):
         logger.log_metrics({"x": 1.0}, step)
+    logger.experiment.finish()  # without it W&B goes on reading what later tests write to stderr
     wandb.teardown()
     assert len(said) == 1
     assert "no API key" in said[0]
