@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.contracts import Batch
@@ -26,6 +26,7 @@ from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
 from src.modules.metrics import EvaluationMetrics
 from src.modules.schedules import WarmupSchedule
+from src.modules.token_mean import TokenMean
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class DialogueModule(LightningModule):
             raise ParleyError("generation.num_return_sequences must be 1 here: metrics take one answer a prompt.")
         self.val_metrics = EvaluationMetrics(rouge_tokenizer)
         self.test_metrics = EvaluationMetrics(rouge_tokenizer)
+        self._token_mean = TokenMean()
 
     # Set-up
 
@@ -171,15 +173,19 @@ class DialogueModule(LightningModule):
         return loss, torch.tensor(labels.numel(), device=labels.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean over the tokens of all processes, so that a run's losses do not depend on how many there are."""
+        """The mean over the tokens of all processes and accumulated batches: a run's losses don't depend on the cut."""
         loss_sum, count = self.loss_sum(batch)
         total = count
         if self.trainer.world_size > 1:
             total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
         # The strategy averages gradients over processes; this undoes it.
-        loss = loss_sum * self.trainer.world_size / total.clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
+        loss, shown = self._token_mean.add(loss_sum * self.trainer.world_size, total)
+        self.log("train/loss", shown, prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients those of the step's mean."""
+        self._token_mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
 
     # Evaluation
 
