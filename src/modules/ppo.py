@@ -27,18 +27,19 @@ from src.models.rollout import Responses, RolloutOptions, sample_responses
 from src.models.value_head import ValueHead
 from src.modules.base import DialogueModule
 from src.modules.ppo_evaluation import Comparison, Evaluator, gather, summarise
+from src.modules.ppo_learner import PPOLearner
 from src.modules.ppo_steps import (
-    Minibatch,
     PhaseClock,
     PPOParameterCount,
+    agree,
     eos_token_ids,
-    minibatches,
     score_tokens,
     seeded,
+    sum_over,
 )
 from src.rewards import Reward, score_responses
 from src.rl.config import PPOConfig
-from src.rl.losses import PPOLoss, exceeds_target_kl, ppo_loss
+from src.rl.losses import PPOLoss
 from src.rl.masked import Reduce
 from src.rl.rollout import Rollout, build_rollout
 from src.rl.stats import rollout_stats, update_stats
@@ -96,20 +97,16 @@ class PPOModule(DialogueModule):
             rouge_tokenizer=rouge_tokenizer,
             gguf_file=gguf_file,
         )
-        if max_skipped_updates < 1:
-            raise ParleyError(f"max_skipped_updates is {max_skipped_updates}; it must be at least 1.")
         self.automatic_optimization = False
         self.reward = reward
         self.ppo = ppo or PPOConfig()
         self.rollout = rollout or RolloutOptions()
-        self.max_skipped_updates = max_skipped_updates
+        self.learner = PPOLearner(self.ppo, self.rollout.temperature, max_skipped_updates)
         self.kl_controller = self.ppo.kl_controller()
         self.score_shaper = self.ppo.score_shaper()
         self.evaluator = Evaluator(reward, toxicity, rouge_tokenizer)
         self.seed: int | None = None  # settled when training starts, kept in checkpoints
         self.iteration = 0
-        self.skipped_updates = 0
-        self.skipped_in_a_row = 0
         self.comparisons: list[Comparison] = []
 
     # Set-up
@@ -173,16 +170,17 @@ class PPOModule(DialogueModule):
             responses = self._sample(batch, real, generator, encoder_hidden)
         with clock.phase("reward"):
             scores = self._scores(batch, responses, real)
-        finite = self._agree(bool(torch.isfinite(scores).all()))
+        finite = agree(bool(torch.isfinite(scores).all()), self.trainer)
         with clock.phase("forward"):
             rollout = self._rollout(batch, responses, scores.nan_to_num(0, 0, 0), encoder_hidden)
         stats = self._rollout_stats(rollout.select(real.nonzero().flatten()), finite)
         losses: list[PPOLoss] = []
         with clock.phase("update"):
             if finite:
-                losses = self._update(rollout, real, generator, self._shared(encoder_hidden))
+                rows = real.nonzero().flatten()
+                losses = self.learner.learn(self, rollout, rows, generator, self._shared(encoder_hidden))
             else:
-                self._count_skipped("the reward gave a score that is not finite")
+                self.learner.skip("the reward gave a score that is not finite", self.iteration)
         if losses:
             stats |= update_stats(losses, self._reduce)
         self.iteration += 1
@@ -260,96 +258,9 @@ class PPOModule(DialogueModule):
         is_filler = responses.mask.sum(-1) == 0
         return self.score_shaper(scores.masked_fill(is_filler, torch.nan), responses.has_eos, self._reduce).nan_to_num()
 
-    def _update(
-        self, rollout: Rollout, real: Tensor, generator: torch.Generator, encoder_hidden: Tensor | None
-    ) -> list[PPOLoss]:
-        """`ppo_epochs` passes over the rollout; the loss of every minibatch."""
-        optimizer, losses = self.optimizers(), []
-        assert isinstance(optimizer, LightningOptimizer)
-        rows, size = real.nonzero().flatten(), self.ppo.gradient_accumulation_steps
-        for _ in range(self.ppo.ppo_epochs):
-            parts = minibatches(rollout, rows, self.ppo.minibatch_size, generator, encoder_hidden, self.trainer)
-            for start in range(0, len(parts), size):
-                group = parts[start : start + size]
-                optimizer.zero_grad()
-                losses += [self._backward(minibatch, len(group)) for minibatch in group]
-                self._step(optimizer, losses[-len(group) :])
-                if exceeds_target_kl(losses[-1].stats["policy/policykl"], self.ppo.target_kl, self._reduce):
-                    return losses
-        return losses
-
-    def _backward(self, minibatch: Minibatch, accumulated: int) -> PPOLoss:
-        rollout, config = minibatch.rollout, self.ppo
-        new = score_tokens(
-            self._model,
-            rollout.query_ids,
-            rollout.query_mask,
-            rollout.response_ids,
-            rollout.response_mask,
-            minibatch.encoder_hidden,
-            self.rollout.temperature,
-            value_head=self.value_head,
-            entropy_requires_grad=config.entropy_coef > 0,
-        )
-        loss = ppo_loss(
-            new.logprobs,
-            new.values,
-            new.entropy,
-            old_logprobs=rollout.logprobs,
-            old_values=rollout.values,
-            advantages=rollout.advantages,
-            returns=rollout.returns,
-            mask=rollout.response_mask,
-            cliprange=config.cliprange,
-            cliprange_value=config.cliprange_value,
-            vf_coef=config.vf_coef,
-            entropy_coef=config.entropy_coef,
-            ratio_threshold=config.ratio_threshold,
-        )
-        self.manual_backward(loss.total * minibatch.weight / accumulated)
-        torch.clear_autocast_cache()
-        return PPOLoss(loss.total.detach(), loss.policy.detach(), loss.value.detach(), loss.skipped, loss.stats)
-
-    def _step(self, optimizer: LightningOptimizer, losses: list[PPOLoss]) -> None:
-        """Clip and step, unless something is not finite on any process."""
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm or torch.inf)
-        finite = torch.stack([norm, *(loss.total.to(norm.device) for loss in losses)]).isfinite().all()
-        if self._agree(bool(finite)):
-            optimizer.step()
-            self.skipped_in_a_row = 0
-        else:
-            optimizer.zero_grad()
-            self._count_skipped("the loss or its gradient is not finite")
-
-    def _count_skipped(self, why: str) -> None:
-        """Count an update that was left out; every process comes here or none does.
-
-        Raises:
-            ParleyError: Too many in a row.
-        """
-        self.skipped_updates += 1
-        self.skipped_in_a_row += 1
-        log.warning("Iteration %d: update skipped: %s.", self.iteration, why)
-        if self.skipped_in_a_row >= self.max_skipped_updates:
-            raise ParleyError(
-                f"{self.skipped_in_a_row} updates in a row were skipped, the last because {why}; go on from an earlier "
-                "checkpoint with a lower learning rate, or look at what the reward returns."
-            )
-
-    # Over all processes
-
     @property
     def _reduce(self) -> Reduce | None:
-        if self.trainer.world_size == 1:
-            return None
-        return lambda tensor: self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
-
-    def _agree(self, holds: bool) -> bool:
-        """Whether it holds on every process."""
-        if self._reduce is None:
-            return holds
-        return float(self._reduce(torch.tensor(float(not holds), device=self.device))) == 0
+        return sum_over(self.trainer)
 
     # Watching
 
@@ -370,7 +281,7 @@ class PPOModule(DialogueModule):
         stats |= clock.stats() | {
             "time/tokens_per_second": tokens / clock.total,
             "ppo/learning_rate": optimizer.param_groups[0]["lr"],
-            "ppo/skipped_updates": float(self.skipped_updates),
+            "ppo/skipped_updates": float(self.learner.skipped_updates),
         }
         shown: dict[str, Any] = {name: stats.pop(name) for name in ("env/reward_mean", "objective/kl") if name in stats}
         self.log_dict(shown, prog_bar=True, batch_size=1)
@@ -442,8 +353,7 @@ class PPOModule(DialogueModule):
             "score_shaper": self.score_shaper.state_dict(),
             "seed": self.seed,
             "iteration": self.iteration,
-            "skipped_updates": self.skipped_updates,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            **self.learner.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -462,5 +372,5 @@ class PPOModule(DialogueModule):
             )
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.score_shaper.load_state_dict(state["score_shaper"])
+        self.learner.load_state_dict(state)
         self.seed, self.iteration = state["seed"], state["iteration"]
-        self.skipped_updates, self.skipped_in_a_row = state["skipped_updates"], state["skipped_in_a_row"]

@@ -20,6 +20,7 @@ from src.models.responses import Model, output_head, response_states
 from src.models.tying import base_model
 from src.models.value_head import ValueHead
 from src.rl.logprobs import logprobs_from_hidden
+from src.rl.masked import Reduce
 from src.rl.rollout import Rollout
 
 
@@ -187,3 +188,18 @@ def eos_token_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]
     if own is None:
         return []
     return list(own) if isinstance(own, (list, tuple)) else [int(own)]
+
+
+def sum_over(trainer: Trainer) -> Reduce | None:
+    """Sums a tensor over all processes; None where there is but one."""
+    if trainer.world_size == 1:
+        return None
+    return lambda tensor: trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+
+
+def agree(holds: bool, trainer: Trainer) -> bool:
+    """Whether it holds on every process."""
+    reduce = sum_over(trainer)
+    if reduce is None:
+        return holds
+    return float(reduce(torch.tensor(float(not holds), device=trainer.strategy.root_device))) == 0

@@ -195,8 +195,8 @@ def test_a_reward_that_is_not_finite_skips_the_update_and_is_counted(make):
 def test_after_a_skipped_update_training_goes_on(make):
     module, data, trainer = make(reward=Scores(float("inf")), batches=3, max_skipped_updates=2)
     trainer.fit(module, data)
-    assert module.skipped_updates == 1
-    assert module.skipped_in_a_row == 0
+    assert module.learner.skipped_updates == 1
+    assert module.learner.skipped_in_a_row == 0
     assert trainer.global_step == 4
 
 
