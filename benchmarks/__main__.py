@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 # Name to what it measures. The module of that name here has a `main(argv) -> None`.
 BENCHMARKS = {
+    "causal": "LoRA on a decoder-only model: examples per second beside a plain training loop",
+    "generation": "answers per second: batches by length, batches as they come, one prompt at a time",
     "packing": "training a chatbot on short pairs: packed rows beside padded batches",
     "ppo": "an iteration of PPO beside TRL 0.11.4, batched and as published",
     "seq2seq": "fine-tuning an encoder-decoder: tokens per second beside transformers' trainers",

@@ -72,7 +72,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks generation", description=__doc__)
     parser.add_argument("--model", help="a model to measure instead of one from scratch")
     parser.add_argument("--architecture", choices=("t5", "bart", "gpt2", "llama"), default="gpt2")
@@ -125,7 +125,3 @@ def measure(
         }
         for name in names
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -139,7 +139,3 @@ def main(argv: Sequence[str]) -> None:
         for name, seconds in medians.items()
     ]
     show(rows, title=f"PPO, {args.batch_size} prompts, {SHORTEST} to {LONGEST} tokens each", as_json=args.json)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
