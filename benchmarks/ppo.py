@@ -1,8 +1,10 @@
 """PPO: seconds of an iteration, Parley's beside TRL 0.11.4's, as published (a prompt at a time) and batched.
 
-Same weights (a T5 from scratch with a LoRA of rank 32 on q and v), prompts, response lengths, minibatches and process
-settings. The methods take turns; each has one iteration first that nobody timed; figures are medians. TRL 0.11.4 was
-the last with PPO for encoder-decoders: `scripts/install_peers.sh` puts it and its transformers beside .venv.
+Same weights (a T5 from scratch with a LoRA of rank 32 on q and v), prompts, response lengths, minibatches and threads.
+Parley runs as configs/trainer/cpu.yaml has it, in bf16 autocast, and in float32; TRL in float32 as published, and
+batched under bf16 autocast too. The methods take turns, each round in another order; each has one iteration first that
+nobody timed; figures are medians over all timed iterations. TRL 0.11.4 was the last with PPO for encoder-decoders:
+`scripts/install_peers.sh` puts it and its transformers beside .venv.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from lightning.pytorch import Trainer
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
+from benchmarks.seq2seq import quieten
 from src.commands.output import show
 from src.contracts import Example
 from src.datamodules.encoding import Collator, encode_examples
@@ -56,7 +60,7 @@ class Timed(PPOModule):
             self.figures.append(seconds)
 
 
-def ours(base: Path, prompts: list[list[str]]) -> list[dict[str, float]]:
+def ours(base: Path, prompts: list[list[str]], precision: str) -> list[dict[str, float]]:
     """Parley's iterations; lengths are drawn from the same range as the peers'."""
     tokenizer = load_tokenizer(base)
     module = Timed(
@@ -73,13 +77,15 @@ def ours(base: Path, prompts: list[list[str]]) -> list[dict[str, float]]:
     collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=True)
     loader = DataLoader(rows, batch_size=len(prompts[0]), collate_fn=collate)  # type: ignore[arg-type]
     Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     ).fit(module, loader)  # fmt: skip
     return module.figures
 
 
-def theirs(base: Path, prompts: list[list[str]], scratch: Path, *, batched: bool) -> list[dict[str, float]]:
+def theirs(
+    base: Path, prompts: list[list[str]], scratch: Path, *, batched: bool, bf16: bool = False
+) -> list[dict[str, float]]:
     """TRL 0.11.4's iterations."""
     draw = random.Random(0)
     setting = {
@@ -87,6 +93,7 @@ def theirs(base: Path, prompts: list[list[str]], scratch: Path, *, batched: bool
         "prompts": prompts,
         "lengths": [[draw.randint(SHORTEST, LONGEST) for _ in batch] for batch in prompts],
         "batched": batched,
+        "bf16": bf16,
         "output": str(scratch / "figures.json"),
     }
     (scratch / "setting.json").write_text(json.dumps(setting))
@@ -116,14 +123,22 @@ def main(argv: Sequence[str]) -> None:
         ]
         for i in range(count)
     ]
-    figures: dict[str, list[dict[str, float]]] = {}
+    quieten()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         make_base_model("t5", read_corpus([SAMPLE]), base, Sizes(vocab_size=8000, untied_head=True))
-        for _ in range(args.rounds):
-            figures.setdefault("Parley", []).extend(ours(base, prompts)[1:])
-            for name, batched in (("TRL 0.11.4, batched", True), ("TRL 0.11.4, as published", False)):
-                figures.setdefault(name, []).extend(theirs(base, prompts, Path(folder), batched=batched)[1:])
+        methods: dict[str, Callable[[], list[dict[str, float]]]] = {
+            "Parley": partial(ours, base, prompts, "bf16-mixed"),
+            "Parley, float32": partial(ours, base, prompts, "32-true"),
+            "TRL 0.11.4, batched": partial(theirs, base, prompts, Path(folder), batched=True),
+            "TRL 0.11.4, batched, bf16": partial(theirs, base, prompts, Path(folder), batched=True, bf16=True),
+            "TRL 0.11.4, as published": partial(theirs, base, prompts, Path(folder), batched=False),
+        }
+        figures: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+        for number in range(args.rounds):
+            start = number % len(methods)
+            for name in [*methods][start:] + [*methods][:start]:
+                figures[name] += methods[name]()[1:]
     medians = {
         name: {phase: statistics.median(each[phase] for each in rows) for phase in rows[0]}
         for name, rows in figures.items()

@@ -21,7 +21,8 @@ def main() -> None:
     lora = LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"], task_type=TaskType.SEQ_2_SEQ_LM)
     policy = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(get_peft_model(model, lora), is_trainable=True)
     batch = len(setting["prompts"][0])
-    config = PPOConfig(learning_rate=1.41e-5, ppo_epochs=1, mini_batch_size=4, batch_size=batch)
+    precision = {"accelerator_kwargs": {"mixed_precision": "bf16"}} if setting["bf16"] else {}
+    config = PPOConfig(learning_rate=1.41e-5, ppo_epochs=1, mini_batch_size=4, batch_size=batch, **precision)
     trainer = PPOTrainer(config=config, model=policy, ref_model=create_reference_model(policy), tokenizer=tokenizer)
     figures = []
     for prompts, lengths in zip(setting["prompts"], setting["lengths"], strict=True):

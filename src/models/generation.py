@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
+from src.models.autocast import cast_once
 from src.models.logits import BannedTexts, SeededSampling
 from src.models.lora import merged
 
@@ -193,7 +194,7 @@ def generate_ids(
     numbers = range(len(prompt_ids)) if numbers is None else numbers
     model.eval()
     try:
-        with merged(model), _seeded(options.seed if options.do_sample else None, prompt_ids.device):
+        with merged(model), cast_once(model), _seeded(options.seed if options.do_sample else None, prompt_ids.device):
             output = model.generate(  # type: ignore[operator]
                 input_ids=prompt_ids,
                 attention_mask=prompt_attention_mask,

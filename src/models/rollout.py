@@ -25,6 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from src.errors import ParleyError
+from src.models.autocast import cast_once
 from src.models.lora import merged
 from src.models.responses import Model, decoder_start, encode, position_ids
 from src.models.tying import base_model
@@ -126,7 +127,7 @@ def sample_responses(
     eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
     processors = options.processors()
     rows = torch.arange(batch, device=ids.device)
-    with merged(model), _last_position_only(base_model(model)):
+    with merged(model), cast_once(model), _last_position_only(base_model(model)):
         decoder = _Decoder(model, query_ids, query_mask, encoder_hidden)
         for step in range(longest):
             logits = decoder.next_logits()
