@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 @contextmanager
-def cast_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def cast_once(model: PreTrainedModel | PeftModel, *, frozen_only: bool = False) -> Iterator[None]:
     """Within the block the linear layers' weights are in autocast's dtype; outside autocast nothing happens.
 
     Autocast keeps what it has cast for weights that are trained. A frozen weight it casts at every call, which in
@@ -23,6 +23,7 @@ def cast_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     Args:
         model: Any model; switched in place for the length of the block.
+        frozen_only: Leave weights alone that are trained, for a block that goes backward.
     """
     device = next(model.parameters()).device.type
     if not torch.is_autocast_enabled(device):
@@ -34,7 +35,7 @@ def cast_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         for module in model.modules()
         if isinstance(module, (nn.Linear, Conv1D))
         for name, parameter in module._parameters.items()
-        if parameter is not None and _is_castable(parameter, dtype)
+        if parameter is not None and _is_castable(parameter, dtype) and not (frozen_only and parameter.requires_grad)
     ]
     try:
         for module, name, parameter in kept:  # the attribute, not its data: a head may share it with the embeddings

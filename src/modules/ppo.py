@@ -19,6 +19,7 @@ from src.contracts import Batch
 from src.errors import ParleyError
 from src.metrics.rouge import TokenizerName
 from src.metrics.toxicity import Toxicity
+from src.models.autocast import cast_once
 from src.models.generation import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.reference import Reference
@@ -171,11 +172,11 @@ class PPOModule(DialogueModule):
         with clock.phase("reward"):
             scores = self._scores(batch, responses, real)
         finite = agree(bool(torch.isfinite(scores).all()), self.trainer)
-        with clock.phase("forward"):
+        with clock.phase("forward"), cast_once(self._model, frozen_only=True):
             rollout = self._rollout(batch, responses, scores.nan_to_num(0, 0, 0), encoder_hidden)
         stats = self._rollout_stats(rollout.select(real.nonzero().flatten()), finite)
         losses: list[PPOLoss] = []
-        with clock.phase("update"):
+        with clock.phase("update"), cast_once(self._model, frozen_only=True):
             if finite:
                 rows = real.nonzero().flatten()
                 losses = self.learner.learn(self, rollout, rows, generator, self._shared(encoder_hidden))
@@ -191,7 +192,8 @@ class PPOModule(DialogueModule):
     def _encode(self, batch: Batch) -> Tensor | None:
         """The policy's encoder output, for sampling and for the first pass over what was sampled."""
         torch.clear_autocast_cache()  # weights may have changed, or be folded, within Lightning's autocast context
-        hidden = encode(self._model, batch["prompt_ids"], batch["prompt_attention_mask"])
+        with cast_once(self._model, frozen_only=True):
+            hidden = encode(self._model, batch["prompt_ids"], batch["prompt_attention_mask"])
         torch.clear_autocast_cache()
         return hidden
 

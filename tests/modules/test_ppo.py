@@ -312,7 +312,8 @@ def test_a_checkpoint_exports_without_the_value_head(make, tmp_path, trained):
     with torch.no_grad():
         expected = module.model(input_ids=ids, decoder_input_ids=ids).logits
         for model in (exported, restored):
-            assert torch.equal(model.eval()(input_ids=ids, decoder_input_ids=ids).logits, expected)
+            logits = model.eval()(input_ids=ids, decoder_input_ids=ids).logits
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)  # training had a CPU's GELU
     assert (tmp_path / "out" / "adapter_config.json").exists() == (trained != "whole")
 
 

@@ -42,9 +42,9 @@ class Watched(PPOModule):
         with open(f"{out}/rank{self.global_rank}.jsonl", "a") as stream:
             stream.write(json.dumps(record) + "\\n")
 
-    def _update(self, rollout, *args):
-        self.last = rollout
-        return super()._update(rollout, *args)
+    def _rollout(self, *args):
+        self.last = super()._rollout(*args)
+        return self.last
 
 if __name__ == "__main__":
     torch.manual_seed(7)
