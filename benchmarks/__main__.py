@@ -13,6 +13,7 @@ BENCHMARKS = {
     "memory": "an iteration of PPO with LoRA beside a step of LoRA fine-tuning",
     "packing": "training a chatbot on short pairs: packed rows beside padded batches",
     "ppo": "an iteration of PPO beside TRL 0.11.4, batched and as published",
+    "resume": "seconds to the first step, of a resumed run and of a fresh one",
     "seq2seq": "fine-tuning an encoder-decoder: tokens per second beside transformers' trainers",
 }
 
