@@ -10,7 +10,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from peft import LoraConfig, PeftConfig, PeftModel
-from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedConfig
@@ -23,18 +22,17 @@ from src.models.autocast import cast_once
 from src.models.generation import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.reference import Reference
-from src.models.responses import check_output_head, encode, encoder_is_frozen
-from src.models.rollout import Responses, RolloutOptions, sample_responses
+from src.models.responses import check_output_head
+from src.models.rollout import RolloutOptions
 from src.models.value_head import ValueHead
 from src.modules.base import DialogueModule
+from src.modules.ppo_collector import RolloutCollector
 from src.modules.ppo_evaluation import Comparison, Evaluator, gather, summarise
 from src.modules.ppo_learner import PPOLearner
 from src.modules.ppo_steps import (
     PhaseClock,
     PPOParameterCount,
     agree,
-    eos_token_ids,
-    score_tokens,
     seeded,
     sum_over,
 )
@@ -42,7 +40,7 @@ from src.rewards import Reward, score_responses
 from src.rl.config import PPOConfig
 from src.rl.losses import PPOLoss
 from src.rl.masked import Reduce
-from src.rl.rollout import Rollout, build_rollout
+from src.rl.rollout import Rollout
 from src.rl.stats import rollout_stats, update_stats
 
 log = logging.getLogger(__name__)
@@ -73,6 +71,7 @@ class PPOModule(DialogueModule):
 
     value_head: ValueHead
     reference: Reference
+    collector: RolloutCollector
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class PPOModule(DialogueModule):
             raise ParleyError("PPO trains adapters that change weights (LoRA and its like), not prompts; use LoRA.")
         self.reference = Reference(model, is_continued=self.lora is None)
         self.value_head = ValueHead(int(model.config.hidden_size))
-        self._encoder_is_frozen = encoder_is_frozen(model)
+        self.collector = RolloutCollector(self)
         model.eval()  # dropout is off in rollouts and in updates
 
     @property
@@ -167,19 +166,19 @@ class PPOModule(DialogueModule):
         generator = seeded(self.device, self.seed or 0, self.iteration, self.global_rank)
         real = torch.tensor([not is_filler for is_filler in batch["is_filler"]], device=self.device)
         with clock.phase("rollout"):
-            encoder_hidden = self._encode(batch)
-            responses = self._sample(batch, real, generator, encoder_hidden)
+            encoder_hidden = self.collector.encode(batch)
+            responses = self.collector.sample(batch, real, generator, encoder_hidden)
         with clock.phase("reward"):
-            scores = self._scores(batch, responses, real)
+            scores = self.collector.score(batch, responses, real)
         finite = agree(bool(torch.isfinite(scores).all()), self.trainer)
-        with clock.phase("forward"), cast_once(self._model, frozen_only=True):
-            rollout = self._rollout(batch, responses, scores.nan_to_num(0, 0, 0), encoder_hidden)
+        with clock.phase("forward"):
+            rollout = self.collector.measure(batch, responses, scores.nan_to_num(0, 0, 0), encoder_hidden)
         stats = self._rollout_stats(rollout.select(real.nonzero().flatten()), finite)
         losses: list[PPOLoss] = []
         with clock.phase("update"), cast_once(self._model, frozen_only=True):
             if finite:
                 rows = real.nonzero().flatten()
-                losses = self.learner.learn(self, rollout, rows, generator, self._shared(encoder_hidden))
+                losses = self.learner.learn(self, rollout, rows, generator, self.collector.shared(encoder_hidden))
             else:
                 self.learner.skip("the reward gave a score that is not finite", self.iteration)
         if losses:
@@ -187,78 +186,6 @@ class PPOModule(DialogueModule):
         self.iteration += 1
         self._log_iteration(stats, clock)
         self._step_schedules("step")
-
-    @torch.no_grad()
-    def _encode(self, batch: Batch) -> Tensor | None:
-        """The policy's encoder output, for sampling and for the first pass over what was sampled."""
-        torch.clear_autocast_cache()  # weights may have changed, or be folded, within Lightning's autocast context
-        with cast_once(self._model, frozen_only=True):
-            hidden = encode(self._model, batch["prompt_ids"], batch["prompt_attention_mask"])
-        torch.clear_autocast_cache()
-        return hidden
-
-    def _shared(self, encoder_hidden: Tensor | None) -> Tensor | None:
-        """The same where it is the reference's too, and stays what it is in the update."""
-        return encoder_hidden if self._encoder_is_frozen else None
-
-    def _sample(
-        self, batch: Batch, real: Tensor, generator: torch.Generator, encoder_hidden: Tensor | None
-    ) -> Responses:
-        responses = sample_responses(
-            self._model,
-            batch["prompt_ids"],
-            batch["prompt_attention_mask"],
-            self.rollout,
-            eos_token_ids=eos_token_ids(self._model, self.tokenizer),
-            pad_token_id=int(self.tokenizer.pad_token_id),
-            generator=generator,
-            encoder_hidden=encoder_hidden,
-        )
-        torch.clear_autocast_cache()
-        return responses._replace(mask=responses.mask * real.unsqueeze(-1))
-
-    def _scores(self, batch: Batch, responses: Responses, real: Tensor) -> Tensor:
-        """One score a row, 0 for fillers, which are not shown to the reward."""
-        rows = real.nonzero().flatten().tolist()
-        texts = self.tokenizer.batch_decode(responses.ids[real], skip_special_tokens=True)
-        scores = torch.zeros(len(real), device=self.device)
-        scores[real] = score_responses(
-            self.reward,
-            [batch["prompt"][row] for row in rows],
-            [text.strip() for text in texts],
-            [batch["references"][row] for row in rows],
-        ).to(self.device)
-        return scores
-
-    @torch.no_grad()
-    def _rollout(self, batch: Batch, responses: Responses, scores: Tensor, encoder_hidden: Tensor | None) -> Rollout:
-        query = batch["prompt_ids"], batch["prompt_attention_mask"]
-        given = (*query, responses.ids, responses.mask)
-        temperature = self.rollout.temperature
-        policy = score_tokens(self._model, *given, encoder_hidden, temperature, value_head=self.value_head)
-        with self.reference.active(self._model) as reference:
-            torch.clear_autocast_cache()
-            ref_logprobs = score_tokens(reference, *given, self._shared(encoder_hidden), temperature).logprobs
-        torch.clear_autocast_cache()
-        return build_rollout(
-            query_ids=query[0],
-            query_mask=query[1],
-            response_ids=responses.ids,
-            response_mask=responses.mask,
-            logprobs=policy.logprobs,
-            ref_logprobs=ref_logprobs,
-            values=policy.values,
-            scores=scores,
-            shaped_scores=self._shape(scores, responses),
-            kl_coef=self.kl_controller.value,
-            config=self.ppo,
-            reduce=self._reduce,
-        )
-
-    def _shape(self, scores: Tensor, responses: Responses) -> Tensor:
-        """Shaped scores; a filler's NaN keeps it out of the running moments, and its mask out of everything else."""
-        is_filler = responses.mask.sum(-1) == 0
-        return self.score_shaper(scores.masked_fill(is_filler, torch.nan), responses.has_eos, self._reduce).nan_to_num()
 
     @property
     def _reduce(self) -> Reduce | None:
@@ -310,7 +237,7 @@ class PPOModule(DialogueModule):
     # Evaluation
 
     def _compare(self, batch: Batch) -> dict[str, Any]:
-        shared = self._encode(batch) if self._encoder_is_frozen else None
+        shared = self.collector.encode(batch) if self.collector.encoder_is_frozen else None
         rows = self.evaluator.compare(
             batch, self._model, self.reference, self.tokenizer, self.generation, shared, self.seed or 0
         )

@@ -17,12 +17,22 @@ from lightning.pytorch import Trainer
 from src.datamodules import DialogSumDataModule
 from src.models.rollout import RolloutOptions
 from src.modules import PPOModule
+from src.modules.ppo_collector import RolloutCollector
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
 
 base, sample, out, examples = sys.argv[1:]
 
+class Keeper(RolloutCollector):
+    def measure(self, *args):
+        self.module.last = super().measure(*args)
+        return self.module.last
+
 class Watched(PPOModule):
+    def add_value_head_and_reference(self):
+        super().add_value_head_and_reference()
+        self.collector = Keeper(self)
+
     def training_step(self, batch, batch_idx):
         super().training_step(batch, batch_idx)
         digest = hashlib.sha256()
@@ -42,9 +52,6 @@ class Watched(PPOModule):
         with open(f"{out}/rank{self.global_rank}.jsonl", "a") as stream:
             stream.write(json.dumps(record) + "\\n")
 
-    def _rollout(self, *args):
-        self.last = super()._rollout(*args)
-        return self.last
 
 if __name__ == "__main__":
     torch.manual_seed(7)
