@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import logging
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from src.callbacks.samples import run_directory
+from src.callbacks.run_directory import run_directory
 
 log = logging.getLogger(__name__)
 COLUMNS = ("query", "response_before", "response_after", "reward_before", "reward_after", "reward_diff")
@@ -34,13 +33,15 @@ class BeforeAfterTable(Callback):
         self._write(trainer, pl_module, "before_after.csv")
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
-        comparisons: list[Any] = getattr(pl_module, "comparisons", [])
+        comparisons: list[Any] | None = getattr(pl_module, "comparisons", None)
+        if comparisons is None:
+            return
+        file = run_directory(trainer) / name  # every process must ask
         if not trainer.is_global_zero or not comparisons:
             return
         rows = sorted(comparisons, key=lambda row: -row.reward_diff)
         columns = COLUMNS if rows[0].toxicity_before is None else (*COLUMNS, *TOXICITY_COLUMNS)
         cells = [[getattr(row, column) for column in columns] for row in rows]
-        file = Path(run_directory(trainer)) / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)

@@ -1,5 +1,6 @@
 """Two processes: weights, controller and whitening are those of both together."""
 
+import csv
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ SCRIPT = """
 import hashlib, json, sys
 import torch
 from lightning.pytorch import Trainer
+from src.callbacks import BeforeAfterTable, RunLogger
 from src.datamodules import DialogSumDataModule
 from src.models.rollout import RolloutOptions
 from src.modules import PPOModule
@@ -65,7 +67,8 @@ if __name__ == "__main__":
         max_source_length=24, max_target_length=8, cache_dir=out,
     )
     Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, enable_checkpointing=False,
+        logger=RunLogger(out, name="run"), callbacks=[BeforeAfterTable()],
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     ).fit(module, data)
 """
@@ -95,3 +98,6 @@ def test_two_processes_stay_one(tiny_base, sample, tmp_path, examples):
     full = next(row for row, other in zip(*ranks, strict=True) if not row["fillers"] + other["fillers"])
     assert abs(float(torch.tensor(full["advantages"]).mean())) > 1e-4  # not whitened by itself
     assert ranks[0][0]["weights"] != ranks[0][1]["weights"]
+    (table,) = tmp_path.glob("run/version_0/before_after/step-*.csv")
+    with table.open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 3  # the validation split, once
