@@ -1,6 +1,6 @@
 """LoRA on a decoder-only model: examples per second of `parley fit` and of a plain training loop.
 
-Same model, chat template, dialogues, batch size, adapter, precision (bf16 autocast) and process. The plain loop is what
+Same model, format, dialogues, batch size, adapter, precision (bf16 autocast) and process. The plain loop is what
 one writes first: the model's own loss with the prompt's labels at -100, batches padded to their longest. The methods
 take turns, each round in another order; the ratio is the median over rounds. Start-up is outside the clock.
 """
@@ -31,6 +31,7 @@ def parley(base: Path, gguf_file: str | None, data: Path, examples: int, scratch
         "model.init_args.model_name_or_path": base,
         "model.init_args.gguf_file": gguf_file or "null",
         "data.init_args.path": data,
+        "data.init_args.format": "auto",  # the chat template where the model has one
         "data.init_args.train_split": f"train[:{examples}]",
         "data.init_args.validation_split": "validation[:8]",
         "data.init_args.cache_dir": scratch / "cache",
@@ -90,7 +91,7 @@ def encoded(base: Path, gguf_file: str | None, data: Path, examples: int, scratc
         str(data),
         train_split=f"train[:{examples}]",
         template="summarize",
-        format="chat",
+        format="auto",
         max_source_length=1024,
         cache_dir=str(scratch / "cache"),
         gguf_file=gguf_file,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import seq2seq
+from benchmarks import causal, seq2seq
 from benchmarks.__main__ import BENCHMARKS, main
 
 
@@ -26,6 +26,23 @@ def test_seq2seq_times_what_it_is_asked_for(capsys, monkeypatch, sample):
     rows = json.loads(out[out.index("[\n") :])
     assert [row["method"] for row in rows] == [seq2seq.METHODS[name][0] for name in methods]
     assert all(row["tokens/s"] > 0 and row["tokens/CPU-s"] > 0 for row in rows)
+
+
+def test_causal_trains_both_ways(capsys, monkeypatch, sample, tmp_path):
+    monkeypatch.setattr(causal, "find_data", lambda: sample / "train.jsonl")
+    monkeypatch.setattr(causal, "SMOLLM2", tmp_path)
+    assert main(["causal", "--examples", "4", "--rounds", "1", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    assert [row["method"] for row in rows] == ["a plain loop", "parley fit"]
+    assert all(row["examples/s"] > 0 for row in rows)
+
+
+def test_generation_gives_the_same_answers_every_way(capsys):
+    sizes = "--prompts 4 --new-tokens 3 --hidden-size 16 --layers 1 --rounds 1 --json"
+    assert main(["generation", *sizes.split()]) == 0
+    out = capsys.readouterr().out
+    assert [row["same answers"] for row in json.loads(out[out.index("[\n") :])] == [4, 4, 4]
 
 
 def test_medians_are_over_rounds():
