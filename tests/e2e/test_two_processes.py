@@ -9,20 +9,26 @@ from pathlib import Path
 
 import pytest
 
+from src.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(directory: Path, base: Path, sample: Path, command: str, *words: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "src", command, "-c", str(ROOT / "configs" / "dialogsum_seq2seq.yaml"),
-         *("--model.init_args.model_name_or_path", str(base)), *("--data.init_args.path", str(sample)),
-         *("--data.init_args.test_split", "test[:13]"), *("--data.init_args.validation_split", "validation[:7]"),
-         *("--model.init_args.dropout", "0.0"), *("--model.init_args.generation.max_new_tokens", "12"),
-         *("--model.init_args.optimizer.init_args.lr", "0.01"), *("--trainer.accelerator", "cpu"),
-         *("--trainer.limit_train_batches", "5"), *("--trainer.log_every_n_steps", "1"),
-         *("--trainer.default_root_dir", str(directory)), *("--trainer.enable_progress_bar", "false"), *words],
-        cwd=ROOT, check=True, capture_output=True, timeout=300,
+    """One process is this one; two are of their own."""
+    words = (
+        command, "-c", str(ROOT / "configs" / "dialogsum_seq2seq.yaml"),
+        *("--model.init_args.model_name_or_path", str(base)), *("--data.init_args.path", str(sample)),
+        *("--data.init_args.test_split", "test[:13]"), *("--data.init_args.validation_split", "validation[:7]"),
+        *("--model.init_args.dropout", "0.0"), *("--model.init_args.generation.max_new_tokens", "12"),
+        *("--model.init_args.optimizer.init_args.lr", "0.01"), *("--trainer.accelerator", "cpu"),
+        *("--trainer.limit_train_batches", "5"), *("--trainer.log_every_n_steps", "1"),
+        *("--trainer.default_root_dir", str(directory)), *("--trainer.enable_progress_bar", "false"), *words,
     )  # fmt: skip
+    if "ddp" in words:
+        subprocess.run([sys.executable, "-m", "src", *words], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    else:
+        assert main(words) == 0
 
 
 def read(directory: Path, file: str) -> list[dict[str, str]]:
