@@ -77,8 +77,8 @@ def is_whole(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    # A flipped byte in a header can name a compression or an encryption that zipfile does not know.
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+    # RuntimeError: a flipped byte in a header can name a compression or an encryption that zipfile does not know.
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError):
         return False
 
 
