@@ -20,7 +20,6 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
             `best.ckpt` likewise.
         root: Where runs are.
         settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's.
-
         may_start_fresh: Whether a run without a checkpoint makes sense: to train, not to test.
 
     Returns:

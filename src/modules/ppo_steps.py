@@ -117,9 +117,8 @@ def minibatches(
         count = int(trainer.strategy.reduce(torch.tensor(count, device=rows.device), reduce_op="max"))
     order = rows[torch.randperm(len(rows), generator=generator, device=rows.device)]
     parts = order.tensor_split(count)
-    sizes = totals = torch.tensor([float(len(part)) for part in parts], device=rows.device)
-    if trainer.world_size > 1:
-        totals = trainer.strategy.reduce(sizes.clone(), reduce_op="sum")
+    sizes, reduce = torch.tensor([float(len(part)) for part in parts], device=rows.device), sum_over(trainer)
+    totals = sizes if reduce is None else reduce(sizes)
     weights = (sizes * trainer.world_size / totals.clamp(min=1)).tolist()
     return [_minibatch(rollout, part, encoder_hidden, weight) for part, weight in zip(parts, weights, strict=True)]
 
