@@ -72,6 +72,29 @@ def _is_cached(name: str) -> bool:
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "adapter_config.json"))
 
 
+def find_file(name: str, file: str, local_only: bool) -> Path | None:
+    """One of a model's files: in its directory, in the cache, or fetched from the hub.
+
+    Args:
+        name: The directory or hub name, as `locate` gives it.
+        file: The file's name.
+        local_only: Do not ask the hub, as `locate` says.
+
+    Returns:
+        The file here, or None where the model has no such file.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, file, local_files_only=local_only))
+    except EntryNotFoundError:  # also where the cache alone is asked
+        return None
+
+
 def is_adapter(name_or_path: str | Path) -> bool:
     """Whether this is a local directory with a PEFT adapter rather than a whole model."""
     return (Path(name_or_path).expanduser() / "adapter_config.json").is_file()

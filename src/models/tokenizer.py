@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer, Tokenizer
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
-from src.models.sources import adapter_base, is_adapter, locate, read_json, reading
+from src.models.sources import adapter_base, find_file, is_adapter, locate, read_json, reading
 from src.models.tying import embedding_matrix, head_is_tied
 
 logger = logging.getLogger(__name__)
 ADDED_PADDING = "<pad>"
 FEWEST_WORDS = 8
+SPECIAL_TOKENS = {
+    "bos_token": ("<s>", "</s>", "<|endoftext|>"),
+    "eos_token": ("</s>", "<|endoftext|>"),
+    "pad_token": ("<pad>",),
+    "unk_token": ("<unk>", "<|endoftext|>"),
+}
 UNBOUNDED_LENGTH = int(1e30)  # what transformers writes where a tokenizer has no limit
 
 
@@ -41,10 +49,9 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         gguf_file = None  # the base's; the adapter's own tokenizer lies beside it as plain files
     name, local_only = locate(name_or_path)
     with reading("the tokenizer", name):
-        if _is_bare_bpe(Path(name)):
-            tokenizer: PreTrainedTokenizerBase = _bare_bpe(Path(name))
-        else:
-            options = {"gguf_file": gguf_file} if gguf_file else {}
+        options = {"gguf_file": gguf_file} if gguf_file else {}
+        tokenizer: PreTrainedTokenizerBase | None = None if gguf_file else _without_settings(name, local_only)
+        if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only, **options)
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
@@ -114,41 +121,47 @@ def _has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
 
 
-def _is_bare_bpe(directory: Path) -> bool:
-    """Whether `vocab.json` and `merges.txt` are all there is, as in KoGPT2's first release."""
-    others = ("tokenizer.json", "tokenizer_config.json")
-    return all((directory / name).is_file() for name in ("vocab.json", "merges.txt")) and not any(
-        (directory / name).is_file() for name in others
-    )
+def _without_settings(name: str, local_only: bool) -> PreTrainedTokenizerBase | None:
+    """Read a tokenizer that has no `tokenizer_config.json`, as none of KoGPT2's releases has; None for any other.
 
-
-def _bare_bpe(directory: Path) -> PreTrainedTokenizerFast:
-    """Read `vocab.json` and `merges.txt`: byte-level as GPT-2 has it, or SentencePiece's `▁` as KoGPT2 has it.
-
-    KoGPT2's was trained by `tokenizers.SentencePieceBPETokenizer` with `<s> </s> <pad> <unk>`, which is what its
-    card passes to `PreTrainedTokenizerFast.from_pretrained`.
+    `AutoTokenizer` then goes by the model's type, which for a GPT-2 is byte-level: of `tokenizer.json` it keeps the
+    words and drops what cuts texts into them, so that Korean comes out as nothing at all.
     """
-    from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer
-
-    vocabulary = read_json(directory / "vocab.json")
-    files = str(directory / "vocab.json"), str(directory / "merges.txt")
-    known = {
-        role: next((token for token in tokens if token in vocabulary), None)
-        for role, tokens in {
-            "bos_token": ("<s>", "</s>", "<|endoftext|>"),
-            "eos_token": ("</s>", "<|endoftext|>"),
-            "pad_token": ("<pad>",),
-            "unk_token": ("<unk>", "<|endoftext|>"),
-        }.items()
-    }
-    if any(token.startswith("▁") for token in vocabulary):
-        backend = SentencePieceBPETokenizer.from_file(*files, unk_token=known["unk_token"] or "<unk>")
+    if find_file(name, "tokenizer_config.json", local_only) is not None:
+        return None
+    if (whole := find_file(name, "tokenizer.json", local_only)) is not None:
+        backend = Tokenizer.from_file(str(whole))
     else:
-        backend = ByteLevelBPETokenizer.from_file(*files)
-    limit = read_json(directory / "config.json").get("n_positions") if (directory / "config.json").is_file() else None
+        vocabulary, merges = (find_file(name, file, local_only) for file in ("vocab.json", "merges.txt"))
+        if vocabulary is None or merges is None:
+            return None
+        backend = _bare_bpe(vocabulary, merges)
+    config = find_file(name, "config.json", local_only)
+    settings = read_json(config) if config is not None else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend._tokenizer,
-        model_max_length=limit or UNBOUNDED_LENGTH,
+        tokenizer_object=backend,
+        model_max_length=settings.get("n_positions") or settings.get("max_position_embeddings") or UNBOUNDED_LENGTH,
         clean_up_tokenization_spaces=False,
-        **{role: token for role, token in known.items() if token is not None},
+        **_roles(backend, settings),
     )
+
+
+def _bare_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Read `vocab.json` and `merges.txt`: byte-level as GPT-2 has it, or SentencePiece's `▁` as KoGPT2 has it."""
+    words = read_json(vocabulary)
+    if not any(word.startswith("▁") for word in words):
+        return ByteLevelBPETokenizer.from_file(str(vocabulary), str(merges))._tokenizer
+    unknown = "<unk>" if "<unk>" in words else "<|endoftext|>"
+    return SentencePieceBPETokenizer.from_file(str(vocabulary), str(merges), unk_token=unknown)._tokenizer
+
+
+def _roles(backend: Tokenizer, settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens: those whose ids the model's config gives, else by the names that they usually have."""
+    roles: dict[str, str] = {}
+    for role, usual in SPECIAL_TOKENS.items():
+        given = settings.get(f"{role}_id")
+        token = backend.id_to_token(given) if isinstance(given, int) and given >= 0 else None
+        token = token or next((name for name in usual if backend.token_to_id(name) is not None), None)
+        if token is not None:
+            roles[role] = token
+    return roles
