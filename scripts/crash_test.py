@@ -50,6 +50,7 @@ TASKS = {
             *("--model.init_args.reward", "LengthReward", "--model.init_args.reward.init_args.target", "6"),
             *("--model.init_args.ppo.adaptive_kl", "true", "--model.init_args.ppo.horizon", "50"),
             *("--model.init_args.ppo.use_score_scaling", "true", "--model.init_args.ppo.minibatch_size", "2"),
+            *("--model.init_args.ppo.ppo_epochs", "1", "--model.init_args.ppo.use_score_norm", "false"),
             *("--model.init_args.rollout.output_min_length", "4", "--model.init_args.rollout.output_max_length", "8"),
             *("--model.init_args.rollout.min_new_tokens", "2"),
         ],

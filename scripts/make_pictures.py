@@ -1,6 +1,7 @@
-"""Draw docs/images/demo.png from the files that `parley demo` leaves behind.
+"""Draw the pictures in docs/images from the files that runs leave behind.
 
-python scripts/make_pictures.py --run runs/demo
+python scripts/make_pictures.py demo --run runs/demo
+python scripts/make_pictures.py ppo --run runs/version_0 --tested runs/version_1
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +49,8 @@ def answers(file: Path) -> list[Answer]:
     return sorted(found, key=lambda answer: answer.rouge1)
 
 
-def draw(run: Path, output: Path) -> None:
-    """Curves on the left, two dialogues on the right: the answers at half and at a quarter of the ranking."""
+def new_figure(height: float):  # type: ignore[no-untyped-def]
+    """An empty page."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,7 +58,18 @@ def draw(run: Path, output: Path) -> None:
 
     plt.rcParams.update({"font.size": 10, "text.color": INK, "axes.edgecolor": RULE, "axes.labelcolor": QUIET})
     plt.rcParams.update({"xtick.color": QUIET, "ytick.color": QUIET, "axes.spines.top": False})
-    figure = plt.figure(figsize=(11, 5.6), dpi=160, facecolor="white")
+    plt.rcParams.update({"axes.spines.right": False})
+    return plt.figure(figsize=(11, height), dpi=160, facecolor="white")
+
+
+def save(figure, output: Path) -> None:  # type: ignore[no-untyped-def]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, metadata={"Software": None})
+
+
+def draw_demo(run: Path, output: Path) -> None:
+    """Curves on the left, two dialogues on the right: the answers at half and at a quarter of the ranking."""
+    figure = new_figure(5.6)
     loss = column(run / "fit" / "metrics.csv", "train/loss")
     before = column(run / "before" / "metrics.csv", "test/rouge1")[0][1]
     after = column(run / "after" / "metrics.csv", "test/rouge1")[0][1]
@@ -69,7 +82,6 @@ def draw(run: Path, output: Path) -> None:
         axes.set_title(label, loc="left", color=color, size=10)
         axes.set_xlim(0, validation[-1][0])
         axes.set_ylim(0, None if color == LOSS else 1)
-        axes.spines["right"].set_visible(False)
     axes.set_xlabel("optimiser steps")
     for step, score in validation:
         axes.annotate(f"{score:.2f}", (step, score), (0, 8), textcoords="offset points", ha="center", color=SCORE)
@@ -79,20 +91,64 @@ def draw(run: Path, output: Path) -> None:
     top = 0.95
     for share, words in ((2, "The median answer"), (1, "Better than one quarter")):
         answer = ranking[share * len(ranking) // 4]
-        top = _panel(figure, answer, f"{words} of {len(ranking)} held-out ones: ROUGE-1 {answer.rouge1:.2f}", top)
+        title = f"{words} of {len(ranking)} held-out ones: ROUGE-1 {answer.rouge1:.2f}"
+        said = [("reference", answer.reference, QUIET), ("model", answer.summary, SCORE)]
+        top = _panel(figure, title, answer.dialogue, said, top)
     figure.text(0.48, 0.03, f"mean ROUGE-1 of all {len(ranking)}: {before:.2f} before training, {after:.2f} after")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, metadata={"Software": None})
+    save(figure, output)
 
 
-def _panel(figure, answer: Answer, title: str, top: float) -> float:  # type: ignore[no-untyped-def]
-    """One dialogue with both summaries; returns where the next may begin."""
+def draw_ppo(run: Path, tested: Path, output: Path) -> None:
+    """What PPO did: reward and KL while it learned, toxicity and ROUGE-1 on held-out dialogues, two answers."""
+    figure = new_figure(5.6)
+    figure.text(0.03, 0.95, "PPO teaches it to leave the insults out", size=12, weight="bold", va="top")
+    curves = (("env/reward_mean", 0.65, SCORE, "reward of sampled answers"), ("objective/kl", 0.34, LOSS, "KL of an answer to the reference, nats"))
+    for name, bottom, color, label in curves:
+        points = [value for _, value in column(run / "metrics.csv", name)]
+        axes = figure.add_axes((0.075, bottom, 0.34, 0.21))
+        axes.plot(range(1, len(points) + 1), points, color=color, linewidth=1.8)
+        axes.set_title(label, loc="left", color=color, size=10)
+        axes.set_xlim(1, len(points))
+        axes.set_ylim(0, None)
+    axes.set_xlabel("iterations")
+
+    with (tested / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        measured = {name: float(value) for name, value in list(csv.DictReader(stream))[-1].items() if value}
+    bars = (("toxicity_mean", "mean toxicity"), ("rouge1", "ROUGE-1"))
+    for place, (name, label) in enumerate(bars):
+        axes = figure.add_axes((0.075 + 0.19 * place, 0.06, 0.15, 0.13))
+        figures = [measured[f"test/{name}_reference"], measured[f"test/{name}"]]
+        axes.barh(["before", "after"], figures, color=[RULE, SCORE], height=0.7)
+        for row, value in enumerate(figures):
+            axes.text(value, row, f" {value:.3f}", va="center", size=9)
+        axes.set_title(label, loc="left", color=QUIET, size=10)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(figures) * 1.3)
+        axes.set_xticks([])
+        axes.tick_params(left=False)
+        if place:
+            axes.set_yticks([])
+        axes.spines[["bottom", "left"]].set_visible(False)
+
+    with (tested / "before_after.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    top = 0.95
+    for rank in (len(rows) // 20, len(rows) // 10):
+        row = rows[rank]
+        title = f"No. {rank + 1} of {len(rows)} by rise in reward: {float(row['reward_diff']):+.2f}"
+        dialogue = row["query"].strip().removeprefix(INSTRUCTION).removesuffix(ENDING).strip()
+        said = [("before", row["response_before"], QUIET), ("after", row["response_after"], SCORE)]
+        top = _panel(figure, title, dialogue, said, top)
+    save(figure, output)
+
+
+def _panel(figure, title: str, dialogue: str, said: list[tuple[str, str, str]], top: float) -> float:  # type: ignore[no-untyped-def]
+    """One dialogue with what was made of it (label, text, colour); returns where the next may begin."""
     left, line_height = 0.48, 0.036
     figure.text(left, top, title, weight="bold", va="top")
     top -= line_height * 1.4
-    parts = [(turn, INK, "normal", "") for turn in answer.dialogue.splitlines()]
-    parts += [(answer.reference, QUIET, "normal", "reference"), (answer.summary, SCORE, "normal", "model")]
-    for text, color, weight, label in parts:
+    parts = [("", turn, INK) for turn in dialogue.splitlines()]
+    for label, text, color in [*parts, *said]:
         if label:
             top -= line_height * 0.25
             figure.text(left, top, label, color=color, va="top", weight="bold", size=9)
@@ -100,18 +156,26 @@ def _panel(figure, answer: Answer, title: str, top: float) -> float:  # type: ig
             text, LINE_LENGTH if label else LINE_LENGTH + 10, subsequent_indent="" if label else "    "
         )
         for line in lines:
-            figure.text(left + (0.075 if label else 0), top, line, color=color, va="top", size=9, weight=weight)
+            figure.text(left + (0.075 if label else 0), top, line, color=color, va="top", size=9)
             top -= line_height
     return top - line_height
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="the demo's directory")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/demo.png"))
-    args = parser.parse_args()
-    draw(args.run, args.output)
-    print(f"drawn: {args.output}")
+    parser.add_argument("picture", choices=["demo", "ppo"])
+    parser.add_argument("--run", type=Path, required=True, help="the demo's directory, or PPO's run")
+    parser.add_argument("--tested", type=Path, help="ppo: the run of `parley test`")
+    parser.add_argument("--output", type=Path, help="docs/images/PICTURE.png when left out")
+    args = parser.parse_args(argv)
+    output = args.output or Path("docs/images") / f"{args.picture}.png"
+    if args.picture == "demo":
+        draw_demo(args.run, output)
+    elif args.tested is None:
+        parser.error("ppo needs --tested")
+    else:
+        draw_ppo(args.run, args.tested, output)
+    print(f"drawn: {output}")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,11 @@ def _answer(args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet
         show([{"id": item.id, "prompt": item.prompt, **texts} for item, texts in pairs])
     else:
         said = answers[0]
+        if not any(text.strip() for text in said):
+            log.warning(
+                "The answer is empty: the model ended at once. --min-new-tokens makes it go on; a chatbot trained on "
+                "<s>question</s><s>answer</s> is asked with --format published, or by `parley chat`."
+            )
         numbered = [f"{number}: {text}" for number, text in enumerate(said, start=1)] if len(said) > 1 else said
         sys.stdout.write("\n".join(numbered) + "\n")
 

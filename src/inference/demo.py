@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class DemoResult:
 
 
 def run_demo(run_command: Callable[[Sequence[str]], int], directory: Path, *, num_examples: int) -> DemoResult:
-    """Make a base model, test it, train it, test it again, export it.
+    """Make a base model, test it, train it, test it again, export it; an earlier demo there is replaced.
 
     Args:
         run_command: Runs `parley` with the words given, as a user would.
@@ -73,6 +74,9 @@ def run_demo(run_command: Callable[[Sequence[str]], int], directory: Path, *, nu
         *("--model.init_args.model_name_or_path", str(base)),
         *("--data.init_args.path", str(Path(src.__file__).parent / "datamodules" / "sample")),
     ]
+
+    for earlier in ("before", "fit", "after"):  # a run's files are added to, and this is another run
+        shutil.rmtree(directory / earlier, ignore_errors=True)
 
     def step(title: str, *words: str) -> None:
         log.info("\n▶ %s: parley %s", title, words[0])

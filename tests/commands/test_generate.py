@@ -51,6 +51,20 @@ def test_standard_input_is_one_prompt(
     assert piped == answers(capsys, gpt2, "--prompt", "안녕\n하세요")[0]
 
 
+def test_an_empty_answer_is_explained(
+    gpt2: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load_model(gpt2), load_tokenizer(gpt2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] *= 1000
+        model.transformer.ln_f.bias.copy_(model.get_input_embeddings().weight[tokenizer.eos_token_id])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert main(["generate", str(tmp_path), "--prompt", "Hi", *SHORT]) == 0
+    assert capsys.readouterr().out == "\n"
+    assert "the model ended at once" in caplog.text
+
+
 def test_several_answers_are_numbered(gpt2: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", gpt2, "--prompt", "Hi", "--preset", "top-k-top-p", "--seed", "1", *SHORT]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,0 +1,51 @@
+"""What the README's first page promises, for real: the demo, and PPO on the model that it makes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "configs" / "demo" / "dialogsum_ppo.yaml"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `parley demo` left its run."""
+    output = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--output", str(output)]) == 0
+    return output
+
+
+def last_row(metrics: Path) -> dict[str, float]:
+    with metrics.open() as stream:
+        row = list(csv.DictReader(stream))[-1]
+    return {name: float(value) for name, value in row.items() if value}
+
+
+def test_the_demo_learns_to_summarise(demo: Path):
+    before, after = (last_row(demo / part / "metrics.csv")["test/rouge1"] for part in ("before", "after"))
+    assert before < 0.1
+    assert after > 0.6
+    assert json.loads((demo / "model" / "config.json").read_text())["model_type"] == "t5"
+
+
+def test_ppo_takes_the_insults_out_and_leaves_the_summaries(demo: Path, parley: Callable[..., int], tmp_path: Path):
+    pytest.importorskip("profanity_check")
+    sample = ROOT / "src" / "datamodules" / "sample"
+    words = ["-c", RECIPE, "--model.init_args.model_name_or_path", demo / "model", "--data.init_args.path", sample]
+    assert parley("fit", *words, "--trainer.limit_val_batches", "0") == 0
+    checkpoint = max(tmp_path.glob("runs/*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    assert parley("test", *words, "--ckpt_path", checkpoint) == 0
+    found = last_row(max(tmp_path.glob("runs/*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns))
+    assert found["test/toxicity_improvement"] > 58.47  # the published figure, there on 11 samples
+    assert found["test/toxicity_improvement_low"] > 40
+    assert found["test/rouge1"] > found["test/rouge1_reference"] - 0.02
