@@ -95,6 +95,8 @@ def _loop(talk: Talk) -> None:
     commands = ChatCommands(talk, ask, write, notice)
     if interactive:
         notice(f"{talk.finished.name}; turns: {talk.style}; decoding: {describe(talk.options)}; /help shows more")
+        if talk.style == "published" and talk.memory is None:
+            notice("trained on single questions, as on ChatbotData? --history 0 asks each by itself")
     for line in _lines(interactive):
         try:
             if line.startswith("/") and not line.startswith("//"):

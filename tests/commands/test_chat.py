@@ -174,6 +174,19 @@ def test_ctrl_c_at_the_prompt_leaves(
     assert capsys.readouterr().out == "\n"
 
 
+def test_a_terminal_is_told_of_models_that_learned_single_questions(
+    gpt2: str, tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", closed)
+    for words, told in (([gpt2], True), ([gpt2, "--history", "0"], False), ([str(tiny_base("t5"))], False)):
+        assert main(["chat", *words, *SHORT]) == 0
+        assert ("--history 0 asks each by itself" in capsys.readouterr().err) is told
+
+
 def read_until(terminal: int, text: str, seconds: float = 60) -> str:
     seen, end = b"", time.monotonic() + seconds
     while text not in seen.decode("utf-8", "replace"):
