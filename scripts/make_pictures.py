@@ -102,7 +102,10 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
     """What PPO did: reward and KL while it learned, toxicity and ROUGE-1 on held-out dialogues, two answers."""
     figure = new_figure(5.6)
     figure.text(0.03, 0.95, "PPO teaches it to leave the insults out", size=12, weight="bold", va="top")
-    curves = (("env/reward_mean", 0.65, SCORE, "reward of sampled answers"), ("objective/kl", 0.34, LOSS, "KL of an answer to the reference, nats"))
+    curves = (
+        ("env/reward_mean", 0.65, SCORE, "reward of sampled answers"),
+        ("objective/kl", 0.34, LOSS, "KL of an answer to the reference, nats"),
+    )
     for name, bottom, color, label in curves:
         points = [value for _, value in column(run / "metrics.csv", name)]
         axes = figure.add_axes((0.075, bottom, 0.34, 0.21))

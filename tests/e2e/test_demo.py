@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import make_pictures
 from src.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,3 +50,8 @@ def test_ppo_takes_the_insults_out_and_leaves_the_summaries(demo: Path, parley: 
     assert found["test/toxicity_improvement"] > 58.47  # the published figure, there on 11 samples
     assert found["test/toxicity_improvement_low"] > 40
     assert found["test/rouge1"] > found["test/rouge1_reference"] - 0.02
+
+    trained, tested = checkpoint.parents[1], max(tmp_path.glob("runs/*/before_after.csv")).parent
+    for words in (["demo", "--run", demo], ["ppo", "--run", trained, "--tested", tested]):
+        make_pictures.main([*map(str, words), "--output", f"{words[0]}.png"])
+        assert Path(f"{words[0]}.png").read_bytes().startswith(b"\x89PNG")
