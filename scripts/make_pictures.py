@@ -122,8 +122,8 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
         axes = figure.add_axes((0.075 + 0.19 * place, 0.06, 0.15, 0.13))
         figures = [measured[f"test/{name}_reference"], measured[f"test/{name}"]]
         axes.barh(["before", "after"], figures, color=[RULE, SCORE], height=0.7)
-        for row, value in enumerate(figures):
-            axes.text(value, row, f" {value:.3f}", va="center", size=9)
+        for bar, value in enumerate(figures):
+            axes.text(value, bar, f" {value:.3f}", va="center", size=9)
         axes.set_title(label, loc="left", color=QUIET, size=10)
         axes.invert_yaxis()
         axes.set_xlim(0, max(figures) * 1.3)

@@ -1,0 +1,40 @@
+"""One run or several as an HTML page: curves, last figures, answers side by side, the settings that differ.
+
+RUN is a run's directory. The page is one file without scripts; it opens anywhere. Figures of the later runs have their
+difference from the first one's beside them.
+
+  parley report runs/version_0 runs/version_1 --output report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from src.errors import ParleyError
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's directory, such as runs/version_0")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write")
+    parser.add_argument("--examples", type=int, default=8, metavar="N", help="answers to show")
+
+
+def run(args: argparse.Namespace) -> None:
+    from src.reporting.page import render
+    from src.reporting.runs import read_run
+
+    if args.examples < 0:
+        raise ParleyError(f"--examples is {args.examples}; it must be 0 or more.")
+    if args.output.suffix.lower() not in (".html", ".htm"):
+        raise ParleyError(f"--output is {args.output}, and the report is a page; name a file that ends in .html.")
+    page = render([read_run(directory) for directory in dict.fromkeys(args.runs)], args.examples)
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ParleyError(f"{args.output} cannot be written ({error.strerror}); name another file.") from error
+    log.info("Written to %s.", args.output)
