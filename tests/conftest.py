@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "src" / "datamodules" / "sample"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no process is left with one when the others have nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """DialogSum and ChatbotData, where they are to be had."""
