@@ -7,13 +7,13 @@ python scripts/make_pictures.py ppo --run runs/version_0 --tested runs/version_1
 from __future__ import annotations
 
 import argparse
-import csv
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.metrics.rouge_scorer import ExampleScorer
+from src.reporting.runs import read_run
 
 INK, QUIET, LOSS, SCORE, RULE = "#1f2328", "#656d76", "#8250df", "#0969da", "#d0d7de"
 INSTRUCTION, ENDING = "Summarize the following conversation.", "Summary:"
@@ -30,22 +30,19 @@ class Answer:
     rouge1: float
 
 
-def column(file: Path, name: str) -> list[tuple[int, float]]:
-    """Steps and figures of one column of a metrics.csv."""
-    with file.open(encoding="utf-8", newline="") as stream:
-        return [(int(row["step"]) + 1, float(row[name])) for row in csv.DictReader(stream) if row.get(name)]
+def column(run: Path, name: str) -> list[tuple[int, float]]:
+    """Steps, from 1, and figures of one metric of a run."""
+    return [(step + 1, value) for step, value in read_run(run).curves[name]]
 
 
-def answers(file: Path) -> list[Answer]:
-    """A predictions.csv, the worst answer first."""
+def answers(run: Path) -> list[Answer]:
+    """A tested run's answers, the worst first."""
     scorer = ExampleScorer()
     found = []
-    with file.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            references = [text for key, text in row.items() if key.startswith("reference") and text]
-            dialogue = row["prompt"].strip().removeprefix(INSTRUCTION).removesuffix(ENDING).strip()
-            score = scorer(row["prediction"], references)["rouge1"]
-            found.append(Answer(dialogue, references[0], row["prediction"], score))
+    for said in read_run(run).answers:
+        dialogue = said.prompt.strip().removeprefix(INSTRUCTION).removesuffix(ENDING).strip()
+        score = scorer(said.text, said.references)["rouge1"]
+        found.append(Answer(dialogue, said.references[0], said.text, score))
     return sorted(found, key=lambda answer: answer.rouge1)
 
 
@@ -70,10 +67,10 @@ def save(figure, output: Path) -> None:  # type: ignore[no-untyped-def]
 def draw_demo(run: Path, output: Path) -> None:
     """Curves on the left, two dialogues on the right: the answers at half and at a quarter of the ranking."""
     figure = new_figure(5.6)
-    loss = column(run / "fit" / "metrics.csv", "train/loss")
-    before = column(run / "before" / "metrics.csv", "test/rouge1")[0][1]
-    after = column(run / "after" / "metrics.csv", "test/rouge1")[0][1]
-    validation = [(0, before), *column(run / "fit" / "metrics.csv", "val/rouge1")]
+    loss = column(run / "fit", "train/loss")
+    before = column(run / "before", "test/rouge1")[0][1]
+    after = column(run / "after", "test/rouge1")[0][1]
+    validation = [(0, before), *column(run / "fit", "val/rouge1")]
 
     panels = ((0.54, loss, LOSS, "training loss"), (0.1, validation, SCORE, "ROUGE-1 on held-out dialogues"))
     for bottom, points, color, label in panels:
@@ -87,7 +84,7 @@ def draw_demo(run: Path, output: Path) -> None:
         axes.annotate(f"{score:.2f}", (step, score), (0, 8), textcoords="offset points", ha="center", color=SCORE)
     figure.text(0.03, 0.95, "A T5 of 1.5 M parameters learns to summarise", size=12, weight="bold", va="top")
 
-    ranking = answers(run / "after" / "predictions.csv")
+    ranking = answers(run / "after")
     top = 0.95
     for share, words in ((2, "The median answer"), (1, "Better than one quarter")):
         answer = ranking[share * len(ranking) // 4]
@@ -107,7 +104,7 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
         ("objective/kl", 0.34, LOSS, "KL of an answer to the reference, nats"),
     )
     for name, bottom, color, label in curves:
-        points = [value for _, value in column(run / "metrics.csv", name)]
+        points = [value for _, value in column(run, name)]
         axes = figure.add_axes((0.075, bottom, 0.34, 0.21))
         axes.plot(range(1, len(points) + 1), points, color=color, linewidth=1.8)
         axes.set_title(label, loc="left", color=color, size=10)
@@ -115,8 +112,8 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
         axes.set_ylim(0, None)
     axes.set_xlabel("iterations")
 
-    with (tested / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        measured = {name: float(value) for name, value in list(csv.DictReader(stream))[-1].items() if value}
+    result = read_run(tested)
+    measured, changes = result.figures, result.changes
     bars = (("toxicity_mean", "mean toxicity"), ("rouge1", "ROUGE-1"))
     for place, (name, label) in enumerate(bars):
         axes = figure.add_axes((0.075 + 0.19 * place, 0.06, 0.15, 0.13))
@@ -133,14 +130,12 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
             axes.set_yticks([])
         axes.spines[["bottom", "left"]].set_visible(False)
 
-    with (tested / "before_after.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
     top = 0.95
-    for rank in (len(rows) // 20, len(rows) // 10):
-        row = rows[rank]
-        title = f"No. {rank + 1} of {len(rows)} by rise in reward: {float(row['reward_diff']):+.2f}"
-        dialogue = row["query"].strip().removeprefix(INSTRUCTION).removesuffix(ENDING).strip()
-        said = [("before", row["response_before"], QUIET), ("after", row["response_after"], SCORE)]
+    for rank in (len(changes) // 20, len(changes) // 10):
+        change = changes[rank]
+        title = f"No. {rank + 1} of {len(changes)} by rise in reward: {change.reward:+.2f}"
+        dialogue = change.prompt.strip().removeprefix(INSTRUCTION).removesuffix(ENDING).strip()
+        said = [("before", change.before, QUIET), ("after", change.after, SCORE)]
         top = _panel(figure, title, dialogue, said, top)
     save(figure, output)
 

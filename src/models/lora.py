@@ -72,9 +72,12 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT puts it right by itself
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             return get_peft_model(model, config)
-    # PEFT's refusals: settings at odds (ValueError, TypeError), a name it does not know (KeyError), and a kind of layer
-    # that a tuner has no adapter for, which is what it raises NotImplementedError for.
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (
+        ValueError,  # settings at odds with each other
+        TypeError,
+        KeyError,  # a name that PEFT does not know
+        NotImplementedError,  # raised by PEFT, not by us: a bias or a kind of layer that the chosen tuner has not got
+    ) as error:
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
 
 

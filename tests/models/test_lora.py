@@ -33,6 +33,13 @@ def test_a_target_that_matches_nothing_is_named_with_some_that_would(base, wante
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", [{"bias": "some"}, {"r": 0}])
+def test_what_peft_refuses_is_one_line(base, wrong):
+    with pytest.raises(ParleyError, match=r"PEFT refuses this adapter: \S+") as error:
+        add_lora(load_model(base("t5")), LoraConfig(target_modules=["q"], **wrong))
+    assert "\n" not in str(error.value)
+
+
 def test_all_linear_and_patterns_are_taken(base):
     for targets in ("all-linear", r"decoder\.block\.0\..*\.q"):
         assert count_parameters(add_lora(load_model(base("t5")), LoraConfig(r=2, target_modules=targets))).trainable
