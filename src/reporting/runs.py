@@ -141,16 +141,21 @@ def _curves(file: Path) -> dict[str, Curve]:
 
 
 def _answers(directory: Path) -> Iterator[Answer]:
-    samples = sorted((directory / "samples").glob("*.jsonl"))
-    file = directory / "predictions.csv" if (directory / "predictions.csv").is_file() else None
-    for row in read_rows(file or samples[-1]) if file or samples else ():
-        cells = row.cells
-        given = cells.get("references") or [cells[name] for name in cells if re.fullmatch(r"reference\d+", name)]
-        yield Answer(str(cells["prompt"]), tuple(filter(None, given)), str(cells["prediction"]))
+    files = [*sorted((directory / "samples").glob("*.jsonl")), *directory.glob("predictions.csv")]
+    for row in _rows(files, ("prompt", "prediction")):
+        given = row.get("references") or [row[name] for name in row if re.fullmatch(r"reference\d+", name)]
+        yield Answer(str(row["prompt"]), tuple(filter(None, given)), str(row["prediction"]))
 
 
 def _changes(directory: Path) -> Iterator[Change]:
     files = [*sorted((directory / "before_after").glob("*.csv")), *directory.glob("before_after.csv")]
+    for row in _rows(files, ("query", "response_before", "response_after", "reward_diff")):
+        yield Change(row["query"], row["response_before"], row["response_after"], float(row["reward_diff"]))
+
+
+def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of the last of some files, which must have these columns."""
     for row in read_rows(files[-1]) if files else ():
-        cells = row.cells
-        yield Change(cells["query"], cells["response_before"], cells["response_after"], float(cells["reward_diff"]))
+        if lacking := [name for name in columns if name not in row.cells]:
+            raise ParleyError(f"{files[-1]}, {row.place}: there is no {lacking[0]}; restore the file, or remove it.")
+        yield row.cells

@@ -66,6 +66,9 @@ def test_what_is_no_run_is_refused_with_what_to_give(run: Path, tmp_path: Path):
         read_run(tmp_path / "nowhere")
     with pytest.raises(ParleyError, match=r"it has no metrics.csv; give one of its runs: .*version_0.$"):
         read_run(tmp_path)
+    (run / "predictions.csv").write_text("id,text\n1,a\n")
+    with pytest.raises(ParleyError, match=r"predictions.csv, line 2: there is no prompt; restore the file"):
+        read_run(run)
     (run / "metrics.csv").write_text("epoch,step,val/loss\n0,one,1\n")
     with pytest.raises(ParleyError, match=r"metrics.csv, line 2: val/loss is no figure with a step"):
         read_run(run)
