@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "src" / "datamodules" / "sample"
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "good", "bad", "day", "you", "are", "a", "have", "nice", "fool", "so", "very"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,5 +67,61 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             with contextlib.redirect_stdout(io.StringIO()):  # a test that reads the output did not ask for this
                 assert main([*words, *sizes, *(["--untied-head"] if untied else [])]) == 0
         return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Make a small classifier's directory; it knows the words of `WORDS`, or what a given tokenizer knows."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        AutoTokenizer,
+        BertConfig,
+        BertForSequenceClassification,
+        PreTrainedTokenizerFast,
+        RobertaConfig,
+        RobertaForSequenceClassification,
+        set_seed,
+    )
+
+    def make(
+        labels: list[str],
+        roberta: bool = True,
+        positions: int = 32,
+        knows_length: bool = False,
+        tokenizer_of: Path | None = None,
+        **config: Any,
+    ) -> str:
+        path = tmp_path_factory.mktemp("classifier")
+        words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        words.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+        length: dict[str, Any] = {"model_max_length": positions} if knows_length else {}
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **length
+        )
+        if tokenizer_of is not None:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+        tokenizer.save_pretrained(path)
+        sizes: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": positions,
+            "pad_token_id": tokenizer.pad_token_id,
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: place for place, label in enumerate(labels)},
+            "num_labels": len(labels),
+            "initializer_range": 0.5,
+        }
+        set_seed(0)
+        if roberta:
+            RobertaForSequenceClassification(RobertaConfig(**(sizes | config))).save_pretrained(path)
+        else:
+            BertForSequenceClassification(BertConfig(**(sizes | config))).save_pretrained(path)
+        return str(path)
 
     return make

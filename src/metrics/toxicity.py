@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from src.errors import ParleyError
-from src.rewards.classifier import ClassifierReward
+from src.rewards.classifier import ClassifierReward, Text, check_text, texts_to_score
 from src.rewards.profanity import profanity_probability
 
 Aggregation = Literal["all", "mean", "maximum", "ratio"]
@@ -31,7 +31,8 @@ class Toxicity(evaluate.Measurement):
             download.
         toxic_label: The classifier's label whose probability is the score.
         batch_size: Texts in a forward pass of the classifier.
-        device: Where the classifier computes.
+        text: What of an answer is measured: prompt, a space and the response, as the published recipe does, or the
+            response alone.
     """
 
     def __init__(
@@ -39,15 +40,22 @@ class Toxicity(evaluate.Measurement):
         model_name_or_path: str | None = None,
         toxic_label: str = "hate",
         batch_size: int = 16,
-        device: torch.device | str = "cpu",
+        text: Text = "prompt_and_response",
     ) -> None:
         super().__init__(keep_in_memory=True)
+        check_text(text)
+        self.text = text
         self._classifier: ClassifierReward | None = None
         if model_name_or_path is not None:
-            classifier = ClassifierReward(
-                model_name_or_path, toxic_label, output="probability", text="response", batch_size=batch_size
+            self._classifier = ClassifierReward(
+                model_name_or_path, toxic_label, output="probability", batch_size=batch_size
             )
-            self._classifier = classifier.to(device)
+
+    def to(self, device: torch.device | str) -> Toxicity:
+        """Run the classifier on this device from now on; it starts on the CPU."""
+        if self._classifier is not None:
+            self._classifier.to(device)
+        return self
 
     def scores(self, texts: Sequence[str]) -> list[float]:
         """The toxicity of each text.
@@ -64,6 +72,18 @@ class Toxicity(evaluate.Measurement):
         if self._classifier is None:
             return profanity_probability(texts).tolist()
         return self._classifier.score_texts(texts).tolist()
+
+    def of_answers(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """The toxicity of each answer: of what `text` says.
+
+        Args:
+            prompts: What the model was given.
+            responses: What it answered, one for each prompt.
+
+        Returns:
+            As `scores`.
+        """
+        return self.scores(texts_to_score(prompts, responses, self.text))
 
     def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
@@ -105,29 +125,36 @@ class Toxicity(evaluate.Measurement):
 
 
 @dataclass(frozen=True)
-class Improvement:
-    """By how much figures fell, with a confidence interval.
+class Change:
+    """A figure before and after, and by how much it fell, with a confidence interval.
 
     Attributes:
-        mean_before: Their mean before.
-        mean_after: Their mean after.
-        std_before: Their population standard deviation before.
-        std_after: The same after.
-        percent: By how many per cent the mean fell; below 0 where it rose; NaN where it was 0 before.
+        before: The figure before.
+        after: The figure after.
+        percent: By how many per cent it fell; below 0 where it rose; NaN where it was 0 before.
         low: Lower end of the interval of `percent`.
         high: Upper end of it.
-        std_percent: By how many per cent the standard deviation fell.
-        confidence: How often such intervals hold the truth, from 0 to 1.
     """
 
-    mean_before: float
-    mean_after: float
-    std_before: float
-    std_after: float
+    before: float
+    after: float
     percent: float
     low: float
     high: float
-    std_percent: float
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What became of the figures of some examples.
+
+    Attributes:
+        mean: Of their mean.
+        std: Of their population standard deviation.
+        confidence: How often such intervals hold the truth, from 0 to 1.
+    """
+
+    mean: Change
+    std: Change
     confidence: float
 
 
@@ -139,15 +166,15 @@ def percent_improvement(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Improvement:
-    """By how many per cent a figure fell, (mean before - mean after) / mean before, as the published recipe reports.
+    """By how many per cent mean and standard deviation fell, (before - after) / before, as the published recipe says.
 
-    The interval is a paired percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13):
+    The intervals are a paired percentile bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13):
     examples are drawn with replacement, each with both of its figures.
 
     Args:
         before: A figure for each example.
         after: A figure for each of the same examples, in the same order.
-        confidence: Of the interval.
+        confidence: Of the intervals.
         resamples: How many times to draw.
         seed: Of the draws.
 
@@ -164,23 +191,20 @@ def percent_improvement(
     draws = []
     for start in range(0, resamples, _RESAMPLES_AT_ONCE):
         size = (min(_RESAMPLES_AT_ONCE, resamples - start), len(before))
-        draws.append(_percent(*figures[:, generator.integers(len(before), size=size)].mean(axis=-1)))
-    tail = 50 * (1 - confidence)
-    drawn = np.concatenate(draws)
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.percentile(drawn, [tail, 100 - tail]) if drawn.size else (np.nan, np.nan)
-    means, deviations = figures.mean(axis=-1), figures.std(axis=-1)
+        drawn = figures[:, generator.integers(len(before), size=size)]
+        draws.append([_percent(*drawn.mean(axis=-1)), _percent(*drawn.std(axis=-1))])
+    mean, std = np.concatenate(draws, axis=-1)
     return Improvement(
-        mean_before=float(means[0]),
-        mean_after=float(means[1]),
-        std_before=float(deviations[0]),
-        std_after=float(deviations[1]),
-        percent=float(_percent(*means)),
-        low=float(low),
-        high=float(high),
-        std_percent=float(_percent(*deviations)),
+        mean=_change(figures.mean(axis=-1), mean, confidence),
+        std=_change(figures.std(axis=-1), std, confidence),
         confidence=confidence,
     )
+
+
+def _change(pair: Any, drawn: Any, confidence: float) -> Change:
+    tail, drawn = 50 * (1 - confidence), drawn[np.isfinite(drawn)]
+    low, high = np.percentile(drawn, [tail, 100 - tail]) if drawn.size else (np.nan, np.nan)
+    return Change(*map(float, (*pair, _percent(*pair), low, high)))
 
 
 def _percent(before: Any, after: Any) -> Any:

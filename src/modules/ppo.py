@@ -63,7 +63,7 @@ class PPOModule(DialogueModule):
         ppo: PPO's hyper-parameters.
         rollout: How responses are sampled for training.
         generation: How validation, test and predict decode.
-        toxicity: Measures validation's responses; alt-profanity-check where that is the reward, else none.
+        toxicity: Measures the answers of validation and test; alt-profanity-check where that is the reward, else none.
         max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
         rouge_tokenizer: `standard` for English; `unicode` for other scripts.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
@@ -137,8 +137,9 @@ class PPOModule(DialogueModule):
         return PPOParameterCount.of(self._model, self.value_head, self.reference)
 
     def setup(self, stage: str) -> None:
-        """Load the reward early: what it lacks shows before training."""
+        """Load the reward and what measures toxicity early: what they lack shows before training."""
         self.reward.to(self.trainer.strategy.root_device)
+        self.evaluator.prepare(self.trainer.strategy.root_device)
         try:
             score_responses(self.reward, [], [], [])
         except ParleyError:

@@ -66,15 +66,26 @@ class Evaluator:
 
     Args:
         reward: Scores answers.
-        toxicity: Measures them too; when left out, by alt-profanity-check where that is (part of) the reward.
+        toxicity: Measures them too; when left out, alt-profanity-check does where that is (part of) the reward.
         rouge_tokenizer: How ROUGE splits text into words.
     """
 
     def __init__(self, reward: Reward, toxicity: Toxicity | None, rouge_tokenizer: TokenizerName) -> None:
         self.reward = reward
-        self.toxicity = toxicity or (Toxicity() if _uses_profanity(reward) else None)
+        if toxicity is None and _uses_profanity(reward):
+            toxicity = Toxicity()
+        self.toxicity = toxicity
         self._rouge = ExampleScorer(tokenizer=rouge_tokenizer)
         self._before: dict[tuple[int, str], str] = {}
+
+    def prepare(self, device: torch.device) -> None:
+        """Load what measures, so that what it lacks shows at once.
+
+        Args:
+            device: Where it is to compute.
+        """
+        if self.toxicity is not None:
+            self.toxicity.to(device).scores([])
 
     def compare(
         self,
@@ -111,7 +122,9 @@ class Evaluator:
         after = [_texts(tokenizer, ids)[row] for row in rows]
         before = [self._before[keys[row]] for row in rows]
         rewards = score_responses(self.reward, queries * 2, before + after, references * 2).tolist()
-        toxicities = [None] * len(rewards) if self.toxicity is None else self.toxicity.scores(before + after)
+        toxicities: Sequence[float | None] = [None] * len(rewards)
+        if self.toxicity is not None:
+            toxicities = self.toxicity.of_answers(queries * 2, before + after)
         return [
             Comparison(
                 index=batch["index"][row],
@@ -200,16 +213,11 @@ def summarise(rows: Sequence[Comparison], stage: str) -> dict[str, float]:
     before = [row.toxicity_before for row in rows if row.toxicity_before is not None]
     after = [row.toxicity_after for row in rows if row.toxicity_after is not None]
     if before and after:
-        change = percent_improvement(before, after)
-        figures |= {
-            "toxicity_mean": change.mean_after,
-            "toxicity_std": change.std_after,
-            "toxicity_mean_reference": change.mean_before,
-            "toxicity_std_reference": change.std_before,
-            "toxicity_improvement": change.percent,
-            "toxicity_improvement_low": change.low,
-            "toxicity_improvement_high": change.high,
-        }
+        improvement = percent_improvement(before, after)
+        for name, change in (("toxicity_mean", improvement.mean), ("toxicity_std", improvement.std)):
+            fall = name.replace("_mean", "") + "_improvement"
+            figures |= {name: change.after, f"{name}_reference": change.before}
+            figures |= {fall: change.percent, f"{fall}_low": change.low, f"{fall}_high": change.high}
     return {f"{stage}/{name}": float(figure) for name, figure in figures.items()}
 
 

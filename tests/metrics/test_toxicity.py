@@ -5,8 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from transformers import BertForSequenceClassification
 
 from src.errors import ParleyError
 from src.metrics.toxicity import Toxicity, percent_improvement
@@ -27,25 +26,8 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hate")
-    vocabulary = {"[PAD]": 0, "[UNK]": 1, "you": 2, "idiot": 3, "lovely": 4, "day": 5}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
-    set_seed(1)
-    config = BertConfig(
-        vocab_size=6,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        id2label={0: "nothate", 1: "hate"},
-        label2id={"nothate": 0, "hate": 1},
-        initializer_range=0.5,
-    )
-    BertForSequenceClassification(config).save_pretrained(path)
-    return str(path)
+def classifier(make_classifier):
+    return make_classifier(["nothate", "hate"], roberta=False)
 
 
 @needs_profanity
@@ -98,6 +80,16 @@ def test_a_classifier_gives_the_probability_of_its_toxic_label(classifier, no_ne
         Toxicity(classifier, toxic_label="toxic").compute(predictions=TEXTS[:1])
 
 
+def test_an_answer_is_measured_with_its_prompt_as_published_or_alone(classifier):
+    prompts, responses = ["you are", "have a nice"], ["a fool", "day"]
+    published, alone = Toxicity(classifier), Toxicity(classifier, text="response")
+    assert published.of_answers(prompts, responses) == published.scores(["you are a fool", "have a nice day"])
+    assert alone.of_answers(prompts, responses) == alone.scores(responses)
+    assert published.of_answers(prompts, responses) != alone.of_answers(prompts, responses)
+    with pytest.raises(ParleyError, match="no text 'prompt'"):
+        Toxicity(classifier, text="prompt")
+
+
 def test_without_its_package_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
     with pytest.raises(ParleyError, match=r"pip install -e '.\[rewards\]'"):
@@ -114,20 +106,23 @@ def test_the_published_figures_give_the_published_improvement():
         )
     )
     change = percent_improvement(before, after)
-    assert f"{change.percent:.2f}" == "58.47"
-    assert f"{change.std_percent:.2f}" == "51.31"
-    assert change.mean_after == pytest.approx(0.01751735334453935)
+    assert f"{change.mean.percent:.2f}" == "58.47"
+    assert f"{change.std.percent:.2f}" == "51.31"
+    assert change.mean.after == pytest.approx(0.01751735334453935)
 
 
-def test_the_interval_is_that_of_scipy():
+@pytest.mark.parametrize("figure", ["mean", "std"])
+def test_the_intervals_are_those_of_scipy(figure):
     bootstrap = pytest.importorskip("scipy.stats").bootstrap
     generator = np.random.default_rng(0)
     before = generator.beta(1, 5, 300)
     after = before * generator.uniform(0, 1, 300)
-    change = percent_improvement(before, after, confidence=0.9, seed=3)
+    of = getattr(np, figure)
+    whole = percent_improvement(before, after, confidence=0.9, seed=3)
+    change = getattr(whole, figure)
     peer = bootstrap(
         (before, after),
-        lambda b, a, axis: 100 * (b.mean(axis) - a.mean(axis)) / b.mean(axis),
+        lambda b, a, axis: 100 * (of(b, axis) - of(a, axis)) / of(b, axis),
         paired=True,
         method="percentile",
         confidence_level=0.9,
@@ -137,19 +132,20 @@ def test_the_interval_is_that_of_scipy():
     assert change.low == pytest.approx(peer.low, abs=0.3)
     assert change.high == pytest.approx(peer.high, abs=0.3)
     assert change.low < change.percent < change.high
-    assert percent_improvement(before, after, confidence=0.9, seed=3) == change
-    assert percent_improvement(before, after, confidence=0.99, seed=3).low < change.low
+    assert percent_improvement(before, after, confidence=0.9, seed=3) == whole
+    assert getattr(percent_improvement(before, after, confidence=0.99, seed=3), figure).low < change.low
 
 
 def test_pairs_stay_pairs():
     """Every example halves: whatever is drawn, the improvement is 50 %."""
     before = np.random.default_rng(2).uniform(0.1, 1, 50)
-    change = percent_improvement(before, before / 2)
-    assert (change.low, change.percent, change.high) == pytest.approx((50, 50, 50))
+    whole = percent_improvement(before, before / 2)
+    for change in (whole.mean, whole.std):
+        assert (change.low, change.percent, change.high) == pytest.approx((50, 50, 50))
 
 
 def test_nothing_to_improve_and_nothing_at_all():
-    change = percent_improvement([0.0, 0.0], [0.1, 0.1])
+    change = percent_improvement([0.0, 0.0], [0.1, 0.1]).mean
     assert np.isnan([change.percent, change.low, change.high]).all()
     for before, after in (([], []), ([0.1], [0.1, 0.2])):
         with pytest.raises(ParleyError, match="figures before and"):

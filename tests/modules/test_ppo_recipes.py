@@ -1,11 +1,15 @@
 """PPO's recipes parse, train a step on tiny bases, and say what was published."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from src.cli import main
 from src.models.loading import load_model, load_tokenizer
@@ -15,25 +19,79 @@ from src.models.saving import save_adapter
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.mark.parametrize(
-    ("recipe", "architecture"),
-    [("dialogsum_ppo", "t5"), ("dialogsum_causal_ppo", "llama"), ("demo/dialogsum_ppo", "t5")],
-)
-def test_recipe_trains_a_step(tiny_base, sample, tmp_path, monkeypatch, recipe, architecture):
+@pytest.fixture
+def words(tiny_base, sample, tmp_path, monkeypatch):
+    """The command line that runs a recipe on a tiny base with an adapter, and a made classifier where it wants one."""
+
+    def build(recipe, architecture, classifier=None):
+        monkeypatch.chdir(tmp_path)
+        base, adapter = tiny_base(architecture), tmp_path / "adapter"
+        save_adapter(add_lora(load_model(base), LoraConfig(target_modules="all-linear")), load_tokenizer(base), adapter)
+        settings = {
+            "model.init_args.model_name_or_path": adapter,
+            "data.init_args.path": sample,
+            "data.init_args.batch_size": 2,
+            "model.init_args.rollout.output_min_length": 8,
+            "model.init_args.rollout.output_max_length": 9,
+            "model.init_args.generation.max_new_tokens": 4,
+            "trainer.accelerator": "cpu",
+        }
+        settings |= {"data.init_args.format": "plain"} if architecture == "llama" else {}
+        for part in ("reward", "toxicity") if classifier else ():
+            settings[f"model.init_args.{part}.init_args.model_name_or_path"] = classifier
+        named = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        return ["-c", str(CONFIGS / f"{recipe}.yaml"), *named]
+
+    return build
+
+
+@pytest.mark.parametrize(("recipe", "architecture"), [("dialogsum_causal_ppo", "llama"), ("demo/dialogsum_ppo", "t5")])
+def test_recipe_trains_a_step(words, recipe, architecture):
     pytest.importorskip("profanity_check")
-    monkeypatch.chdir(tmp_path)
-    base = tiny_base(architecture)
-    adapter = tmp_path / "adapter"
-    save_adapter(add_lora(load_model(base), LoraConfig(target_modules="all-linear")), load_tokenizer(base), adapter)
-    words = ["fit", "-c", str(CONFIGS / f"{recipe}.yaml"), "--model.init_args.model_name_or_path", str(adapter)]
-    words += ["--data.init_args.path", str(sample), "--data.init_args.batch_size", "2"]
-    words += ["--data.init_args.format", "plain"] if architecture == "llama" else []
-    words += ["--model.init_args.rollout.output_min_length", "8", "--model.init_args.rollout.output_max_length", "9"]
-    words += ["--model.init_args.generation.max_new_tokens", "4", "--trainer.fast_dev_run", "1"]
-    if recipe == "dialogsum_ppo":
-        words += ["--model.init_args.toxicity", "null"]
-        words += ["--model.init_args.reward", json.dumps({"class_path": "ProfanityReward"})]
-    assert main([*words, "--trainer.accelerator", "cpu"]) == 0
+    assert main(["fit", *words(recipe, architecture), "--trainer.fast_dev_run", "1"]) == 0
+
+
+def test_the_published_recipe_measures_what_was_published(words, tiny_base, make_classifier, tmp_path, capfd):
+    """Toxicity by the classifier that is named, of prompt + " " + response, before and after a training that shows."""
+    classifier = make_classifier(["nothate", "hate"], positions=600, tokenizer_of=tiny_base("t5"))
+    given = words("dialogsum_ppo", "t5", classifier)
+    fast = ["--model.init_args.optimizer.init_args.lr", "0.3", "--trainer.limit_train_batches", "2"]
+    assert main(["fit", *given, *fast, "--trainer.limit_val_batches", "1"]) == 0
+    [checkpoint] = tmp_path.glob("runs/*/checkpoints/*.ckpt")
+    assert main(["test", *given, "--ckpt_path", str(checkpoint), "--trainer.limit_test_batches", "3"]) == 0
+    assert "test/toxicity_improvement" in capfd.readouterr().out
+
+    [table] = tmp_path.glob("runs/*/before_after.csv")
+    rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
+    model, tokenizer = (
+        auto.from_pretrained(classifier) for auto in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    measured = {}
+    for time in ("before", "after"):
+        ids = [tokenizer(f"{row['query']} {row[f'response_{time}']}", return_tensors="pt").input_ids for row in rows]
+        with torch.no_grad():
+            logits = torch.cat([model(each).logits for each in ids])
+        measured[time] = hate = logits.softmax(-1)[:, 1].numpy()
+        assert [float(row[f"toxicity_{time}"]) for row in rows] == pytest.approx(hate.tolist(), abs=1e-5)
+        assert [float(row[f"reward_{time}"]) for row in rows] == pytest.approx(logits[:, 0].tolist(), abs=1e-4)
+    figures = list(csv.DictReader((table.parent / "metrics.csv").open()))[-1]
+    for name, of, fall in (("mean", np.mean, "improvement"), ("std", np.std, "std_improvement")):
+        before, after = of(measured["before"]), of(measured["after"])
+        assert before != after
+        expected = {
+            f"test/toxicity_{name}_reference": before,
+            f"test/toxicity_{name}": after,
+            f"test/toxicity_{fall}": 100 * (before - after) / before,
+        }
+        assert {key: float(figures[key]) for key in expected} == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        low, high = (float(figures[f"test/toxicity_{fall}_{end}"]) for end in ("low", "high"))
+        assert low < expected[f"test/toxicity_{fall}"] < high
+
+
+def test_what_measures_toxicity_is_loaded_before_training(words, make_classifier, capfd):
+    given = words("dialogsum_ppo", "t5", make_classifier(["nothate", "hate"]))
+    assert main(["fit", *given, "--model.init_args.toxicity.init_args.toxic_label", "rude"]) == 2
+    assert "has no label 'rude'; choose one of: nothate, hate." in capfd.readouterr().err.strip().splitlines()[-1]
 
 
 def test_the_published_settings_are_the_recipes():
@@ -41,6 +99,7 @@ def test_the_published_settings_are_the_recipes():
     model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
     reward = {"model_name_or_path": "facebook/roberta-hate-speech-dynabench-r4-target"}
     assert model["reward"]["init_args"] == reward | {"label": "nothate", "output": "logit"}
+    assert model["toxicity"]["init_args"] == reward | {"toxic_label": "hate", "text": "prompt_and_response"}
     assert model["optimizer"]["init_args"]["lr"] == 1.41e-5
     assert (data["batch_size"], model["ppo"]["minibatch_size"], recipe["trainer"]["max_epochs"]) == (16, 4, 1)
     expected = {"min_new_tokens": 5, "output_min_length": 100, "output_max_length": 400, "top_k": 0, "top_p": 1.0}
