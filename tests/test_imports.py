@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "modules": {"models", "rl", "rewards", "metrics"},
     "datamodules": {"models"},
     "callbacks": {"models", "metrics"},
-    "models": set(),
+    "models": {"rl"},
     "rl": set(),
     "rewards": {"metrics"},
     "metrics": {"rewards"},

@@ -28,7 +28,8 @@ class BannedTexts(LogitsProcessor):
     own alphabet, in which a token that ends amid a Korean syllable has its bytes too.
 
     Args:
-        texts: What is not to be generated; a text that the tokenizer cannot spell is passed over.
+        texts: What is not to be generated; the name of a special token is meant as the token, and a text that the
+            tokenizer cannot spell is passed over.
         tokenizer: The model's.
         start: How many tokens of `input_ids` are not the answer's.
     """
@@ -38,12 +39,14 @@ class BannedTexts(LogitsProcessor):
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         self.pieces = ["" if id in special else piece or "" for id, piece in enumerate(pieces)]
         self.start = start
-        spelled = [_spelling(text, tokenizer) for text in texts]
+        named = {text for text in texts if text in special_names(tokenizer)}
+        spelled = [_spelling(text, tokenizer) for text in texts if text not in named]
         self.texts = [text for text in spelled if text]
         self.longest = max(map(len, self.texts), default=0)
         order = sorted(range(len(self.pieces)), key=self.pieces.__getitem__)
         in_order = [self.pieces[id] for id in order]
         self.whole = [id for id, piece in enumerate(self.pieces) if any(text in piece for text in self.texts)]
+        self.whole += [int(tokenizer.get_vocab()[name]) for name in named]
         self.completing: dict[str, list[int]] = {}  # from what is there already to the tokens that complete it
         for text in self.texts:
             for cut in range(1, len(text)):
@@ -66,6 +69,11 @@ class BannedTexts(LogitsProcessor):
                 if tokens and tail.endswith(there):
                     scores[row, tokens] = -torch.inf
         return scores
+
+
+def special_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The texts that stand for one token rather than for themselves."""
+    return {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
 
 
 def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from src.models.autocast import cast_once
 from src.models.lora import merged
 from src.models.responses import Model, decoder_start, encode, position_ids
 from src.models.tying import base_model
+from src.rl.drawable import Drawable
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class RolloutOptions:
         min_new_tokens: Tokens before EOS is allowed.
         output_min_length: Each response's own maximum is drawn evenly from this …
         output_max_length: … to this, both included; EOS counts.
+        bad_words: Texts that are never sampled, inside longer words neither; a special token such as `<unk>` is meant
+            as the token.
     """
 
     temperature: float = 1.0
@@ -50,6 +53,7 @@ class RolloutOptions:
     min_new_tokens: int = 5
     output_min_length: int = 100
     output_max_length: int = 400
+    bad_words: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -61,6 +65,8 @@ class RolloutOptions:
                 f"rollout.output_min_length ({self.output_min_length}) must be at least 1 and at most "
                 f"output_max_length ({self.output_max_length})."
             )
+        if not all(self.bad_words):
+            raise ParleyError("rollout.bad_words must not hold an empty text; leave it out.")
 
     def processors(self) -> LogitsProcessorList:
         """Temperature, top-k and top-p as transformers applies them."""
@@ -81,11 +87,13 @@ class Responses(NamedTuple):
         ids: (batch, time) padded on the right; EOS is kept.
         mask: (batch, time) 1 = response token, EOS included.
         has_eos: (batch,) false where a response was cut off.
+        drawable: (batch, time) the tokens that each was drawn from.
     """
 
     ids: Tensor
     mask: Tensor
     has_eos: Tensor
+    drawable: Drawable
 
 
 @torch.no_grad()
@@ -97,6 +105,7 @@ def sample_responses(
     *,
     eos_token_ids: list[int],
     pad_token_id: int,
+    banned: LogitsProcessorList | None = None,
     generator: torch.Generator | None = None,
     encoder_hidden: Tensor | None = None,
 ) -> Responses:
@@ -111,6 +120,7 @@ def sample_responses(
         options: How to sample.
         eos_token_ids: Each of these ends a response.
         pad_token_id: Fills `ids` where a response has ended.
+        banned: Forbids tokens, given the responses so far.
         generator: Draws maxima and tokens, on the model's device; torch's own when left out.
         encoder_hidden: What `encode` gave for these queries; computed when left out.
 
@@ -125,15 +135,19 @@ def sample_responses(
     ids = query_ids.new_full((batch, longest), pad_token_id)
     mask, has_eos = torch.zeros_like(ids), torch.zeros(batch, dtype=torch.bool, device=ids.device)
     eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
-    processors = options.processors()
+    banned, processors = LogitsProcessorList(banned or ()), options.processors()
+    steps: list[tuple[Tensor, Drawable] | None] = []
     rows = torch.arange(batch, device=ids.device)
     with merged(model), cast_once(model), _last_position_only(base_model(model)):
         decoder = _Decoder(model, query_ids, query_mask, encoder_hidden)
         for step in range(longest):
-            logits = decoder.next_logits()
+            logits, so_far = decoder.next_logits(), ids[rows, :step]
             if step < options.min_new_tokens:
                 logits[:, eos] = -torch.inf
-            tokens = _draw(processors(query_ids, logits), generator)  # type: ignore[arg-type]
+            logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]
+            tokens = _draw(logits, generator)
+            is_restricted = step < options.min_new_tokens or banned or processors
+            steps.append((rows, Drawable.of(logits > -torch.inf)) if is_restricted else None)
             ids[rows, step], mask[rows, step] = tokens, 1
             ended = torch.isin(tokens, eos)
             has_eos[rows] = ended
@@ -143,7 +157,8 @@ def sample_responses(
             rows = rows[alive]
             decoder.advance(tokens[alive], alive)
     time = int(mask.sum(-1).max())
-    return Responses(ids[:, :time], mask[:, :time], has_eos)
+    drawable = Drawable.assemble(steps[:time], batch, logits.shape[-1], ids.device)
+    return Responses(ids[:, :time], mask[:, :time], has_eos, drawable)
 
 
 def _draw_limits(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from src.contracts import Batch
 from src.models.autocast import cast_once
+from src.models.logits import BannedTexts
 from src.models.responses import encode, encoder_is_frozen
 from src.models.rollout import Responses, sample_responses
 from src.modules.ppo_steps import eos_token_ids, score_tokens, sum_over
@@ -31,6 +33,8 @@ class RolloutCollector:
     def __init__(self, module: PPOModule) -> None:
         self.module = module
         self.encoder_is_frozen = encoder_is_frozen(module._model)
+        words = module.rollout.bad_words
+        self.banned = LogitsProcessorList([BannedTexts(words, module.tokenizer, 0)] if words else [])
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor | None:
@@ -58,6 +62,7 @@ class RolloutCollector:
             self.module.rollout,
             eos_token_ids=eos_token_ids(model, tokenizer),
             pad_token_id=int(tokenizer.pad_token_id),
+            banned=self.banned,
             generator=generator,
             encoder_hidden=encoder_hidden,
         )
@@ -81,13 +86,14 @@ class RolloutCollector:
     def measure(self, batch: Batch, responses: Responses, scores: Tensor, encoder_hidden: Tensor | None) -> Rollout:
         """Log-probabilities of policy and reference, values, and what follows from them and the scores."""
         module = self.module
-        reduce, temperature = sum_over(module.trainer), module.rollout.temperature
+        reduce = sum_over(module.trainer)
+        sampled: Any = {"drawable": responses.drawable, "temperature": module.rollout.temperature}
         given = (batch["prompt_ids"], batch["prompt_attention_mask"], responses.ids, responses.mask)
         with cast_once(module._model, frozen_only=True):
-            policy = score_tokens(module._model, *given, encoder_hidden, temperature, value_head=module.value_head)
+            policy = score_tokens(module._model, *given, encoder_hidden, value_head=module.value_head, **sampled)
             with module.reference.active(module._model) as reference:
                 torch.clear_autocast_cache()
-                ref_logprobs = score_tokens(reference, *given, self.shared(encoder_hidden), temperature).logprobs
+                ref_logprobs = score_tokens(reference, *given, self.shared(encoder_hidden), **sampled).logprobs
         torch.clear_autocast_cache()
         # A filler's NaN keeps it out of the running moments, and its mask out of everything else.
         is_filler = responses.mask.sum(-1) == 0
@@ -97,6 +103,7 @@ class RolloutCollector:
             query_mask=batch["prompt_attention_mask"],
             response_ids=responses.ids,
             response_mask=responses.mask,
+            drawable=responses.drawable,
             logprobs=policy.logprobs,
             ref_logprobs=ref_logprobs,
             values=policy.values,

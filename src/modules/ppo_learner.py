@@ -86,7 +86,8 @@ class PPOLearner:
             rollout.response_ids,
             rollout.response_mask,
             minibatch.encoder_hidden,
-            self.temperature,
+            drawable=rollout.drawable,
+            temperature=self.temperature,
             value_head=module.value_head,
             entropy_requires_grad=config.entropy_coef > 0,
         )

@@ -19,6 +19,7 @@ from src.models.reference import Reference
 from src.models.responses import Model, output_head, response_states
 from src.models.tying import base_model
 from src.models.value_head import ValueHead
+from src.rl.drawable import Drawable
 from src.rl.logprobs import logprobs_from_hidden
 from src.rl.masked import Reduce
 from src.rl.rollout import Rollout
@@ -45,8 +46,9 @@ def score_tokens(
     response_ids: Tensor,
     response_mask: Tensor,
     encoder_hidden: Tensor | None = None,
-    temperature: float = 1.0,
     *,
+    drawable: Drawable | None = None,
+    temperature: float = 1.0,
     value_head: ValueHead | None = None,
     entropy_requires_grad: bool = False,
 ) -> TokenFigures:
@@ -59,6 +61,7 @@ def score_tokens(
         response_ids: (batch, time).
         response_mask: (batch, time).
         encoder_hidden: The encoder's output, where it is known.
+        drawable: What could be drawn at each place; everything when left out.
         temperature: The one that responses are sampled at.
         value_head: The policy's.
         entropy_requires_grad: Let gradient through the entropy.
@@ -69,6 +72,7 @@ def score_tokens(
         states.head_input,
         labels,
         output_head(model),
+        drawable=drawable,
         temperature=temperature,
         entropy_requires_grad=entropy_requires_grad,
     )

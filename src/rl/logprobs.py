@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import selective_log_softmax_and_entropy
 
-from src.rl.masked import zero_outside
+from src.rl.drawable import Drawable
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states (tokens, hidden) to logits (tokens, vocabulary); deterministic, for it may run twice."""
@@ -29,7 +29,7 @@ class TokenScores(NamedTuple):
 
     Attributes:
         logprobs: Of the labels, in nats.
-        entropy: Of the whole distribution at that place, in nats.
+        entropy: Of the distribution at that place, in nats.
     """
 
     logprobs: Tensor
@@ -41,6 +41,7 @@ def logprobs_from_hidden(
     labels: Tensor,
     head: Head,
     *,
+    drawable: Drawable | None = None,
     temperature: float = 1.0,
     entropy_requires_grad: bool = False,
     chunk_size: int = CHUNK_SIZE,
@@ -55,6 +56,7 @@ def logprobs_from_hidden(
         hidden: Shape (batch, time, hidden): `hidden[b, t]` is what predicts `labels[b, t]`.
         labels: Shape (batch, time), token ids; negative (-100) where there is nothing to score.
         head: From hidden states to logits.
+        drawable: (batch, time) sets of tokens; the others have no probability. All tokens when left out.
         temperature: Divides the logits; where responses were sampled at another temperature than 1, the policy that
             sampled them is the tempered one ("Adjust the sampling temperature" of
             https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
@@ -65,54 +67,25 @@ def logprobs_from_hidden(
         Log-probabilities and entropies.
     """
     wanted = labels >= 0
-    slices = zip(hidden[wanted].split(chunk_size), labels[wanted].split(chunk_size), strict=True)
-    scored = _score_slices(list(slices), head, temperature, entropy_requires_grad)
+    sets = Drawable.everything(*labels.shape, device=labels.device) if drawable is None else drawable
+    parts = (each[wanted].split(chunk_size) for each in (hidden, labels, sets))
+    scored = _score_slices(list(zip(*parts, strict=True)), head, temperature, entropy_requires_grad)
     empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
     return TokenScores(*(empty.masked_scatter(wanted, each) for each in scored))
 
 
-def logprobs_from_logits(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    temperature: float = 1.0,
-    entropy_requires_grad: bool = False,
-    chunk_size: int = CHUNK_SIZE,
-) -> TokenScores:
-    """Score the labels from logits that are there already, upcasting a slice of tokens at a time.
-
-    Args:
-        logits: Shape (batch, time, vocabulary), any floating dtype: `logits[b, t]` predicts `labels[b, t]`.
-        labels: Shape (batch, time), token ids; negative (-100) where there is nothing to score.
-        temperature: Divides the logits.
-        entropy_requires_grad: Let gradient through the entropy.
-        chunk_size: Tokens in a slice.
-
-    Returns:
-        Log-probabilities and entropies.
-    """
-    rows_at_once = max(1, chunk_size // max(1, labels.shape[1]))
-    slices = [  # views: the logits are not copied, whatever their strides
-        piece
-        for rows in zip(logits.split(rows_at_once), labels.clamp(min=0).split(rows_at_once), strict=True)
-        for piece in zip(*(each.split(chunk_size, dim=1) for each in rows), strict=True)
-    ]
-    scored = _score_slices(slices, lambda piece: piece.flatten(0, 1), temperature, entropy_requires_grad)
-    return TokenScores(*(zero_outside(each.view(labels.shape), labels >= 0) for each in scored))
-
-
 def _score_slices(
-    slices: Sequence[tuple[Tensor, Tensor]], head: Head, temperature: float, entropy_requires_grad: bool
+    slices: Sequence[tuple[Tensor, Tensor, Drawable]], head: Head, temperature: float, entropy_requires_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of all slices, one after the other, each of shape (tokens,).
 
-    A slice is what `head` takes and its targets, of any shape that flattens to (tokens,).
+    A slice is what `head` takes, its targets (tokens,) and what could be drawn there.
     """
 
-    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(rows).float().unsqueeze(0)
+    def score(rows: Tensor, targets: Tensor, drawable: Drawable) -> tuple[Tensor, Tensor]:
+        logits = drawable.restrict(head(rows).float()).unsqueeze(0)
         logprobs, entropy = selective_log_softmax_and_entropy(
-            logits, targets.reshape(1, -1), entropy_requires_grad=entropy_requires_grad, temperature=temperature
+            logits, targets.unsqueeze(0), entropy_requires_grad=entropy_requires_grad, temperature=temperature
         )
         return logprobs[0], entropy[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from src.rl.advantages import compose_rewards, compute_advantages
 from src.rl.config import PPOConfig
+from src.rl.drawable import Drawable
 from src.rl.masked import Reduce, zero_outside
 
 _PER_QUERY_TOKEN = ("query_ids", "query_mask")
@@ -28,6 +28,7 @@ class Rollout:
         query_mask: 1 = prompt token.
         response_ids: Token ids of the responses, padded on the right.
         response_mask: 1 = response token, the EOS that ended it included.
+        drawable: (batch, time) what could be drawn at each place; all probabilities are over that.
         logprobs: Of the policy that sampled.
         ref_logprobs: Of the reference.
         values: Of the value head.
@@ -43,6 +44,7 @@ class Rollout:
     query_mask: Tensor
     response_ids: Tensor
     response_mask: Tensor
+    drawable: Drawable
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor
@@ -63,10 +65,6 @@ class Rollout:
     def __len__(self) -> int:
         return self.response_ids.shape[0]
 
-    def to(self, device: torch.device | str) -> Rollout:
-        """The same on another device."""
-        return Rollout(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
     def select(self, indices: Tensor) -> Rollout:
         """Some of the responses, without the padding that only the others needed.
 
@@ -86,19 +84,6 @@ class Rollout:
             chosen[field.name] = rows
         return Rollout(**chosen)
 
-    def minibatches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Rollout]:
-        """Every response once, shuffled, in minibatches; the last may be smaller.
-
-        Args:
-            size: Responses in a minibatch.
-            generator: A CPU generator that draws the order; torch's own when left out.
-
-        Yields:
-            Minibatches without needless padding.
-        """
-        for indices in torch.randperm(len(self), generator=generator).split(size):
-            yield self.select(indices)
-
     def _expected_shape(self, name: str) -> torch.Size:
         if name in _PER_RESPONSE:
             return self.response_ids.shape[:1]
@@ -114,6 +99,7 @@ def build_rollout(
     query_mask: Tensor,
     response_ids: Tensor,
     response_mask: Tensor,
+    drawable: Drawable,
     logprobs: Tensor,
     ref_logprobs: Tensor,
     values: Tensor,
@@ -132,6 +118,7 @@ def build_rollout(
         query_mask: Shape (batch, query_time).
         response_ids: Shape (batch, time).
         response_mask: Shape (batch, time).
+        drawable: Shape (batch, time).
         logprobs: Shape (batch, time).
         ref_logprobs: Shape (batch, time).
         values: Shape (batch, time).
@@ -163,6 +150,7 @@ def build_rollout(
         query_mask=query_mask,
         response_ids=response_ids,
         response_mask=mask,
+        drawable=drawable,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
         values=values,

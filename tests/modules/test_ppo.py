@@ -1,6 +1,7 @@
 """One iteration and what surrounds it: KL at the start, skipped updates, checkpoints, evaluation."""
 
 import csv
+import dataclasses
 import math
 
 import pytest
@@ -106,6 +107,29 @@ def test_kl_is_zero_in_the_first_iteration(make, kind, trained):
     assert abs(float(stats["objective/kl"])) / float(stats["tokens/responses_len_mean"]) < 1e-6
     assert abs(float(stats["ppo/policy/approxkl"])) < 1e-6  # dropout is off in the update too
     assert float(stats["ppo/policy/ratio_max"]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "restrictions", [{"top_k": 3}, {"top_p": 0.5}, {"bad_words": ["e", "<pad>"], "temperature": 0.7}], ids=str
+)
+def test_policy_old_policy_and_reference_share_what_could_be_drawn(make, restrictions):
+    rollout = RolloutOptions(min_new_tokens=5, output_min_length=6, output_max_length=12, **restrictions)
+    module, data, trainer = make(rollout=rollout, batches=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    trainer.fit(module, data)
+    stats = trainer.callback_metrics
+    assert abs(float(stats["objective/kl"])) < 1e-5
+    assert float(stats["ppo/policy/ratio_max"]) == pytest.approx(1, abs=1e-4)
+    most = {"top_k": math.log(3), "top_p": math.log(400 / 2)}.get(next(iter(restrictions)), math.log(399))
+    assert 0 < float(stats["ppo/policy/entropy"]) < most
+
+
+def test_a_banned_word_is_not_sampled(make):
+    reward = Scores()
+    module, data, trainer = make(reward=reward, batches=1, rollout=dataclasses.replace(SHORT, bad_words=["e"]))
+    trainer.fit(module, data)
+    texts = [text for _, responses in reward.calls for text in responses]
+    assert len("".join(texts)) > 20
+    assert not any("e" in text for text in texts)
 
 
 def test_an_iteration_trains_policy_and_value_head_and_logs_trls_names(make):

@@ -9,7 +9,7 @@ import torch
 
 from src.rl.advantages import compose_rewards, compute_advantages
 from src.rl.kl import AdaptiveKLController, sequence_kl
-from src.rl.logprobs import logprobs_from_logits
+from src.rl.logprobs import logprobs_from_hidden
 from src.rl.losses import ppo_loss
 
 DATA = Path(os.environ.get("PARLEY_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -86,7 +86,7 @@ def test_losses_and_their_figures(case):
     loss = ppo_loss(
         given["new_logprobs"],
         given["new_values"],
-        logprobs_from_logits(given["logits"], labels).entropy,
+        logprobs_from_hidden(given["logits"], labels, torch.nn.Identity()).entropy,
         old_logprobs=given["logprobs"],
         old_values=given["values"],
         advantages=learned.advantages,

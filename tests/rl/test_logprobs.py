@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from src.rl.logprobs import logprobs_from_hidden, logprobs_from_logits
+from src.rl.drawable import Drawable
+from src.rl.logprobs import logprobs_from_hidden
 
 VOCABULARY, HIDDEN = 37, 8
 
@@ -100,39 +101,15 @@ def test_half_precision_logits_are_scored_in_float32():
     torch.manual_seed(9)
     logits = (10 * torch.randn(2, 5, 1000)).bfloat16()
     labels = torch.randint(1000, (2, 5))
-    scores = logprobs_from_logits(logits, labels, chunk_size=3)
+    scores = logprobs_from_hidden(logits, labels, torch.nn.Identity(), chunk_size=3)
     exact = logits.double().log_softmax(-1)
     assert scores.logprobs.dtype == scores.entropy.dtype == torch.float32
     torch.testing.assert_close(scores.logprobs.double(), exact.gather(-1, labels.unsqueeze(-1)).squeeze(-1))
     torch.testing.assert_close(scores.entropy.double(), -(exact.exp() * exact).sum(-1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [2, 5, 20, 40])
-def test_logits_that_are_there_give_the_same_and_are_not_copied(case, chunk_size):
-    hidden, labels, head = case
-    logits = head(hidden).detach().requires_grad_()
-    shifted = logits[:, :-1]  # a view with strides, as of a decoder-only model
-    scores = logprobs_from_logits(shifted, labels[:, 1:], entropy_requires_grad=True, chunk_size=chunk_size)
-    expected = naive(shifted, labels[:, 1:], lambda rows: rows)
-    ours, theirs = (torch.autograd.grad((each[0] + each[1]).sum(), logits)[0] for each in (scores, expected))
-    torch.testing.assert_close(scores.logprobs, expected[0])
-    torch.testing.assert_close(scores.entropy, expected[1])
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    storages = set()
-
-    def note(tensor):
-        storages.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logprobs_from_logits(shifted, labels[:, 1:], chunk_size=chunk_size)
-    own = logits.untyped_storage().data_ptr()
-    assert sum(size for pointer, size in storages if pointer != own) < logits.nbytes / 4
-    assert not logprobs_from_logits(shifted, torch.full_like(labels[:, 1:], -100)).logprobs.any()
-
-
 def test_uniform_logits_have_the_entropy_of_the_vocabulary():
-    scores = logprobs_from_logits(torch.zeros(1, 2, 50), torch.tensor([[3, 49]]))
+    scores = logprobs_from_hidden(torch.zeros(1, 2, 50), torch.tensor([[3, 49]]), torch.nn.Identity())
     assert scores.entropy.tolist() == [pytest.approx([3.912023] * 2, abs=1e-5)]
     assert scores.logprobs.tolist() == [pytest.approx([-3.912023] * 2, abs=1e-5)]
 
@@ -145,3 +122,29 @@ def test_autocast_gives_the_same_in_slices_as_at_once(case):
     torch.testing.assert_close(sliced.logprobs, whole.logprobs)
     gradients = [torch.autograd.grad(scores.logprobs.sum(), head.weight)[0] for scores in (sliced, whole)]
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("chunk_size", [7, 1000])
+def test_what_could_not_be_drawn_has_no_probability_and_no_gradient(case, chunk_size):
+    hidden, labels, head = case
+    kept = torch.rand(3, 20, VOCABULARY, generator=torch.Generator().manual_seed(1)) < 0.3
+    kept.scatter_(-1, labels.clamp(min=0).unsqueeze(-1), True)
+    scores = logprobs_from_hidden(
+        hidden,
+        labels,
+        head,
+        drawable=Drawable.of(kept),
+        temperature=0.7,
+        entropy_requires_grad=True,
+        chunk_size=chunk_size,
+    )
+    logits, expected = head(hidden) / 0.7, torch.zeros(2, 3, 20)
+    for place in (labels >= 0).nonzero().tolist():  # one by one, over the tokens that are left
+        row, time = place
+        left = logits[row, time][kept[row, time]].log_softmax(-1)
+        expected[0, row, time] = left[kept[row, time].nonzero().flatten().tolist().index(int(labels[row, time]))]
+        expected[1, row, time] = -(left.exp() * left).sum()
+    torch.testing.assert_close(scores.logprobs, expected[0])
+    torch.testing.assert_close(scores.entropy, expected[1])
+    ours, theirs = (torch.autograd.grad((each[0] + each[1]).sum(), head.bias)[0] for each in (scores, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from src.rl.config import PPOConfig
-from src.rl.logprobs import logprobs_from_logits
+from src.rl.drawable import Drawable
+from src.rl.logprobs import logprobs_from_hidden
 from src.rl.losses import exceeds_target_kl, ppo_loss
 from src.rl.rollout import build_rollout
 from src.rl.stats import rollout_stats, update_stats
@@ -29,14 +30,14 @@ def train(config, seed, iterations=80, batch=32, lr=0.1):
 
     def evaluate(ids, entropy_requires_grad=False):
         expanded = policy.expand(ids.shape[0], -1, -1)[:, : ids.shape[1]]
-        scores = logprobs_from_logits(expanded, ids, entropy_requires_grad=entropy_requires_grad)
+        scores = logprobs_from_hidden(expanded, ids, torch.nn.Identity(), entropy_requires_grad=entropy_requires_grad)
         return scores, value_head[: ids.shape[1]].expand(ids.shape[0], -1)
 
     for _ in range(iterations):
         with torch.no_grad():
             ids, mask, has_eos = sample(policy, batch, generator)
             scores, values = evaluate(ids)
-            ref_logprobs = logprobs_from_logits(reference.expand(batch, -1, -1), ids).logprobs
+            ref_logprobs = logprobs_from_hidden(reference.expand(batch, -1, -1), ids, torch.nn.Identity()).logprobs
         rewards = ((ids == WANTED) * mask).sum(-1) / TIME
         queries = torch.ones(batch, 1, dtype=torch.long)
         rollout = build_rollout(
@@ -44,6 +45,7 @@ def train(config, seed, iterations=80, batch=32, lr=0.1):
             query_mask=queries,
             response_ids=ids,
             response_mask=mask,
+            drawable=Drawable.everything(*ids.shape),
             logprobs=scores.logprobs,
             ref_logprobs=ref_logprobs,
             values=values,
@@ -54,7 +56,8 @@ def train(config, seed, iterations=80, batch=32, lr=0.1):
         )
         losses, stop = [], False
         for _ in range(config.ppo_epochs):
-            for minibatch in rollout.minibatches(config.minibatch_size, generator):
+            for rows in torch.randperm(batch, generator=generator).split(config.minibatch_size):
+                minibatch = rollout.select(rows)
                 now, values = evaluate(minibatch.response_ids, entropy_requires_grad=config.entropy_coef > 0)
                 loss = ppo_loss(
                     now.logprobs,
