@@ -168,7 +168,7 @@ def percent_improvement(
 ) -> Improvement:
     """By how many per cent mean and standard deviation fell, (before - after) / before, as the published recipe says.
 
-    The intervals are a paired percentile bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13):
+    The intervals are a paired percentile bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13):
     examples are drawn with replacement, each with both of its figures.
 
     Args:
