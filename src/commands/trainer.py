@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -66,6 +67,7 @@ class ParleyCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle which checkpoint is meant before anything heavy starts."""
         settings = self.config[self.subcommand]
+        settings.trainer.callbacks = _one_of_each(settings.trainer.callbacks)
         self._settings = json.loads(json.dumps(self._plain_settings(), default=str))
         asked = settings.get("ckpt_path")
         root = Path(settings.trainer.default_root_dir or "runs")
@@ -104,6 +106,28 @@ class ParleyCLI(LightningCLI):
         return super()._instantiate_trainer(
             {**config, "callbacks": given, "plugins": _with_atomic_checkpoints(config)}, callbacks
         )
+
+
+def _one_of_each(given: Any) -> Any:
+    """Put together what several files say of one callback of ours: two would each keep checkpoints and records.
+
+    A later file wins where it says something; what it leaves at the default stays as the earlier one had it.
+    """
+    if not isinstance(given, list):
+        return given
+    kept: dict[str, Any] = {}
+    for number, callback in enumerate(given):
+        name = callback.class_path
+        if not name.startswith(f"{src.callbacks.__name__}."):
+            name = str(number)  # of others there may be several: EarlyStopping on two metrics
+        elif name in kept:
+            parameters = inspect.signature(getattr(src.callbacks, name.rsplit(".", 1)[1])).parameters
+            for setting, value in callback.get("init_args", {}).items():
+                if setting not in parameters or value != parameters[setting].default:
+                    kept[name].init_args[setting] = value
+            continue
+        kept[name] = callback
+    return list(kept.values())
 
 
 def _going_on(logger: Any, checkpoint: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Which rows of a source a split is: `train`, `train[:80%]`, `validation[100:200]`."""
+"""Which rows of a source a split is: `train`, `train[:80%]`, `validation[100:200]`, `train[80%:+11]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from src.errors import ParleyError
 
-_PATTERN = re.compile(r"(?P<name>[\w-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+_PATTERN = re.compile(r"(?P<name>[\w-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\+?\d+%?)?\])?")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class SplitSpec:
     Attributes:
         name: The split in the source.
         start: The first row, a number or a percentage (`80%`); the beginning when `None`.
-        stop: The row after the last; the end when `None`.
+        stop: The row after the last, or with a plus how many to take from the first (`+11`); the end when `None`.
     """
 
     name: str
@@ -41,7 +41,10 @@ class SplitSpec:
 
         A percentage is rounded down, so `[:80%]` and `[80%:]` share out every row: of 10,022 rows 8,017 and 2,005.
         """
-        return _resolve(self.start, length, 0), _resolve(self.stop, length, length)
+        start = _resolve(self.start, length, 0)
+        if self.stop is not None and self.stop.startswith("+"):
+            return start, min(start + _resolve(self.stop[1:], length, length), length)
+        return start, _resolve(self.stop, length, length)
 
 
 def _resolve(bound: str | None, length: int, default: int) -> int:

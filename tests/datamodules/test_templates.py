@@ -64,13 +64,19 @@ def test_templates_that_cannot_be_filled_are_refused(template: str, said: str) -
         ("my-split_2[5:]", 3, (3, 3)),
         ("test[:150%]", 7, (0, 7)),
         ("test[10%:20%]", 1_500, (150, 300)),
+        ("train[80%:+11]", 10_022, (8_017, 8_028)),
+        ("train[50%:+10%]", 30, (15, 18)),
+        ("train[80%:+11]", 10, (8, 10)),
+        ("train[:+3]", 10, (0, 3)),
     ],
 )
 def test_slices(text: str, length: int, bounds: tuple[int, int]) -> None:
     assert SplitSpec.parse(text).bounds(length) == bounds
 
 
-@pytest.mark.parametrize("text", ["", "train[80%]", "train[-5:]", "train[:", "train[a:b]", "train[1:2:3]", "a b"])
+@pytest.mark.parametrize(
+    "text", ["", "train[80%]", "train[-5:]", "train[+5:]", "train[:", "train[a:b]", "train[1:2:3]"]
+)
 def test_slices_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ParleyError, match="is not understood; write a name, or a slice"):
         SplitSpec.parse(text)

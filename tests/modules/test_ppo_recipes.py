@@ -1,4 +1,4 @@
-"""PPO's recipes parse, train a step on tiny bases, and say what was published."""
+"""PPO's recipes parse, train a step on tiny bases, and measure what was published."""
 
 import csv
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -45,10 +44,17 @@ def words(tiny_base, sample, tmp_path, monkeypatch):
     return build
 
 
-@pytest.mark.parametrize(("recipe", "architecture"), [("dialogsum_causal_ppo", "llama"), ("demo/dialogsum_ppo", "t5")])
-def test_recipe_trains_a_step(words, recipe, architecture):
-    pytest.importorskip("profanity_check")
-    assert main(["fit", *words(recipe, architecture), "--trainer.fast_dev_run", "1"]) == 0
+@pytest.mark.parametrize(
+    ("recipe", "architecture"),
+    [("dialogsum_causal_ppo", "llama"), ("demo/dialogsum_ppo", "t5"), ("better/dialogsum_ppo", "t5")],
+)
+def test_recipe_trains_a_step(words, tiny_base, make_classifier, recipe, architecture):
+    classifier = None
+    if recipe.startswith("better/"):
+        classifier = make_classifier(["nothate", "hate"], positions=600, tokenizer_of=tiny_base(architecture))
+    else:
+        pytest.importorskip("profanity_check")
+    assert main(["fit", *words(recipe, architecture, classifier), "--trainer.fast_dev_run", "1"]) == 0
 
 
 def test_the_published_recipe_measures_what_was_published(words, tiny_base, make_classifier, tmp_path, capfd):
@@ -92,20 +98,6 @@ def test_what_measures_toxicity_is_loaded_before_training(words, make_classifier
     given = words("dialogsum_ppo", "t5", make_classifier(["nothate", "hate"]))
     assert main(["fit", *given, "--model.init_args.toxicity.init_args.toxic_label", "rude"]) == 2
     assert "has no label 'rude'; choose one of: nothate, hate." in capfd.readouterr().err.strip().splitlines()[-1]
-
-
-def test_the_published_settings_are_the_recipes():
-    recipe = yaml.safe_load((CONFIGS / "dialogsum_ppo.yaml").read_text())
-    model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
-    reward = {"model_name_or_path": "facebook/roberta-hate-speech-dynabench-r4-target"}
-    assert model["reward"]["init_args"] == reward | {"label": "nothate", "output": "logit"}
-    assert model["toxicity"]["init_args"] == reward | {"toxic_label": "hate", "text": "prompt_and_response"}
-    assert model["optimizer"]["init_args"]["lr"] == 1.41e-5
-    assert (data["batch_size"], model["ppo"]["minibatch_size"], recipe["trainer"]["max_epochs"]) == (16, 4, 1)
-    expected = {"min_new_tokens": 5, "output_min_length": 100, "output_max_length": 400, "top_k": 0, "top_p": 1.0}
-    assert model["rollout"] == expected
-    assert (data["min_chars"], data["max_chars"], data["template"]) == (200, 1000, "summarize-zero-shot")
-    assert (data["train_split"], data["validation_split"]) == ("train[:80%]", "train[80%:]")
 
 
 def test_a_reward_s_complaint_is_one_line(tiny_base, sample, tmp_path, monkeypatch, capfd):
