@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from src.inference.chat import Talk
 
 YOU, MODEL = "you> ", "model> "
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +69,7 @@ def _talk(args: argparse.Namespace) -> Talk:
 def _loop(talk: Talk) -> None:
     from src.inference.chat_commands import ChatCommands
     from src.inference.decoding import describe
+    from src.models.sources import first_line
 
     interactive = sys.stdin.isatty()
 
@@ -104,9 +107,10 @@ def _loop(talk: Talk) -> None:
                     return
             elif line.strip():
                 ask(line[1:] if line.startswith("//") else line)
-        except ParleyError as error:
+        except Exception as error:  # a talk outlives whatever fails in it: memory, characters, a library's own check
+            log.debug("%r failed", line, exc_info=True)
             sys.stdout.flush()
-            notice(str(error))
+            notice(str(error) if isinstance(error, ParleyError) else f"that failed: {first_line(error)}")
 
 
 def _numbered(answers: list[str]) -> list[str]:

@@ -111,17 +111,25 @@ class Talk:
         self.exchanges.clear()
         self.forgotten = 0
 
-    def take_back(self) -> str:
-        """Take the last exchange back, and return its question.
+    def retry(self, ask: Callable[[str], object]) -> None:
+        """Ask the last question again; where no new answer comes of it, the old one stays.
+
+        Args:
+            ask: Puts a question, by `ask` in the end.
 
         Raises:
-            ParleyError: There is none.
+            ParleyError: Nothing has been said yet.
         """
         if not self.exchanges:
             raise ParleyError("nothing has been said yet; say something first.")
+        before = list(self.exchanges), self.forgotten
         question = self.exchanges.pop().question
         self.forgotten = min(self.forgotten, len(self.exchanges))
-        return question
+        try:
+            ask(question)
+        except BaseException:
+            self.exchanges, self.forgotten = before
+            raise
 
     def turns(self, first: int = 0) -> list[Turn]:
         """What was said from an exchange on, after the system's words."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from src.errors import ParleyError
 from src.inference.chat import Talk
 from src.inference.decoding import describe, parse_option, preset_names, with_changes, with_preset
+from src.models.generation import GenerationOptions
 
 HELP = """\
 /candidates N      show N answers from now on; the talk goes on with the first, or with what /pick says
@@ -61,7 +63,7 @@ class ChatCommands:
             "help": lambda _: self.write(f"{HELP}\n"),
             "candidates": self._candidates,
             "pick": self._pick,
-            "retry": lambda _: self.ask(self.talk.take_back()),
+            "retry": lambda _: self.talk.retry(self.ask),
             "set": self._set,
             "preset": self._preset,
             "history": lambda _: self._history(),
@@ -73,14 +75,15 @@ class ChatCommands:
         commands[name](rest.strip())
         return True
 
+    def _decode(self, options: GenerationOptions, candidates: int | None) -> GenerationOptions:
+        """Decode so from now on, unless the options and the candidates contradict each other."""
+        decoding = replace(self.talk, options=options, candidates=candidates).decoding
+        self.talk.options, self.talk.candidates = options, candidates
+        return decoding
+
     def _candidates(self, text: str) -> None:
         number = _number(text, "/candidates")
-        before, self.talk.candidates = self.talk.candidates, number
-        try:
-            options = self.talk.decoding
-        except ParleyError:
-            self.talk.candidates = before
-            raise
+        options = self._decode(self.talk.options, number)
         beams = f", the best of {options.num_beams} beams" if options.num_beams > 1 else ""
         self.notice(f"{number} answer{'s' * (number > 1)} from now on{beams}")
 
@@ -97,19 +100,17 @@ class ChatCommands:
     def _set(self, text: str) -> None:
         name, _, value = text.partition(" ")
         if name:
-            change = {name.replace("-", "_"): parse_option(name.replace("-", "_"), value.strip())}
-            self.talk.options = with_changes(self.talk.options, change)
-            if name.replace("-", "_") in ("num_return_sequences", "num_beams"):
-                self.talk.candidates = None
+            option = name.replace("-", "_")
+            counts = option in ("num_return_sequences", "num_beams")
+            changed = with_changes(self.talk.options, {option: parse_option(option, value.strip())})
+            self._decode(changed, None if counts else self.talk.candidates)
         self.notice(f"decoding: {describe(self.talk.decoding)}")
 
     def _preset(self, text: str) -> None:
         if not text:
             self.write("\n".join(preset_names()) + "\n")
             return
-        self.talk.options = with_preset(self.talk.options, text)
-        self.talk.candidates = None
-        self.notice(f"decoding: {describe(self.talk.options)}")
+        self.notice(f"decoding: {describe(self._decode(with_preset(self.talk.options, text), None))}")
 
     def _history(self) -> None:
         for number, exchange in enumerate(self.talk.exchanges):
@@ -132,6 +133,6 @@ class ChatCommands:
 
 
 def _number(text: str, command: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ParleyError(f"{command} needs a number of 1 or more: {command} 3.")
+    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+        raise ParleyError(f"{command} needs a number from 1 to 999999: {command} 3.")
     return int(text)

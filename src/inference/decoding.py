@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -102,12 +103,20 @@ def parse_option(name: str, text: str) -> Any:
     """
     if get_type_hints(GenerationOptions).get(name) == list[str]:
         return [item for item in (item.strip() for item in text.split(",")) if item]
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = _value(text)
     check_option(name, value)
     return value
+
+
+def _value(text: str) -> Any:
+    """The number or the word of YAML that a text is; otherwise the text."""
+    words = {"true": True, "false": False, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def with_preset(options: GenerationOptions, name_or_path: str) -> GenerationOptions:

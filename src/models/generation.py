@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,11 @@ class GenerationOptions:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ParleyError(f"{name} is {getattr(self, name)}; it must be {value} or more.")
+        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ParleyError(f"{name} is {getattr(self, name)}; it must be a finite number.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ParleyError(f"seed is {self.seed}; it must fit into 64 bits.")
         if self.min_new_tokens > self.max_new_tokens:
             raise ParleyError(
                 f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}; swap them."

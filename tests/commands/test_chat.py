@@ -131,6 +131,32 @@ def test_mistakes_are_one_line_and_the_talk_goes_on(chat: Callable[..., tuple[st
     assert taken.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/set temperature nan", "/set temperature -.inf", "/set temperature 2001-99-99", "/set temperature 0x",
+        "/set seed 99999999999999999999999", "/set seed -99999999999999999999", "/set top_k " + "9" * 5000,
+        "/set length_penalty inf", "/set repetition_penalty nan", "/set temperature " + "[" * 3000,
+        "/candidates " + "9" * 5000, "/set stop_strings ,", "/set bad_words ,,", "/set", "/set seed", "/save x\0y",
+        "/save " + "x" * 5000, "/set temperature 1e-320", "/set num_beams 99999999999",
+        "/set max_new_tokens 99999999999999999999",
+    ],
+)  # fmt: skip
+def test_no_setting_ends_the_talk(chat: Callable[..., tuple[str, str]], line: str) -> None:
+    out, err = chat(["one", line, "two", "/preset greedy", "/set max_new_tokens 3", "three", "/history"])
+    assert "user: one" in out
+    assert "user: three" in out
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 4
+
+
+def test_a_retry_that_is_refused_keeps_the_answer(chat: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    for refusal in ("/set max_new_tokens 5000", "/set num_beams 99999999999"):
+        out, err = chat(["one", "two", refusal, "/retry", "/retry", "/history"])
+        assert len(err.splitlines()) == 3
+        assert out.count("user: one") == out.count("user: two") == 1
+
+
 def test_help_and_saving_twice(chat: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     file = tmp_path / "talk.txt"
     out, err = chat(["/help", "안녕", f"/save {file}", "Hi", f"/save {file}"])
