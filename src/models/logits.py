@@ -89,7 +89,7 @@ class SeededSampling(LogitsProcessor):
     """Draws each row's next token with a generator of the row's own, so that no row depends on its neighbours.
 
     With one row this draws the very tokens that transformers draws after `torch.manual_seed(seed)`:
-    `torch.multinomial` takes the largest of p / q with q from an exponential distribution, and so does this. The
+    `torch.multinomial` takes the largest of p / q with q from an exponential distribution, and so does `draw`. The
     choice is handed on as a distribution with one token in it. Applies temperature, top-k and top-p itself, since
     transformers puts its own after every processor that it is given.
 
@@ -127,12 +127,24 @@ class SeededSampling(LogitsProcessor):
             self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
         for warper in self.warpers:
             scores = warper(input_ids, scores)
-        probabilities = scores.softmax(dim=-1)
-        noise = torch.empty_like(probabilities)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(1, generator=generator)
-        drawn = (probabilities / noise).argmax(dim=-1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        drawn = draw(scores.softmax(dim=-1), self.generators)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.unsqueeze(-1), 0.0)
+
+
+def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """One token a row, each drawn with the row's own generator: `torch.multinomial` row by row.
+
+    Args:
+        probabilities: (rows, vocabulary).
+        generators: One a row, on the same device.
+
+    Returns:
+        (rows,)
+    """
+    noise = torch.empty_like(probabilities)
+    for row, generator in zip(noise, generators, strict=True):
+        row.exponential_(1, generator=generator)
+    return (probabilities / noise).argmax(dim=-1)
 
 
 def row_seed(seed: int, number: int, answer: int) -> int:

@@ -6,7 +6,7 @@ transformers' `generate` keeps computing rows that have ended until the last one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
+from src.models.logits import draw, row_seed
 from src.models.lora import merged
 from src.models.responses import Model, decoder_start, encode, position_ids
 from src.models.tying import base_model
@@ -106,6 +107,7 @@ def sample_responses(
     eos_token_ids: list[int],
     pad_token_id: int,
     banned: LogitsProcessorList | None = None,
+    seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     encoder_hidden: Tensor | None = None,
 ) -> Responses:
@@ -121,7 +123,8 @@ def sample_responses(
         eos_token_ids: Each of these ends a response.
         pad_token_id: Fills `ids` where a response has ended.
         banned: Forbids tokens, given the responses so far.
-        generator: Draws maxima and tokens, on the model's device; torch's own when left out.
+        seeds: One a row, on which its maximum and its tokens depend, whatever else is in the batch; see `row_seeds`.
+        generator: Draws the seeds where they are left out; a CPU generator, torch's own when left out.
         encoder_hidden: What `encode` gave for these queries; computed when left out.
 
     Returns:
@@ -130,7 +133,10 @@ def sample_responses(
     Raises:
         ParleyError: A query leaves no position for a response, or the model's probabilities are not finite.
     """
-    limits = _draw_limits(base_model(model), query_mask, options, generator)
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (len(query_ids),), generator=generator).tolist()
+    streams = [torch.Generator(query_ids.device).manual_seed(seed) for seed in seeds]
+    limits = _draw_limits(base_model(model), query_mask, options, streams)
     batch, longest = len(query_ids), int(limits.max())
     ids = query_ids.new_full((batch, longest), pad_token_id)
     mask, has_eos = torch.zeros_like(ids), torch.zeros(batch, dtype=torch.bool, device=ids.device)
@@ -145,7 +151,7 @@ def sample_responses(
             if step < options.min_new_tokens:
                 logits[:, eos] = -torch.inf
             logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]
-            tokens = _draw(logits, generator)
+            tokens = draw(_probabilities(logits), streams)
             is_restricted = step < options.min_new_tokens or banned or processors
             steps.append((rows, Drawable.of(logits > -torch.inf)) if is_restricted else None)
             ids[rows, step], mask[rows, step] = tokens, 1
@@ -154,24 +160,32 @@ def sample_responses(
             alive = (~ended & (step + 1 < limits[rows])).nonzero().flatten()
             if not len(alive):
                 break
-            rows = rows[alive]
+            rows, streams = rows[alive], [streams[place] for place in alive.tolist()]
             decoder.advance(tokens[alive], alive)
     time = int(mask.sum(-1).max())
     drawable = Drawable.assemble(steps[:time], batch, logits.shape[-1], ids.device)
     return Responses(ids[:, :time], mask[:, :time], has_eos, drawable)
 
 
+def row_seeds(seed: int, iteration: int, numbers: Sequence[int], answers: int = 1) -> list[int]:
+    """Seeds for the answers to some prompts: the same ones in whichever batch and on whichever process a prompt is.
+
+    Args:
+        seed: The run's.
+        iteration: Each has seeds of its own.
+        numbers: The prompts' rows in their split.
+        answers: To each prompt.
+    """
+    own = row_seed(seed, iteration, -1)
+    return [row_seed(own, number, answer) for number in numbers for answer in range(answers)]
+
+
 def _draw_limits(
-    base: PreTrainedModel, query_mask: Tensor, options: RolloutOptions, generator: torch.Generator | None
+    base: PreTrainedModel, query_mask: Tensor, options: RolloutOptions, streams: Sequence[torch.Generator]
 ) -> Tensor:
     """How long each response may become, shape (batch,)."""
-    limits = torch.randint(
-        options.output_min_length,
-        options.output_max_length + 1,
-        (len(query_mask),),
-        generator=generator,
-        device=query_mask.device,
-    )
+    bounds = (options.output_min_length, options.output_max_length + 1)
+    limits = torch.cat([torch.randint(*bounds, (1,), generator=stream, device=query_mask.device) for stream in streams])
     positions = getattr(base.config, "max_position_embeddings", None)
     if positions is None:
         return limits
@@ -185,14 +199,14 @@ def _draw_limits(
     return torch.minimum(limits, room)
 
 
-def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token a row: (rows, vocabulary) to (rows,)."""
+def _probabilities(logits: Tensor) -> Tensor:
+    """Of the next token, (rows, vocabulary)."""
     probabilities = logits.float().softmax(-1)
     if not torch.isfinite(probabilities).all():
         raise ParleyError(
             "the model gives probabilities that are not finite; lower the learning rate, or use precision 32-true."
         )
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    return probabilities
 
 
 @contextmanager

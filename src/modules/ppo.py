@@ -168,7 +168,7 @@ class PPOModule(DialogueModule):
         real = torch.tensor([not is_filler for is_filler in batch["is_filler"]], device=self.device)
         with clock.phase("rollout"):
             encoder_hidden = self.collector.encode(batch)
-            responses = self.collector.sample(batch, real, generator, encoder_hidden)
+            responses = self.collector.sample(batch, real, self.seed or 0, self.iteration, encoder_hidden)
         with clock.phase("reward"):
             scores = self.collector.score(batch, responses, real)
         finite = agree(bool(torch.isfinite(scores).all()), self.trainer)

@@ -12,7 +12,7 @@ from src.contracts import Batch
 from src.models.autocast import cast_once
 from src.models.logits import BannedTexts
 from src.models.responses import encode, encoder_is_frozen
-from src.models.rollout import Responses, sample_responses
+from src.models.rollout import Responses, row_seeds, sample_responses
 from src.modules.ppo_steps import eos_token_ids, score_tokens, sum_over
 from src.rewards import score_responses
 from src.rl.rollout import Rollout, build_rollout
@@ -50,9 +50,7 @@ class RolloutCollector:
         """The same where it is the reference's too, and stays what it is in the update."""
         return encoder_hidden if self.encoder_is_frozen else None
 
-    def sample(
-        self, batch: Batch, real: Tensor, generator: torch.Generator, encoder_hidden: Tensor | None
-    ) -> Responses:
+    def sample(self, batch: Batch, real: Tensor, seed: int, iteration: int, encoder_hidden: Tensor | None) -> Responses:
         """One response a prompt; a filler's has an empty mask."""
         model, tokenizer = self.module._model, self.module.tokenizer
         responses = sample_responses(
@@ -63,7 +61,7 @@ class RolloutCollector:
             eos_token_ids=eos_token_ids(model, tokenizer),
             pad_token_id=int(tokenizer.pad_token_id),
             banned=self.banned,
-            generator=generator,
+            seeds=row_seeds(seed, iteration, batch["index"]),
             encoder_hidden=encoder_hidden,
         )
         torch.clear_autocast_cache()

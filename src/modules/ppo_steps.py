@@ -87,7 +87,7 @@ class Minibatch:
     Attributes:
         rollout: Some responses.
         encoder_hidden: The encoder's output for their queries, where it never changes.
-        weight: What the loss is multiplied with, so that the mean over processes is the mean over responses.
+        weight: What the loss, a mean over tokens, is multiplied with, so that the mean over processes is one too.
     """
 
     rollout: Rollout
@@ -121,7 +121,7 @@ def minibatches(
         count = int(trainer.strategy.reduce(torch.tensor(count, device=rows.device), reduce_op="max"))
     order = rows[torch.randperm(len(rows), generator=generator, device=rows.device)]
     parts = order.tensor_split(count)
-    sizes, reduce = torch.tensor([float(len(part)) for part in parts], device=rows.device), sum_over(trainer)
+    sizes, reduce = torch.stack([rollout.response_mask[part].sum().float() for part in parts]), sum_over(trainer)
     totals = sizes if reduce is None else reduce(sizes)
     weights = (sizes * trainer.world_size / totals.clamp(min=1)).tolist()
     return [_minibatch(rollout, part, encoder_hidden, weight) for part, weight in zip(parts, weights, strict=True)]
@@ -180,7 +180,7 @@ class PhaseClock:
 
 
 def seeded(device: torch.device, seed: int, iteration: int, rank: int) -> torch.Generator:
-    """All randomness of one iteration on one process: the same whether or not the run was stopped before it."""
+    """Of the order in which one process learns in an iteration: the same whether or not the run was stopped before."""
     return torch.Generator(device).manual_seed((seed * 1_000_003 + iteration * 65_537 + rank) % 2**63)
 
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from src.errors import ParleyError
 from src.models.lora import add_lora
 from src.models.responses import encode
-from src.models.rollout import RolloutOptions, sample_responses
+from src.models.rollout import RolloutOptions, row_seeds, sample_responses
 
 GREEDY = {"top_k": 1, "min_new_tokens": 3}
 TEXTS = ["Anna: Are you coming at 7:30?", "Ben: Yes.", "The quick brown fox jumps over the lazy dog. Ben: Yes, I will."]
@@ -100,6 +100,23 @@ def test_maxima_lie_between_the_bounds_and_follow_the_generator(model, tokenizer
     assert not torch.cat([draw.has_eos for draw in draws]).any()
     again = sample(model, tokenizer, options, 7)
     assert torch.equal(again.ids, draws[7].ids)
+
+
+def test_a_seed_draws_the_same_whatever_else_is_in_the_batch(model, tokenizer):
+    options = RolloutOptions(output_min_length=4, output_max_length=12, top_p=0.9)
+    seeds = row_seeds(seed=3, iteration=5, numbers=[8, 0, 1], answers=1)
+    together = sample(model, tokenizer, options, seeds=seeds)
+    order = [2, 0]
+    apart = sample(model, tokenizer, options, texts=[TEXTS[row] for row in order], seeds=[seeds[row] for row in order])
+    for place, row in enumerate(order):
+        answers = [each.ids[index][each.mask[index].bool()] for each, index in ((apart, place), (together, row))]
+        assert torch.equal(*answers)
+
+
+def test_each_iteration_prompt_and_answer_has_a_seed_of_its_own():
+    seeds = [seed for run in (0, 1) for iteration in (0, 1, 2) for seed in row_seeds(run, iteration, [0, 1, -1], 4)]
+    assert len(set(seeds)) == len(seeds) == 72
+    assert row_seeds(1, 2, [0, 7], 2) == row_seeds(1, 2, [0], 2) + row_seeds(1, 2, [7], 2)
 
 
 def test_samples_follow_the_models_distribution(base):
