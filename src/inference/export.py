@@ -11,10 +11,11 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.callbacks.storage import read_checkpoint
 from src.errors import ParleyError
-from src.models.fingerprint import fingerprint
+from src.models.adapters import save_adapter
+from src.models.fingerprint import base_record
 from src.models.loading import fit_embeddings, load_model, load_state, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
-from src.models.saving import save_adapter, save_model
+from src.models.saving import save_model
 
 MODEL_PREFIX = "model."
 
@@ -27,13 +28,11 @@ class Restored:
         model: The whole model, or a `PeftModel` on its base.
         tokenizer: Its tokenizer.
         base: The directory or hub name that training started from.
-        gguf_file: The GGUF file in it, where the base is one.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     base: str
-    gguf_file: str | None = None
 
 
 def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
@@ -59,9 +58,9 @@ def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
         options = dict(description["config"])
         model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
         load_state(model, state)
-        return Restored(model.eval(), tokenizer, base, gguf_file)
+        return Restored(model.eval(), tokenizer, base)
     foundation = load_model(base, gguf_file=gguf_file)
-    if isinstance(foundation, PeftModel) or fingerprint(foundation) != description["base"]["fingerprint"]:
+    if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != description["base"]["fingerprint"]:
         raise ParleyError(
             f"the checkpoint's adapter was trained on {description['base']['name']!r}, and {base!r} has other weights; "
             "give the base model that it was trained on with --base-model."
@@ -73,7 +72,7 @@ def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
         raise ParleyError(
             f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
         )
-    return Restored(adapted.eval(), tokenizer, base, gguf_file)
+    return Restored(adapted.eval(), tokenizer, base)
 
 
 def _adapter_config(options: dict[str, Any]) -> PeftConfig:
@@ -97,7 +96,7 @@ def export(
     """
     restored = restore(checkpoint, base_model=base_model)
     if isinstance(restored.model, PeftModel) and not merge:
-        save_adapter(restored.model, restored.tokenizer, output, gguf_file=restored.gguf_file, overwrite=overwrite)
+        save_adapter(restored.model, restored.tokenizer, output, overwrite=overwrite)
         return restored
     whole = merge_lora(restored.model) if isinstance(restored.model, PeftModel) else restored.model
     save_model(whole, restored.tokenizer, output, overwrite=overwrite)

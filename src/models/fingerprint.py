@@ -1,54 +1,85 @@
-"""A content hash that tells one base model from another."""
+"""Which base a model is: its name, and a content hash that tells its weights from another's."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+from src.models.tying import base_model, embedding_matrix
 
 SAMPLES_PER_PARAMETER = 64
+_RECORD = "parley_base"
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """A base model as its files have it: before its embeddings grow, before an adapter changes it.
+
+    Attributes:
+        name: The directory or hub name.
+        gguf_file: The GGUF file within it.
+        rows: Of the embeddings.
+        fingerprint: Of the weights in float32; None where they were rounded when they were read.
+    """
+
+    name: str
+    gguf_file: str | None
+    rows: int
+    fingerprint: str | None
+
+
+def record_base(model: PreTrainedModel, gguf_file: str | None = None, *, rounded: bool = False) -> BaseRecord:
+    """Look at a model that was just read, and keep with it what is seen.
+
+    Args:
+        model: The model, with its `name_or_path`.
+        gguf_file: The GGUF file that it was read from.
+        rounded: Its weights are not those of the file.
+    """
+    seen = None if rounded else fingerprint(model)
+    record = BaseRecord(model.name_or_path or "", gguf_file, embedding_matrix(model).shape[0], seen)
+    keep_record(model, record)
+    return record
+
+
+def keep_record(model: nn.Module, record: BaseRecord) -> None:
+    """Keep a record with the base model, as transformers does with its name; copies of the model have it too."""
+    setattr(base_model(model), _RECORD, record)
+
+
+def base_record(model: nn.Module) -> BaseRecord:
+    """What `record_base` saw of a model's base; of a model that was not read from files, what it is now."""
+    base = base_model(model)
+    record = getattr(base, _RECORD, None)
+    return record if isinstance(record, BaseRecord) else record_base(base)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Hash a model's base weights, cheaply: names, shapes and an even sample of each parameter's values.
+    """Hash a module's weights, cheaply: names, shapes and an even sample of each parameter's values.
 
-    What PEFT adds (its parameters, its prefixes in names) does not count, nor does the directory that the model
-    came from: the same base gives the same value with an adapter and without. Values are compared as float32, so
-    a base cast to bfloat16 is another base, as it is for the results. On the meta device names and shapes count.
+    The directory that a model came from does not count. Values are compared as float32; on the meta device names and
+    shapes count.
 
     Args:
-        model: A Hugging Face model, or a PEFT model around one.
+        model: Any module.
 
     Returns:
         Sixteen hexadecimal digits.
     """
-    adapter_prefix = (
-        getattr(getattr(model, "base_model", None), "prefix", None) if hasattr(model, "peft_config") else None
-    )
     parameters: dict[int, tuple[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if (plain := _plain_name(name, adapter_prefix)) is None:
-            continue
         known = parameters.get(id(parameter))
-        if known is None or plain < known[0]:  # tied parameters count once, under the first of their names
-            parameters[id(parameter)] = (plain, parameter)
+        if known is None or name < known[0]:  # tied parameters count once, under the first of their names
+            parameters[id(parameter)] = (name, parameter)
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters.values(), key=lambda item: item[0]):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(_sample(parameter))
     return digest.hexdigest()[:16]
-
-
-def _plain_name(name: str, adapter_prefix: str | None) -> str | None:
-    """A parameter's name in the base model; None for a parameter that PEFT added."""
-    parts = name.split(".")
-    if "modules_to_save" in parts or parts[0] == "prompt_encoder" or "trainable_tokens_delta" in parts:
-        return None
-    if adapter_prefix and any(part.startswith(adapter_prefix) for part in parts):
-        return None
-    plain = ".".join(part for part in parts if part not in ("base_layer", "original_module", "token_adapter"))
-    return plain.removeprefix("base_model.model.").removeprefix("base_model.")
 
 
 def _sample(parameter: nn.Parameter) -> bytes:

@@ -24,6 +24,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from src.errors import ParleyError
+from src.models.adapters import load_adapter
+from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.sources import adapter_base, is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
 from src.models.tying import head_is_tied, load_state, settle_head, untie_head, wants_untied_head
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     "fit_embeddings",
+    "identify",
     "is_encoder_decoder",
     "load_config",
     "load_model",
@@ -146,7 +149,9 @@ def load_model(
         logger.warning("%d weights of %s are not used, %s among them.", len(unused), name, unused[0])
     if missing := sorted(report["missing_keys"]):
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
-    return settle_head(model, untied=_file_says_untied(name))
+    settle_head(model, untied=_file_says_untied(name))
+    record_base(model, gguf_file, rounded=dtype not in (None, torch.float32))
+    return model
 
 
 def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
@@ -171,17 +176,24 @@ def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, options: dict[str, Any]) -> PeftModel:
-    from src.models.saving import prepare_base
+def identify(model: PreTrainedModel | PeftModel) -> BaseRecord:
+    """The record of a model's base; where its weights were rounded when they were read, they are read once more."""
+    record = base_record(model)
+    if record.fingerprint is None:
+        with torch.device("cpu"):
+            record = base_record(load_model(record.name, gguf_file=record.gguf_file))
+        keep_record(model, record)
+    return record
 
+
+def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, options: dict[str, Any]) -> PeftModel:
     directory = str(Path(adapter).expanduser())
     if is_adapter(base):
         raise ParleyError(f"the adapter {directory} names another adapter, {base}, as its base; give a whole model.")
     model = load_model(base, **options)
     assert isinstance(model, PreTrainedModel)
-    prepare_base(model, Path(directory), load_tokenizer(directory, options["gguf_file"]))
-    with reading("the adapter", directory):
-        return PeftModel.from_pretrained(model, directory, is_trainable=is_trainable)
+    tokenizer = load_tokenizer(directory, options["gguf_file"])
+    return load_adapter(model, identify(model), directory, tokenizer, is_trainable=is_trainable)
 
 
 def _set_dropout(config: PreTrainedConfig, probability: float) -> None:

@@ -1,9 +1,8 @@
-"""Plain Hugging Face and PEFT directories, which stock libraries load: transformers 5 and 4.45 alike."""
+"""Plain Hugging Face directories, which stock libraries load: transformers 5 and 4.45 alike."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,11 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
-from src.models.fingerprint import fingerprint
-from src.models.lora import embeddings_have_grown
-from src.models.sources import BASE_FILE, quietly, read_json
-from src.models.tokenizer import fit_embeddings
-from src.models.tying import T5_FAMILY, base_model, embedding_matrix, head_is_tied
+from src.models.sources import quietly, read_json
+from src.models.tying import T5_FAMILY, head_is_tied
 
 
 def save_model(
@@ -42,69 +38,13 @@ def save_model(
     """
     if isinstance(model, PeftModel):
         raise ParleyError("this model carries an adapter; merge it first, or save the adapter alone.")
-    with _fresh(directory, overwrite) as folder:
+    with fresh_directory(directory, overwrite) as folder:
         changes = _tying_for_both_versions(model)
         with quietly():
             model.save_pretrained(folder, state_dict=_state_for_both_versions(model, changes))
-        _rewrite(folder / "config.json", changes | _rope_for_both_versions(model.config.to_dict()))
+        rewrite_json(folder / "config.json", changes | _rope_for_both_versions(model.config.to_dict()))
         save_tokenizer(tokenizer, folder)
     return Path(directory)
-
-
-def save_adapter(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: str | Path,
-    *,
-    gguf_file: str | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write a PEFT adapter directory with the base's name, which `PeftModel.from_pretrained` takes.
-
-    Beside PEFT's files lies `parley_base.json` with the base's fingerprint, so that `load_model` can refuse
-    another base.
-
-    Args:
-        model: The PEFT model.
-        tokenizer: Its tokenizer.
-        directory: Where to; whole or not there.
-        gguf_file: The base's GGUF file within its directory, recorded for `load_model`.
-        overwrite: Replace a directory that has something in it.
-
-    Raises:
-        ParleyError: When the directory has something in it, or cannot be written.
-    """
-    base = base_model(model)
-    name = _absolute(base.name_or_path or "")
-    with _fresh(directory, overwrite) as folder:
-        grown = embeddings_have_grown(model)
-        model.save_pretrained(str(folder), save_embedding_layers=grown)
-        _rewrite(folder / "adapter_config.json", {"base_model_name_or_path": name})
-        rows = embedding_matrix(base).shape[0]
-        record = {"name": name, "gguf_file": gguf_file, "rows": rows, "fingerprint": fingerprint(model)}
-        (folder / BASE_FILE).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        save_tokenizer(tokenizer, folder)
-    return Path(directory)
-
-
-def prepare_base(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Bring a base to the state that an adapter was trained on: grown embeddings; refuse another base.
-
-    An adapter that was not written here has no record: its base is taken, and grown where the tokenizer asks for it.
-
-    Raises:
-        ParleyError: With the names of both bases.
-    """
-    path = adapter / BASE_FILE
-    record = read_json(path) if path.is_file() else {}
-    if record.get("rows", math.inf) > embedding_matrix(model).shape[0]:
-        fit_embeddings(model, tokenizer)
-    if record.get("fingerprint") not in (None, fingerprint(model)):
-        raise ParleyError(
-            f"the adapter {adapter} was trained on {record.get('name')}, whose weights differ from those of "
-            f"{model.name_or_path}; give the base it was trained on."
-        )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -171,7 +111,7 @@ def _rope_for_both_versions(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _fresh(directory: str | Path, overwrite: bool) -> Iterator[Path]:
+def fresh_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling that becomes `directory` when the block ends well, and vanishes otherwise."""
     target = Path(directory).expanduser()
     check_output(target, overwrite)
@@ -202,12 +142,8 @@ def check_output(directory: str | Path, overwrite: bool) -> None:
         raise ParleyError(f"{target} exists and is not empty; give another directory, or overwrite it (--overwrite).")
 
 
-def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
-    return str(path.resolve()) if name and path.is_dir() else name
-
-
-def _rewrite(path: Path, changes: dict[str, Any]) -> None:
+def rewrite_json(path: Path, changes: dict[str, Any]) -> None:
+    """Change some of the values of a JSON object in a file."""
     _write_json(path, read_json(path) | changes)
 
 

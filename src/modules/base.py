@@ -19,9 +19,8 @@ from src.contracts import Batch
 from src.errors import ParleyError
 from src.metrics.rouge import TokenizerName
 from src.models.cpu import speed_up_on_cpu
-from src.models.fingerprint import fingerprint
 from src.models.generation import GenerationOptions, generate_text
-from src.models.loading import fit_embeddings, load_config, load_model, load_tokenizer
+from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
 from src.modules.metrics import EvaluationMetrics
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 class DialogueModule(LightningModule):
     """Base of the Modules that learn to answer prompts: `Seq2SeqModule` and `CausalLMModule`.
 
-    Set-up has a fixed order, in `configure_model`: tokenizer, base model, its fingerprint, adapter. Lightning calls it
+    Set-up has a fixed order, in `configure_model`: tokenizer, base model, adapter. Lightning calls it
     on every process, once the strategy says where and in which precision the model is to be.
 
     Args:
@@ -77,7 +76,6 @@ class DialogueModule(LightningModule):
         self.gguf_file = gguf_file
         self.model: PreTrainedModel | PeftModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
-        self.base_fingerprint = ""
         if self.generation.num_return_sequences != 1:
             raise ParleyError("generation.num_return_sequences must be 1 here: metrics take one answer a prompt.")
         self.val_metrics = EvaluationMetrics(rouge_tokenizer)
@@ -100,7 +98,6 @@ class DialogueModule(LightningModule):
             dropout=self.dropout,
             is_trainable=True,
         )
-        self.base_fingerprint = fingerprint(model)
         if not isinstance(model, PeftModel):
             fit_embeddings(model, self.tokenizer)
         if self.gradient_checkpointing:
@@ -111,6 +108,7 @@ class DialogueModule(LightningModule):
                 raise ParleyError(
                     f"{name!r} is an adapter already and is trained on; leave lora out, or give its base."
                 )
+            identify(model)  # while its files are what they were
             model = add_lora(model, self.lora)
         if self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
             speed_up_on_cpu(model)
@@ -226,10 +224,10 @@ class DialogueModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what was trained from what; leave a frozen base out."""
-        checkpoint["parley"] = describe(self._model, self.base_fingerprint, self.gguf_file)
+        checkpoint["parley"] = describe(self._model)
         if isinstance(self._model, PeftModel):
             checkpoint["state_dict"] = keep_trainable(checkpoint["state_dict"], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what would not fit."""
-        refuse_other_base(checkpoint, self._model, self.base_fingerprint)
+        refuse_other_base(checkpoint, self._model)

@@ -6,27 +6,29 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from src import __version__
 from src.errors import ParleyError
+from src.models.fingerprint import base_record
+from src.models.loading import identify
 from src.models.tying import base_model
 
 FORMAT = 1  # raise it when an older checkpoint can no longer be read
 
 
-def describe(model: nn.Module, fingerprint: str, gguf_file: str | None) -> dict[str, Any]:
+def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     """What export and resuming need to know, in plain values that load with `weights_only=True`.
 
     Args:
         model: The model that is trained, with its adapter.
-        fingerprint: Of the base model's weights, as loaded.
-        gguf_file: The base model's GGUF file.
     """
+    base = identify(model) if isinstance(model, PeftModel) else base_record(model)
     return {
         "format": FORMAT,
         "version": __version__,
-        "base": {"name": base_model(model).name_or_path, "fingerprint": fingerprint, "gguf_file": gguf_file},
-        "config": model.config.to_dict(),  # type: ignore[union-attr, operator]
+        "base": {"name": base.name, "fingerprint": base.fingerprint, "gguf_file": base.gguf_file},
+        "config": model.config.to_dict(),
         "adapter": _plain(model.active_peft_config.to_dict()) if isinstance(model, PeftModel) else None,
     }
 
@@ -49,7 +51,7 @@ def keep_trainable(state_dict: dict[str, Tensor], module: nn.Module) -> dict[str
     return {name: tensor for name, tensor in state_dict.items() if name not in frozen}
 
 
-def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, fingerprint: str) -> None:
+def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftModel) -> None:
     """Refuse a checkpoint that belongs to another model, before anything is loaded.
 
     Raises:
@@ -68,7 +70,7 @@ def refuse_other_base(checkpoint: dict[str, Any], model: nn.Module, fingerprint:
             f"the checkpoint holds {kinds[not has_adapter]} and this run trains {kinds[has_adapter]}; "
             "set model.init_args.lora as in the checkpoint's run."
         )
-    if has_adapter and base["fingerprint"] != fingerprint:
+    if has_adapter and base["fingerprint"] != identify(model).fingerprint:
         raise ParleyError(
             f"the checkpoint's adapter was trained on {base['name']!r}, and {name!r} has other weights; "
             "give the base model that it was trained on."

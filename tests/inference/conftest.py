@@ -11,10 +11,10 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from src.inference.loading import FinishedModel, load_finished
-from src.models.fingerprint import fingerprint
+from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
-from src.models.saving import save_adapter, save_model
+from src.models.saving import save_model
 from src.modules.checkpoint import describe
 
 
@@ -55,18 +55,17 @@ def forms(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
             return places
         base, tokenizer = load_model(tiny_base(architecture)), load_tokenizer(tiny_base(architecture))
         assert isinstance(base, PreTrainedModel)
-        base_print = fingerprint(base)
         targets = {"t5": ["q", "v"], "gpt2": ["c_attn"]}.get(architecture, ["q_proj", "v_proj"])
         model = add_lora(base, LoraConfig(r=4, target_modules=targets))
         shaken(model, only="lora_")
         state = {f"model.{name}": value for name, value in model.state_dict().items() if "lora_" in name}
-        torch.save({"parley": describe(model, base_print, None), "state_dict": state}, places["checkpoint"])
+        torch.save({"parley": describe(model), "state_dict": state}, places["checkpoint"])
         save_adapter(model, tokenizer, places["adapter"])
         whole = load_finished(str(places["adapter"]), device="cpu").model
         assert isinstance(whole, PreTrainedModel)
         save_model(whole, tokenizer, places["directory"])
         state = {f"model.{name}": value for name, value in whole.state_dict().items()}
-        description = describe(whole, base_print, None)
+        description = describe(whole)
         description["base"]["name"] = str(tiny_base(architecture))
         torch.save({"parley": description, "state_dict": state}, places["whole checkpoint"])
         return places

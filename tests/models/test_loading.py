@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM, BertConfig, MT5Config, PreTrained
 
 from src.errors import ParleyError
 from src.models import sources
+from src.models.adapters import save_adapter
 from src.models.loading import is_encoder_decoder, load_config, load_model, load_tokenizer, model_from_config
 from src.models.lora import add_lora
-from src.models.saving import save_adapter, save_model
+from src.models.saving import save_model
 from src.models.tying import head_is_tied
 
 
@@ -202,7 +203,7 @@ def test_gguf_written_by_the_gguf_package(kind_of_weights, tolerance, base, tmp_
     assert load_tokenizer(tmp_path, "tiny.gguf").pad_token_id is not None
     adapted = add_lora(again, LoraConfig(r=2, target_modules=["q_proj"]))
     shake(adapted, "lora_")
-    save_adapter(adapted, load_tokenizer(tmp_path, "tiny.gguf"), tmp_path / "adapter", gguf_file="tiny.gguf")
+    save_adapter(adapted, load_tokenizer(tmp_path, "tiny.gguf"), tmp_path / "adapter")
     torch.testing.assert_close(logits(load_model(tmp_path / "adapter")), logits(adapted), rtol=0, atol=0)
     theirs, ours = load_tokenizer(tmp_path / "adapter"), load_tokenizer(base("llama"))
     assert theirs("at 7:30? 좋아요").input_ids == ours("at 7:30? 좋아요").input_ids

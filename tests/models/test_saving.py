@@ -10,9 +10,10 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LlamaConfig
 
 from src.errors import ParleyError
+from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
-from src.models.saving import save_adapter, save_model
+from src.models.saving import save_model
 from src.models.tokenizer import fit_embeddings
 from src.models.tying import head_is_tied, load_state, untie_head
 

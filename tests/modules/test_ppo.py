@@ -18,10 +18,10 @@ from src.callbacks.samples import run_directory
 from src.datamodules import DialogSumDataModule
 from src.errors import ParleyError
 from src.inference.export import export, restore
+from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
 from src.models.rollout import RolloutOptions
-from src.models.saving import save_adapter
 from src.modules import PPOModule
 from src.rewards import LengthReward, Reward
 from src.rl.config import PPOConfig

@@ -11,9 +11,9 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from src.cli import main
+from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
-from src.models.saving import save_adapter
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

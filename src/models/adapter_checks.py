@@ -1,0 +1,114 @@
+"""What is refused of PEFT's configurations, before training rather than after."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from src.errors import ParleyError
+from src.models.sources import first_line
+from src.models.tying import base_model
+
+ALL_LINEAR = "all-linear"  # PEFT's own word
+STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "mica")
+
+
+def check_config(model: nn.Module, config: PeftConfig) -> None:
+    """Refuse a configuration that PEFT takes, but that would not do here what it says.
+
+    Args:
+        model: The base.
+        config: Its adapter's.
+
+    Raises:
+        ParleyError: A target is not in the model, or the method needs calls or data that training does not give it.
+    """
+    if config.peft_type == PeftType.ADALORA:
+        raise ParleyError(
+            "AdaLoRA would keep all its ranks here, since nothing tells it which step it is; use LoRA with the rank "
+            "that you want to end with."
+        )
+    start = getattr(config, "init_lora_weights", True)
+    if start not in STARTS:
+        raise ParleyError(
+            f"lora.init_lora_weights {start!r} draws from data, quantisation or chance, so that the base that it "
+            f"changes could not be rebuilt; give one of {', '.join(map(str, STARTS))}."
+        )
+    _check_targets(model, config)
+
+
+@torch.no_grad()
+def check_adapter(model: PeftModel) -> None:
+    """Run a model with its new adapter over two tokens, padding the second; nothing is done on the meta device.
+
+    Raises:
+        ParleyError: It does not run, gives NaN, or has weights that cannot be copied; or a target is never run.
+    """
+    if getattr(model.active_peft_config, "target_modules_to_tie", None):
+        raise ParleyError(
+            "lora.ensure_weight_tying makes adapters of embeddings and head one in a way that cannot be copied; "
+            "leave it out, or put the embeddings into modules_to_save."
+        )
+    base = base_model(model)
+    if any(parameter.is_meta for parameter in base.parameters()):
+        return
+    run: set[str] = set()
+    adapted: set[str] = set()
+    handles = []
+    for name, module in base.named_modules():
+        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) and not isinstance(module, TrainableTokensLayer):
+            adapted.add(last := name.rpartition(".")[2])
+            handles.append(module.register_forward_pre_hook(lambda *_, last=last: run.add(last)))  # type: ignore[union-attr]
+    ids = torch.tensor([[0, getattr(base.config, "pad_token_id", None) or 0]], device=base.device)
+    inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if base.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    training = [module for module in model.modules() if module.training]  # PEFT's own are, whatever the base's are
+    try:
+        logits = model.eval()(**inputs).logits
+    except Exception as error:  # whatever a tuner throws at a layer that it was not made for
+        raise ParleyError(f"this adapter does not run on {type(base).__name__}: {first_line(error)}") from error
+    finally:
+        for module in training:
+            module.training = True
+        for handle in handles:
+            handle.remove()
+    if not torch.isfinite(logits).all():  # DoRA divides by the length of a padding token's embedding, which is 0
+        raise ParleyError("this adapter's first answers are not finite; use other target_modules, or no DoRA on them.")
+    if idle := sorted(adapted - run):
+        raise ParleyError(
+            f"an adapter on {', '.join(idle)} would do nothing: {type(base).__name__} holds the module, but does not "
+            "run it; leave it out of target_modules and modules_to_save."
+        )
+
+
+def _check_targets(model: nn.Module, config: PeftConfig) -> None:
+    targets = getattr(config, "target_modules", None)
+    if not targets or targets == ALL_LINEAR:
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    if isinstance(targets, str):
+        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        missing = [t for t in sorted(targets) if not any(name == t or name.endswith(f".{t}") for name in names)]
+    if missing:
+        raise ParleyError(
+            f"LoRA target {', '.join(missing)} matches no module of this {type(model).__name__}; "
+            f"some that would: {', '.join(_candidates(model, missing[0]))}."
+        )
+
+
+def _candidates(model: nn.Module, wanted: str, most: int = 8) -> list[str]:
+    """Last names of the linear layers, those that look like the wanted one first."""
+    kinds = (nn.Linear, Conv1D)
+    names = list(dict.fromkeys(name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, kinds)))
+    close = difflib.get_close_matches(wanted, names, n=most, cutoff=0.3)
+    return [*close, *(name for name in names if name not in close)][:most]

@@ -1,0 +1,89 @@
+"""PEFT adapter directories: writing one, and putting one on its base."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from src.errors import ParleyError
+from src.models.fingerprint import BaseRecord, base_record
+from src.models.saving import fresh_directory, rewrite_json, save_tokenizer
+from src.models.sources import BASE_FILE, read_json, reading
+from src.models.tokenizer import fit_embeddings
+from src.models.tying import base_model, embedding_matrix
+
+
+def save_adapter(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write a PEFT adapter directory with the base's name, which `PeftModel.from_pretrained` takes.
+
+    Beside PEFT's files lies `parley_base.json` with the base's fingerprint, so that `load_adapter` can refuse
+    another base.
+
+    Args:
+        model: The PEFT model.
+        tokenizer: Its tokenizer.
+        directory: Where to; whole or not there.
+        overwrite: Replace a directory that has something in it.
+
+    Raises:
+        ParleyError: When the directory has something in it, or cannot be written.
+    """
+    base = base_record(model)
+    name = _absolute(base.name)
+    rows = embedding_matrix(base_model(model)).shape[0]
+    with fresh_directory(directory, overwrite) as folder:
+        # PEFT would find out by itself whether embeddings have grown, but asks the hub for it, and waits where it
+        # does not answer.
+        model.save_pretrained(str(folder), save_embedding_layers=rows != base.rows)
+        rewrite_json(folder / "adapter_config.json", {"base_model_name_or_path": name})
+        record = {"name": name, "gguf_file": base.gguf_file, "rows": rows, "fingerprint": base.fingerprint}
+        (folder / BASE_FILE).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        save_tokenizer(tokenizer, folder)
+    return Path(directory)
+
+
+def load_adapter(
+    model: PreTrainedModel,
+    base: BaseRecord,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_trainable: bool = False,
+) -> PeftModel:
+    """Put an adapter on its base, whose embeddings grow where the adapter was trained on grown ones.
+
+    An adapter that was not written here has no record: its base is taken, and grown where the tokenizer asks for it.
+
+    Args:
+        model: The base; changed in place.
+        base: Its record.
+        directory: The adapter.
+        tokenizer: The adapter's.
+        is_trainable: Whether the adapter's weights take gradients.
+
+    Raises:
+        ParleyError: When the adapter was trained on another base (with the names of both), or cannot be read.
+    """
+    path = Path(directory) / BASE_FILE
+    record = read_json(path) if path.is_file() else {}
+    if record.get("fingerprint") not in (None, base.fingerprint):
+        raise ParleyError(
+            f"the adapter {directory} was trained on {record.get('name')}, whose weights differ from those of "
+            f"{model.name_or_path}; give the base it was trained on."
+        )
+    if record.get("rows", math.inf) > embedding_matrix(model).shape[0]:
+        fit_embeddings(model, tokenizer)
+    with reading("the adapter", str(directory)):
+        return PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+
+
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name and path.is_dir() else name
