@@ -66,6 +66,19 @@ def read_text(path: Path) -> str:
         raise ParleyError(f"{path}, line {line} is not UTF-8; save the file as UTF-8.") from error
 
 
+def refuse_surrogates(text: str, place: str) -> None:
+    r"""Refuse half a character: JSON may escape one (`\ud83d`), and a command line hold a byte that is not UTF-8.
+
+    Raises:
+        ParleyError: There is one, in the place that is named.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ParleyError(f"{place} has half a character in it ({half}); mend the text or drop it.") from error
+
+
 def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[FileRow]:
     text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the default refuses a text of 128 KiB
@@ -110,6 +123,8 @@ def _jsonl_rows(path: Path) -> Iterator[FileRow]:
             raise ParleyError(f"{path}, line {number} is not JSON ({error}); mend or drop it.") from error
         if not isinstance(cells, dict):
             raise ParleyError(f"{path}, line {number} is {type(cells).__name__}, not a JSON object; mend or drop it.")
+        if "\\u" in line:
+            refuse_surrogates(json.dumps(cells, ensure_ascii=False), f"{path}, line {number}")
         yield FileRow(f"line {number}", cells)
 
 

@@ -110,3 +110,12 @@ def test_a_folder_named_like_a_partition_adds_no_column(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported() -> None:
     code = "import sys, src.files; sys.exit(any(name in sys.modules for name in ('torch', 'pyarrow', 'datasets')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+def test_half_a_character_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": "\\ud83d\\ude00 \\u00e9"}\n{"b": [{"c": "x\\ud83d"}]}\n')
+    rows = read_rows(file)
+    assert next(rows).cells == {"a": "😀 é"}
+    with pytest.raises(ParleyError, match=r"rows.jsonl, line 2 has half a character in it \(\\ud83d\)"):
+        next(rows)

@@ -23,7 +23,7 @@ class SampleTable(Callback):
     They go to W&B as a table, to TensorBoard as text, and to `samples/step-….jsonl` in the run's directory.
 
     Args:
-        num_samples: The first so many examples of the split.
+        num_samples: The first so many of the split's examples that are validated.
     """
 
     def __init__(self, num_samples: int = 8) -> None:
@@ -39,12 +39,13 @@ class SampleTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep those of the chosen examples that are in this batch."""
-        self._predictions += [row for row in predictions_of(outputs, batch) if row.index < self.num_samples]
+        """Keep the first examples of the split so far: which are validated at all is only known at the end."""
+        seen = [*self._predictions, *predictions_of(outputs, batch)]
+        self._predictions = sorted(seen, key=lambda row: row.index)[: self.num_samples]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
-        rows = gather(self._predictions, trainer)
+        rows = gather(self._predictions, trainer)[: self.num_samples]
         self._predictions = []
         directory = run_directory(trainer)
         if not trainer.is_global_zero or trainer.sanity_checking or not rows:

@@ -7,7 +7,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Example
+from src.datamodules import checks
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
 from src.datamodules.encoding import Collator, encode_examples
 from src.datamodules.formats import Format, resolve_format
@@ -29,7 +29,7 @@ from src.models.loading import is_encoder_decoder, load_config, load_tokenizer
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 1  # raise it when the meaning of a cached row changes
+CACHE_VERSION = 2  # raise it when the meaning of a cached row changes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class DialogueDataModule(LightningDataModule):
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
         path: A hub name, a directory, a file (.jsonl, .csv, .parquet) or a directory saved by `datasets`.
-        train_split: The split to train on: a name, or a part such as `train[:80%]` (taken after the filters below).
+        train_split: The split to train on: a name, or a part such as `train[:80%]` or `train[100:]`. Parts are taken
+            after the filters below and count questions (or dialogues), each with all its answers.
         validation_split: The split for validation.
         test_split: The split for testing and predicting.
         template: A prompt template's name (see `templates.yaml`), or a text with a `{field}` in it.
@@ -142,13 +143,15 @@ class DialogueDataModule(LightningDataModule):
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Example]] = {}  # from prepare_data to setup
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        if not -(2**63) <= seed < 2**63:
+            raise ParleyError(f"seed is {seed}; it must fit into 64 bits.")
         for name in ("batch_size", "max_source_length", "max_target_length", "every_nth", "pad_to_multiple_of"):
             if getattr(self, name) < 1:
                 raise ParleyError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:
-        """Sort a source's columns into rows, one a right answer; answers to the same question follow each other."""
+        """Sort a source's columns into rows, one a right answer; rows with equal fields answer the same question."""
 
     def examples(self, part: str) -> list[Example]:
         """Read, filter and cut a split.
@@ -165,11 +168,13 @@ class DialogueDataModule(LightningDataModule):
         rows = self._without_empty(rows[:: self.every_nth], source.origin)
         longest = math.inf if self.max_chars is None else self.max_chars
         rows = [row for row in rows if self.min_chars < row.size <= longest]
-        groups = [[row] for row in rows]
-        if part != "train":
-            groups = [list(group) for _, group in groupby(rows, key=lambda row: row.fields)]
-        start, stop = self.splits[part].bounds(len(groups))
-        groups = groups[start:stop]
+        by_question: dict[tuple[str, ...], list[Row]] = {}
+        for row in rows:
+            by_question.setdefault(tuple(row.fields[name] for name in sorted(row.fields)), []).append(row)
+        start, stop = self.splits[part].bounds(len(by_question))
+        groups = list(by_question.values())[start:stop]
+        if part == "train":
+            groups = [[row] for group in groups for row in group]
         if not groups:
             raise ParleyError(
                 f"the {part} split of {source.origin} is empty ({len(source.rows)} rows before every_nth, min_chars, "
@@ -288,7 +293,10 @@ class DialogueDataModule(LightningDataModule):
             del self._examples[part]
             self._refuse_too_long(part, dataset)
             if self._speaks:
-                self._report(part, dataset)
+                checks.report(part, dataset, {"prompt": self.max_source_length, "target": self.max_target_length})
+            checks.check_survival(part, dataset, self.model_name_or_path, speaks=self._speaks)
+            if part == "validation" and "train" in self.datasets and self._speaks:
+                checks.warn_of_overlap(self.datasets["train"], dataset)
 
     def _refuse_too_long(self, part: str, dataset: EncodedDataset) -> None:
         """The limits may be longer than the model's positions so long as no example is."""
@@ -303,14 +311,14 @@ class DialogueDataModule(LightningDataModule):
                 "positions; lower max_source_length or max_target_length."
             )
 
-    def _report(self, part: str, dataset: EncodedDataset) -> None:
-        tokens = sum(dataset.lengths("prompt_ids")) + sum(dataset.lengths("target_ids"))
-        log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
-        for what, limit in (("prompt", self.max_source_length), ("target", self.max_target_length)):
-            if cut := sum(dataset.rows[f"{what}_truncated"]):
-                log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
+    def _loader(self, part: str, *, training: bool, limit: str = "") -> ResumableDataLoader:
+        """A split's batches.
 
-    def _loader(self, part: str, *, training: bool) -> ResumableDataLoader:
+        Args:
+            part: The split.
+            training: Shuffle, and form batches as the training options say.
+            limit: The trainer's argument that may want fewer batches than there are.
+        """
         dataset: EncodedDataset | PackedDataset = self.datasets[part]
         trainer = self.trainer
         max_tokens = self.max_tokens_per_batch if training else None
@@ -320,8 +328,8 @@ class DialogueDataModule(LightningDataModule):
         if max_tokens is not None or not self._is_encoder_decoder:
             lengths = list(map(sum, zip(lengths, self.datasets[part].lengths("target_ids"), strict=True)))
         if training and self.packing:
-            limit = self.pack_length or self.max_source_length + self.max_target_length
-            dataset = PackedDataset(self.datasets[part], lengths, limit)
+            row_length = self.pack_length or self.max_source_length + self.max_target_length
+            dataset = PackedDataset(self.datasets[part], lengths, row_length)
             lengths = dataset.lengths
         sampler = LengthGroupedBatchSampler(
             lengths,
@@ -334,12 +342,30 @@ class DialogueDataModule(LightningDataModule):
             world_size=trainer.world_size if trainer is not None else 1,
             accumulate=trainer.accumulate_grad_batches if trainer is not None and training else 1,
         )
+        if trainer is not None and limit:
+            self._take_sample(sampler, part, limit)
         return ResumableDataLoader(
             dataset,
             sampler,
             collate_fn=self._collator(packed=training and self.packing),
             num_workers=self.num_workers,
         )
+
+    def _take_sample(self, sampler: LengthGroupedBatchSampler, part: str, limit: str) -> None:
+        """Let the batches that a limited evaluation takes be a fair sample of the split, not its longest examples."""
+        wanted = getattr(self.trainer, limit)
+        taken = int(wanted * len(sampler)) if isinstance(wanted, float) else wanted
+        if not 0 < taken < len(sampler):
+            return
+        sampler.sample_batches = taken
+        if self._speaks:
+            log.info(
+                "%s: %s takes %d of %d examples, the same random sample every time.",
+                part,
+                limit,
+                sum(map(len, sampler.global_batches()[:taken])),
+                len(self.datasets[part]),
+            )
 
     def _collator(self, *, packed: bool) -> Collator | PackedCollator:
         pad_token_id, learns_prompts = self.tokenizer.pad_token_id, self.loss_on == "all"
@@ -353,12 +379,12 @@ class DialogueDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableDataLoader:
         """The validation split, each example once over all processes."""
-        return self._loader("validation", training=False)
+        return self._loader("validation", training=False, limit="limit_val_batches")
 
     def test_dataloader(self) -> ResumableDataLoader:
         """The test split, each example once over all processes."""
-        return self._loader("test", training=False)
+        return self._loader("test", training=False, limit="limit_test_batches")
 
     def predict_dataloader(self) -> Batches:
         """The test split again."""
-        return Batches(self._loader("test", training=False))
+        return Batches(self._loader("test", training=False, limit="limit_predict_batches"))

@@ -6,24 +6,25 @@ import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from src.datamodules.base import DialogueDataModule, Row
 from src.datamodules.download import downloaded, is_url
 from src.datamodules.formats import Format
-from src.datamodules.sources import Rows, read_split
+from src.datamodules.sources import Rows, aliases, holds_split, only_table, read_split
 from src.errors import ParleyError
-from src.files import ROW_SUFFIXES
 
 
 class ChatbotDataModule(DialogueDataModule):
     """ChatbotData's `Q,A,label`, or any table with a question and an answer in columns of these names.
 
-    A source that is one table (a file, a web address, a directory with one file, a hub dataset with one split) is
-    dealt into the three splits by question: equal questions, spaces, punctuation, case and Unicode composition aside,
-    fall into the same one. Where a question falls depends on the seed and on itself alone, so that it stays there when
-    rows are added or labels chosen. Splits that the source has under names of their own are taken as they are.
+    Splits that the source has under names of their own are taken as they are. Those that it lacks are dealt out of
+    the one to train on, as all three are where the source is one table (a file, a web address, a directory with one
+    file, a hub dataset with one split). They are dealt by question: equal questions, spaces, punctuation, case and
+    Unicode composition aside, fall into the same one. Where a question falls depends on the seed and on itself alone,
+    so that it stays there when rows are added or labels chosen.
 
     The published encoding is `<s>question</s><s>answer</s>`, of 128 tokens at most, and every token is learned (set
     `loss_on: all`).
@@ -35,8 +36,8 @@ class ChatbotDataModule(DialogueDataModule):
         validation_fraction: Share of the questions for validation, where one table is dealt.
         test_fraction: Share of the questions for testing, where one table is dealt.
         train_split: The source's split to train on; the parts that name the same one share it.
-        validation_split: The source's split for validation.
-        test_split: The source's split for testing and predicting.
+        validation_split: The source's split for validation; dealt out of `train_split` where the source has none.
+        test_split: The source's split for testing and predicting; dealt likewise.
         template: A prompt template's name or text; it has `{question}`.
         format: As in `DialogueDataModule`; `auto` takes a chat template where there is one, else `published` where the
             tokenizer has `<s>` and `</s>`, else `plain`.
@@ -59,8 +60,8 @@ class ChatbotDataModule(DialogueDataModule):
         validation_fraction: float = 0.05,
         test_fraction: float = 0.05,
         train_split: str = "train",
-        validation_split: str = "train",
-        test_split: str = "train",
+        validation_split: str = "validation",
+        test_split: str = "test",
         template: str = "question",
         format: Format = "auto",
         loss_on: Literal["response", "all"] = "response",
@@ -103,23 +104,26 @@ class ChatbotDataModule(DialogueDataModule):
             yield from rows
 
     def _read(self, part: str) -> Rows:
-        return read_split(str(self._table or self.path), self.splits[part].name)
+        return read_split(str(self._table or self.path), self._names[part])
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The source's split that each part is read from."""
+        names = {part: split.name for part, split in self.splits.items()}
+        if self._table is not None:
+            return dict.fromkeys(names, "train")
+        lacking = [part for part in self.fractions if names[part] in aliases(part) and not holds_split(self.path, part)]
+        return names | dict.fromkeys(lacking, names["train"])
 
     @property
     def _table(self) -> Path | None:
         """The one file that is the whole source."""
         if is_url(self.path):
             return downloaded(self.path, self.cache_dir)
-        place = Path(self.path).expanduser()
-        if place.is_dir():
-            files = [file for file in place.iterdir() if file.suffix.lower() in ROW_SUFFIXES]
-            return files[0] if len(files) == 1 else None
-        return place if place.is_file() else None
+        return only_table(self.path)
 
     def _of_part(self, part: str, rows: list[Row]) -> list[Row]:
-        one_table = self._table is not None
-        name = self.splits[part].name
-        sharing = {other for other, split in self.splits.items() if one_table or split.name == name}
+        sharing = {other for other, name in self._names.items() if name == self._names[part]}
         return [row for row in rows if self._part_of(row.fields["question"], sharing) == part]
 
     def _part_of(self, question: str, sharing: set[str]) -> str:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from src.contracts import IGNORE_INDEX, Batch, Example
 from src.datamodules import formats
 from src.datamodules.formats import Format
+from src.models.texts import lost_characters, text_ids
 
 
 class Encoded(TypedDict):
@@ -30,6 +31,8 @@ class Encoded(TypedDict):
     target_ids: list[int]
     prompt_truncated: bool
     target_truncated: bool
+    prompt_lost: int  # characters that the tokenizer does not know, of the whole text
+    target_lost: int
 
 
 def encode_examples(
@@ -62,9 +65,8 @@ def encode_examples(
     targets = [example.target for example in examples]
     eos = tokenizer.eos_token_id
     if is_encoder_decoder:
-        prompt_ids = tokenizer(prompts, truncation=False, verbose=False)["input_ids"]
-        target_ids = tokenizer(text_target=targets, truncation=False, verbose=False)["input_ids"]
-        target_ids = [_with_eos(ids, eos) for ids in target_ids]
+        prompt_ids = text_ids(prompts, tokenizer, special=True)
+        target_ids = [_with_eos(ids, eos) for ids in text_ids(targets, tokenizer, special=True, target=True)]
         cut_prompts = [_cut_end(ids, max_source_length, set(tokenizer.all_special_ids)) for ids in prompt_ids]
     else:
         prompt_ids = formats.prompt_ids(prompts, tokenizer, format)
@@ -82,9 +84,18 @@ def encode_examples(
             target_ids=target,
             prompt_truncated=len(prompt) < len(whole_prompt),
             target_truncated=len(target) < len(whole_target),
+            prompt_lost=prompt_lost,
+            target_lost=target_lost,
         )
-        for example, prompt, target, whole_prompt, whole_target in zip(
-            examples, cut_prompts, cut_targets, prompt_ids, target_ids, strict=True
+        for example, prompt, target, whole_prompt, whole_target, prompt_lost, target_lost in zip(
+            examples,
+            cut_prompts,
+            cut_targets,
+            prompt_ids,
+            target_ids,
+            lost_characters(prompts, tokenizer),
+            lost_characters(targets, tokenizer),
+            strict=True,
         )
     ]
 

@@ -5,13 +5,14 @@ An encoder-decoder needs none of this: it reads the prompt on one side and write
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.models.sources import first_line
+from src.models.texts import disguise, rendered_ids, text_ids
 
 Format = Literal["auto", "plain", "published", "chat"]
 TURN_START, TURN_END = "<s>", "</s>"  # by name: KoGPT2 has both but calls `</s>` its BOS
@@ -70,16 +71,14 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, forma
         ParleyError: The chat template fails.
     """
     if format == "chat":
-        texts = [_render(tokenizer, _conversation(prompt), add_generation_prompt=True) for prompt in prompts]
-        return _plain_ids(texts, tokenizer)
+        return [turns_ids(_conversation(prompt), tokenizer) for prompt in prompts]
     if format == "published":
         vocabulary = tokenizer.get_vocab()
         start, end = vocabulary[TURN_START], vocabulary[TURN_END]
-        return [[start, *ids, end, start] for ids in _plain_ids(prompts, tokenizer)]
+        return [[start, *ids, end, start] for ids in text_ids(prompts, tokenizer)]
     texts = [prompt if prompt[-1:].isspace() else f"{prompt}\n" for prompt in prompts]
-    encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
     eos = tokenizer.eos_token_id
-    return [ids[:-1] if ids and ids[-1] == eos else ids for ids in encoded]
+    return [ids[:-1] if ids and ids[-1] == eos else ids for ids in text_ids(texts, tokenizer, special=True)]
 
 
 def answer_ids(
@@ -98,17 +97,27 @@ def answer_ids(
     """
     if format == "published":
         end = tokenizer.get_vocab()[TURN_END]
-        return [[*ids, end] for ids in _plain_ids(answers, tokenizer)]
+        return [[*ids, end] for ids in text_ids(answers, tokenizer)]
     eos = tokenizer.eos_token_id
     if format == "plain":
-        return [ids if eos is None else [*ids, eos] for ids in _plain_ids(answers, tokenizer)]
+        return [ids if eos is None else [*ids, eos] for ids in text_ids(answers, tokenizer)]
     texts = [_rendered_answer(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     closing = set(tokenizer.all_special_ids)  # the template's own end of a turn, where it is another than EOS
-    return [ids if eos is None or ids[-1] in closing else [*ids, eos] for ids in _plain_ids(texts, tokenizer)]
+    encoded = [rendered_ids(text, tokenizer) for text in texts]
+    return [ids if eos is None or (ids and ids[-1] in closing) else [*ids, eos] for ids in encoded]
 
 
-def _plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+def turns_ids(conversation: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A talk's token ids by the chat template, up to where the assistant's next turn begins.
+
+    Args:
+        conversation: Turns with `role` and `content`.
+        tokenizer: Has a chat template.
+
+    Raises:
+        ParleyError: The chat template fails.
+    """
+    return rendered_ids(_render(tokenizer, conversation, add_generation_prompt=True), tokenizer)
 
 
 def _conversation(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
@@ -116,9 +125,12 @@ def _conversation(prompt: str, answer: str | None = None) -> list[dict[str, str]
     return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]], **options: Any) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """What the template makes of a talk, for `rendered_ids`."""
+    hide = disguise(tokenizer)
+    hidden = [{**turn, "content": hide(turn["content"])} for turn in conversation]
     try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
+        return str(tokenizer.apply_chat_template(hidden, tokenize=False, **options))
     except Exception as error:  # a template is a program: Jinja and the template itself raise what they like
         raise ParleyError(
             f"the model's chat template fails ({first_line(error)}); use format plain, or another tokenizer."

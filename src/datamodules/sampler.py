@@ -9,6 +9,8 @@ from torch.utils.data import Sampler
 
 from src.errors import ParleyError
 
+SAMPLE_SEED = 0  # another would measure other examples from run to run
+
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
     """Cuts a dataset into batches of similar length and deals each batch to all processes.
@@ -36,6 +38,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         rank: This process.
         world_size: All processes.
         accumulate: Batches that a process takes for one optimiser step.
+
+    Attributes:
+        sample_batches: Global batches that will be taken where that is not all: without shuffling, these then hold a
+            random sample, whatever the seed the same one; more batches or processes take the same examples and more.
 
     Raises:
         ParleyError: An example is longer than the token budget, or a size is not positive.
@@ -70,6 +76,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.accumulate = accumulate
         self.epoch = 0
         self.start_batch = 0
+        self.sample_batches: int | None = None
         self._keys = _bucket(self.lengths) if group_by_length else torch.zeros_like(self.lengths)
         if max_tokens is None:
             step = batch_size * world_size * accumulate
@@ -98,10 +105,15 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def global_batches(self) -> list[list[int]]:
         """This epoch's batches, one an optimiser step, before they are dealt."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         count = len(self.lengths)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         order = order[torch.argsort(self._keys[order], descending=True, stable=True)]
+        if self.sample_batches is not None and not self.shuffle:
+            is_sampled = torch.zeros(count, dtype=torch.bool)
+            drawn = torch.randperm(count, generator=torch.Generator().manual_seed(SAMPLE_SEED))
+            is_sampled[drawn[: self._cuts[self.sample_batches]]] = True
+            order = torch.cat([order[is_sampled[order]], order[~is_sampled[order]]])
         batches = [order[start:stop].tolist() for start, stop in zip(self._cuts, self._cuts[1:], strict=False)]
         if self.shuffle:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

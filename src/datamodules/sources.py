@@ -67,12 +67,42 @@ def read_split(path: str, split: str) -> Rows:
     if place.is_file():
         return _read_files([place])
     if place.is_dir():
-        if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+        if _is_saved(place):
             return _read_saved(place, split)
         return _read_files(_files_of_split(place, split))
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and place.suffix not in ROW_SUFFIXES:
-        return _read_hub(path, split)
-    raise ParleyError(f"there is no file or directory {path!r}; give a path that exists, or a hub name (owner/name).")
+    return _arrow_rows(_split_of(_load_hub(path), split, path), path)
+
+
+def only_table(path: str) -> Path | None:
+    """The one file that is the whole source: the path's own, or the only one in its directory."""
+    place = Path(path).expanduser()
+    if place.is_dir() and not _is_saved(place):
+        files = _row_files(place)
+        return files[0] if len(files) == 1 else None
+    return place if place.is_file() else None
+
+
+def holds_split(path: str, split: str) -> bool:
+    """Whether a source has a split under a name of its own; a source that is one table has none.
+
+    Args:
+        path: As for `read_split`.
+        split: As for `read_split`.
+
+    Raises:
+        ParleyError: The source cannot be read, or has several files for the split.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return False
+    if not place.is_dir():
+        names: Iterable[str] = _load_hub(path)
+    elif _is_saved(place):
+        saved = _load_saved(place)
+        names = saved if isinstance(saved, dict) else ()
+    else:
+        return len(_row_files(place)) > 1 and bool(_files_named(place, split))
+    return len(set(names)) > 1 and not set(names).isdisjoint(aliases(split))
 
 
 def require_columns(rows: Rows, columns: Iterable[str]) -> None:
@@ -86,24 +116,34 @@ def require_columns(rows: Rows, columns: Iterable[str]) -> None:
             rows.text(number, column)
 
 
-def _aliases(split: str) -> list[str]:
+def aliases(split: str) -> list[str]:
     """The names that a split goes by, the one asked for first."""
     return [split, *(name for names in _ALIASES if split in names for name in names if name != split)]
 
 
 def _files_of_split(directory: Path, split: str) -> list[Path]:
     """The file of a split, or its shards, in the directory itself or its `data/`; the name asked for goes first."""
+    if named := _files_named(directory, split):
+        return named
+    found = ", ".join(file.name for file in _row_files(directory)) or f"none of {', '.join(ROW_SUFFIXES)}"
+    raise ParleyError(f"no file for split {split!r} in {directory} (found: {found}); name another split or path.")
+
+
+def _row_files(directory: Path) -> list[Path]:
     folders = [folder for folder in (directory, directory / "data") if folder.is_dir()]
-    files = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix.lower() in ROW_SUFFIXES]
-    for name in _aliases(split):
+    return [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix.lower() in ROW_SUFFIXES]
+
+
+def _files_named(directory: Path, split: str) -> list[Path]:
+    files = _row_files(directory)
+    for name in aliases(split):
         named = [file for file in files if name.lower() in re.split(r"[._-]", file.stem.lower())]
-        for folder in folders:
+        for folder in (directory, directory / "data"):
             for suffix in ROW_SUFFIXES:  # two formats in one folder hold the same rows: one of them is read
                 same = [file for file in named if file.parent == folder and file.suffix.lower() == suffix]
                 if same:
                     return _one_file_or_shards(same, name)
-    found = ", ".join(file.name for file in files) or f"none of {', '.join(ROW_SUFFIXES)}"
-    raise ParleyError(f"no file for split {split!r} in {directory} (found: {found}); name another split or path.")
+    return []
 
 
 def _one_file_or_shards(files: list[Path], name: str) -> list[Path]:
@@ -124,25 +164,37 @@ def _read_files(files: list[Path]) -> Rows:
     return Rows([row.cells for _, row in read], [f"{file}, {row.place}" for file, row in read], origin)
 
 
-def _read_saved(directory: Path, split: str) -> Rows:
+def _is_saved(directory: Path) -> bool:
+    return (directory / "dataset_dict.json").exists() or (directory / "state.json").exists()
+
+
+def _load_saved(directory: Path) -> Any:
     from datasets import load_from_disk
 
     try:
-        saved = load_from_disk(str(directory))
+        return load_from_disk(str(directory))
     except Exception as error:  # a damaged directory makes datasets and pyarrow raise of every kind
         raise ParleyError(f"{directory} cannot be loaded by datasets ({first_line(error)}); save it again.") from error
+
+
+def _read_saved(directory: Path, split: str) -> Rows:
+    saved = _load_saved(directory)
     if isinstance(saved, dict):
         saved = _split_of(saved, split, str(directory))
     return _arrow_rows(saved, str(directory))
 
 
-def _read_hub(name: str, split: str) -> Rows:
+def _load_hub(name: str) -> Any:
     from datasets import load_dataset
 
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or Path(name).suffix in ROW_SUFFIXES:
+        raise ParleyError(
+            f"there is no file or directory {name!r}; give a path that exists, or a hub name (owner/name)."
+        )
     reachable = hub_is_reachable()
     try:
         with _offline(not reachable):
-            loaded = load_dataset(name)
+            return load_dataset(name)
     except Exception as error:  # datasets raises a dozen types for "not reachable" and "not there"
         if reachable:
             raise ParleyError(f"dataset {name!r} cannot be had from the hub: {first_line(error)}") from error
@@ -150,7 +202,6 @@ def _read_hub(name: str, split: str) -> Rows:
             f"{name!r} is neither a directory here nor a dataset in the local cache, and the Hugging Face hub cannot "
             "be reached; give a path, or connect."
         ) from error
-    return _arrow_rows(_split_of(loaded, split, name), name)
 
 
 @contextmanager
@@ -167,7 +218,7 @@ def _offline(wanted: bool) -> Iterator[None]:
 
 
 def _split_of(splits: dict[str, Any], split: str, origin: str) -> Any:
-    name = next((alias for alias in _aliases(split) if alias in splits), None)
+    name = next((alias for alias in aliases(split) if alias in splits), None)
     if name is None:
         raise ParleyError(f"{origin} has no split {split!r} (it has {', '.join(splits)}); name one of these.")
     return splits[name]

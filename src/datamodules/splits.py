@@ -1,4 +1,4 @@
-"""Which rows of a source a split is: `train`, `train[:80%]`, `validation[100:200]`, `train[80%:+11]`."""
+"""Which questions of a source a split is: `train`, `train[:80%]`, `validation[100:200]`, `train[80%:+11]`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SplitSpec:
 
     Attributes:
         name: The split in the source.
-        start: The first row, a number or a percentage (`80%`); the beginning when `None`.
-        stop: The row after the last, or with a plus how many to take from the first (`+11`); the end when `None`.
+        start: The first question, a number or a percentage (`80%`); the beginning when `None`.
+        stop: The question after the last, or with a plus how many to take from the first (`+11`); the end when `None`.
     """
 
     name: str
@@ -26,7 +26,10 @@ class SplitSpec:
 
     @classmethod
     def parse(cls, text: str) -> SplitSpec:
-        """Read `name`, `name[start:stop]` with rows or percentages.
+        """Read `name`, `name[start:stop]` with numbers or percentages.
+
+        As `datasets.ReadInstruction` has it, but for percentages: that rounds to the nearest row (8,018 of 10,022
+        at 80 %), where the published recipes round down (8,017).
 
         Raises:
             ParleyError: The text is neither.
@@ -37,9 +40,9 @@ class SplitSpec:
         return cls(match["name"], match["start"], match["stop"])
 
     def bounds(self, length: int) -> tuple[int, int]:
-        """Resolve to example numbers: rows to train on, dialogues with all their references to evaluate on.
+        """Resolve to numbers of questions, whatever number of answers each has.
 
-        A percentage is rounded down, so `[:80%]` and `[80%:]` share out every row: of 10,022 rows 8,017 and 2,005.
+        A percentage is rounded down, so `[:80%]` and `[80%:]` share out all: of 10,022 questions 8,017 and 2,005.
         """
         start = _resolve(self.start, length, 0)
         if self.stop is not None and self.stop.startswith("+"):

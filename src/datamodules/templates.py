@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from importlib import resources
@@ -9,6 +10,7 @@ from importlib import resources
 import yaml
 
 from src.errors import ParleyError
+from src.files import refuse_surrogates
 
 
 def named_templates() -> dict[str, str]:
@@ -18,10 +20,11 @@ def named_templates() -> dict[str, str]:
 
 
 def resolve_template(template: str, fields: set[str]) -> str:
-    """Find the template that a configuration means.
+    r"""Find the template that a configuration means.
 
     Args:
-        template: The name of a bundled template, or a text with at least one `{field}`.
+        template: The name of a bundled template, or a text with at least one `{field}`. In such a text `\n` is a line
+            end, which is hard to type on a command line, and `\\` a backslash.
         fields: The fields that the dataset's rows have.
 
     Returns:
@@ -31,7 +34,8 @@ def resolve_template(template: str, fields: set[str]) -> str:
         ParleyError: The name is unknown, or the text asks for a field that the rows lack.
     """
     templates = named_templates()
-    text = templates.get(template, template)
+    refuse_surrogates(template, "the template")
+    text = templates[template] if template in templates else _unescaped(template)
     try:
         asked = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
@@ -45,6 +49,10 @@ def resolve_template(template: str, fields: set[str]) -> str:
         missing, known = ", ".join(sorted(unknown)), ", ".join(f"{{{field}}}" for field in sorted(fields))
         raise ParleyError(f"template {template!r} asks for {missing!r}, which this dataset lacks; it has {known}.")
     return text
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([n\\])", lambda match: "\n" if match[1] == "n" else "\\", text)
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:

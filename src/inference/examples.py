@@ -11,11 +11,11 @@ from typing import Any
 from src.contracts import Example
 from src.datamodules import ChatbotDataModule, DialogSumDataModule, DialogueDataModule
 from src.datamodules.download import is_url
-from src.datamodules.sources import Rows, read_split
+from src.datamodules.sources import Rows, aliases, only_table, read_split
 from src.datamodules.splits import SplitSpec
 from src.datamodules.templates import fill, named_templates, resolve_template
 from src.errors import ParleyError
-from src.files import ROW_SUFFIXES, read_rows, read_text
+from src.files import ROW_SUFFIXES, read_rows, read_text, refuse_surrogates
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class ExampleSet:
 
 
 def from_text(text: str, template: str | None = None) -> ExampleSet:
-    """One prompt; with a template, the template filled with it."""
+    """One prompt; with a template, the template filled with it.
+
+    Raises:
+        ParleyError: The text or the template is malformed.
+    """
+    refuse_surrogates(text, "the prompt")
     return ExampleSet([Example(_filled(template, text), "", [], "0")], trained=template is not None)
 
 
@@ -94,11 +99,9 @@ def from_dataset(path: str, split: str, *, template: str | None = None, seed: in
     spec = SplitSpec.parse(split)
     columns = _columns(path, spec.name)
     options: dict[str, Any] = {"path": path, "seed": seed} | ({"template": template} if template else {})
-    part = spec.name if spec.name in ("train", "validation") else "test"
     if columns is None or {"Q", "A"} <= columns:
-        cut = split.removeprefix(spec.name)
-        dealt = _is_one_table(path) and spec.name in ("train", "validation", "test")
-        options[f"{part}_split"] = f"train{cut}" if dealt else split
+        part = next((part for part in ("train", "validation") if spec.name in aliases(part)), "test")
+        options[f"{part}_split"] = split
         data: DialogueDataModule = ChatbotDataModule("", **options)
         return ExampleSet(data.examples(part), turns=True, trained=True)
     if "dialogue" in columns:
@@ -110,24 +113,21 @@ def from_dataset(path: str, split: str, *, template: str | None = None, seed: in
     )
 
 
-def _is_one_table(path: str) -> bool:
-    return is_url(path) or Path(path).expanduser().is_file() or _only_file(Path(path).expanduser()) is not None
-
-
 def _columns(path: str, split: str) -> set[str] | None:
     """The columns of a source; None for a web address, which only ChatbotData takes."""
     if is_url(path):
         return None
-    if file := _only_file(Path(path).expanduser()):
+    if file := only_table(path):
         first = next(iter(read_rows(file)), None)
         return set(first.cells) if first else set()
-    rows = read_split(path, split)
+    try:
+        rows = read_split(path, split)
+    except ParleyError as error:
+        try:
+            rows = read_split(path, "train")  # out of which a split that is not there may be dealt
+        except ParleyError:
+            raise error from None
     return set(rows.rows[0]) if rows.rows else set()
-
-
-def _only_file(place: Path) -> Path | None:
-    files = [file for file in place.iterdir() if file.suffix.lower() in ROW_SUFFIXES] if place.is_dir() else []
-    return files[0] if len(files) == 1 else None
 
 
 def _filled(template: str | None, text: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from src.contracts import Example
 from src.datamodules import formats
 from src.errors import ParleyError
+from src.files import refuse_surrogates
 from src.inference.loading import FinishedModel
-from src.models.sources import first_line
+from src.models.texts import text_ids
 
 log = logging.getLogger(__name__)
 
@@ -97,19 +98,16 @@ def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> li
         ParleyError: The chat template fails.
     """
     tokenizer = finished.tokenizer
+    for turn in turns:
+        refuse_surrogates(turn.content, f"the {turn.role}'s text")
     if style == "published":
         start, end = tokenizer.get_vocab()[formats.TURN_START], tokenizer.get_vocab()[formats.TURN_END]
         contents = [turn.content for turn in turns]
-        texts: list[list[int]] = tokenizer(contents, add_special_tokens=False, verbose=False)["input_ids"]
+        texts = text_ids(contents, tokenizer)
         return [*itertools.chain.from_iterable([start, *ids, end] for ids in texts), start]
     if style != "chat":
         return _text_ids("\n".join(turn.content for turn in turns), finished, style)
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program: Jinja and the template itself raise what they like
-        raise ParleyError(f"the model's chat template fails ({first_line(error)}); use another format.") from error
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return formats.turns_ids([asdict(turn) for turn in turns], tokenizer)
 
 
 def _text_ids(text: str, finished: FinishedModel, style: Style) -> list[int]:
@@ -117,7 +115,7 @@ def _text_ids(text: str, finished: FinishedModel, style: Style) -> list[int]:
     tokenizer, has_encoder = finished.tokenizer, finished.is_encoder_decoder
     if style == "plain" and not has_encoder:
         return formats.prompt_ids([text], tokenizer, "plain")[0]
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    [ids] = text_ids([text], tokenizer, special=True)
     return ids[:-1] if not has_encoder and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer, Tokenizer
+from tokenizers import ByteLevelBPETokenizer, Regex, SentencePieceBPETokenizer, Tokenizer, pre_tokenizers
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
 from src.models.sources import adapter_base, find_file, is_adapter, locate, read_json, reading
+from src.models.texts import special_names, text_ids
 from src.models.tying import embedding_matrix, head_is_tied
 
 logger = logging.getLogger(__name__)
 ADDED_PADDING = "<pad>"
 FEWEST_WORDS = 8
+PROBES, PROBE_WORDS = 256, 16  # texts to compare two tokenizers on, and words of each
+UNKNOWN = "\U0010fffd"  # a character for private use, which no vocabulary has
 SPECIAL_TOKENS = {
     "bos_token": ("<s>", "</s>", "<|endoftext|>"),
     "eos_token": ("</s>", "<|endoftext|>"),
@@ -51,12 +55,15 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
     with reading("the tokenizer", name):
         options = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer: PreTrainedTokenizerBase | None = None if gguf_file else _without_settings(name, local_only)
+        if tokenizer is None and not gguf_file:
+            tokenizer = _as_its_file_says(name, local_only)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only, **options)
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
     ensure_padding(tokenizer)
+    _tell_names_from_tokens(tokenizer)
     return tokenizer
 
 
@@ -144,6 +151,68 @@ def _without_settings(name: str, local_only: bool) -> PreTrainedTokenizerBase | 
         clean_up_tokenization_spaces=False,
         **_roles(backend, settings),
     )
+
+
+def _as_its_file_says(name: str, local_only: bool) -> PreTrainedTokenizerBase | None:
+    """Read `tokenizer.json` as it is where the class that `tokenizer_config.json` names cuts texts otherwise.
+
+    transformers 5 takes the words out of the file and rebuilds around them what the class usually does. A KoBART of
+    class `BartTokenizer` then is byte-level, and its Korean comes out as nothing at all.
+
+    Returns:
+        None where there is no such file, or the class keeps to it.
+    """
+    whole = find_file(name, "tokenizer.json", local_only)
+    if whole is None:
+        return None
+    backend = Tokenizer.from_file(str(whole))
+    try:
+        rebuilt: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+    except (TypeError, ValueError):  # a class for another kind of tokenizer than the file's
+        rebuilt = None
+    if rebuilt is not None and _cuts_alike(backend, rebuilt):
+        return rebuilt
+    config = find_file(name, "config.json", local_only)
+    roles = _roles(backend, read_json(config) if config is not None else {})
+    if rebuilt is not None:  # the class knows its special tokens without being told
+        usual = {role: getattr(rebuilt, role) for role in SPECIAL_TOKENS}
+        roles |= {role: str(token) for role, token in usual.items() if backend.token_to_id(str(token)) is not None}
+    as_it_is = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=local_only)
+    as_it_is.add_special_tokens({role: token for role, token in roles.items() if getattr(as_it_is, role) is None})
+    logger.info("tokenizer.json of %s is read as it is: its class would cut texts otherwise.", name)
+    return as_it_is
+
+
+def _cuts_alike(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Compare two tokenizers on texts made of the first one's words, which are in whatever languages it is for."""
+    rebuilt = getattr(tokenizer, "backend_tokenizer", None)
+    size = backend.get_vocab_size(with_added_tokens=False)
+    starts = range(0, size, max(size // PROBES, PROBE_WORDS))
+    texts = [backend.decode(list(range(start, min(start + PROBE_WORDS, size)))) for start in starts] + [UNKNOWN]
+    if rebuilt is None:
+        cuts = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        cuts = [cut.ids for cut in rebuilt.encode_batch(texts, add_special_tokens=False)]
+    return bool(cuts == [cut.ids for cut in backend.encode_batch(texts, add_special_tokens=False)])
+
+
+def _tell_names_from_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a text that reads like a special token be cut, where the model of the tokenizer would find it whole.
+
+    `split_special_tokens` keeps `</s>` in a text from becoming the token, but for a tokenizer of unigrams, as T5's,
+    it is a word like any other. A step before that model parts its first character from the rest.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    names = special_names(tokenizer)
+    cuts = text_ids(names, tokenizer)
+    whole = [name for name, ids in zip(names, cuts, strict=True) if tokenizer.convert_tokens_to_ids(name) in ids]
+    pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in whole if len(name) > 1)
+    if pattern:
+        before = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*before, split])
 
 
 def _bare_bpe(vocabulary: Path, merges: Path) -> Tokenizer:

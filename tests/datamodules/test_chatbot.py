@@ -13,11 +13,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from src.contracts import IGNORE_INDEX
 from src.datamodules import ChatbotDataModule, DialogSumDataModule
 from src.datamodules.chatbot import question_key
 from src.errors import ParleyError
+from src.inference.examples import from_dataset
 from src.models.loading import load_tokenizer
 from src.models.saving import save_tokenizer
 
@@ -296,3 +298,62 @@ def test_web_address_that_has_no_table(chatbot, web, page, line):
 def test_web_address_that_does_not_answer(chatbot):
     with pytest.raises(ParleyError, match=r"cannot be downloaded .*refused"):
         chatbot("http://127.0.0.1:9/ChatbotData.csv").examples("train")
+
+
+@pytest.mark.parametrize("form", ["files", "saved"])
+@pytest.mark.parametrize("lacking", ["", "validation", "test"])
+def test_a_sources_own_splits_come_first_and_what_it_lacks_is_dealt_from_train(chatbot, tmp_path, form, lacking):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    own = {part: [(f"{part} {n}", "답", 0) for n in range(40)] for part in PARTS if part != lacking}
+    if form == "files":
+        for part, rows in own.items():
+            write(folder / f"{part}.csv", rows)
+    else:
+        tables = {
+            part: Dataset.from_dict({"Q": [row[0] for row in rows], "A": ["답"] * 40}) for part, rows in own.items()
+        }
+        DatasetDict(tables).save_to_disk(folder)
+    found = questions(chatbot(folder, test_fraction=0.3, validation_fraction=0.3))
+    for part in own:
+        kept = [row[0] for row in own[part]]
+        assert found[part] == ([q for q in kept if q not in found[lacking]] if lacking and part == "train" else kept)
+    if lacking:
+        assert 0 < len(found[lacking]) < 40
+        assert set(found[lacking]) < {row[0] for row in own["train"]}
+        assert from_dataset(str(folder), lacking).examples == chatbot(folder).examples(lacking)
+    assert [item.prompt for item in from_dataset(str(folder), "train[:2]").examples] == [
+        item.prompt for item in chatbot(folder).examples("train")[:2]
+    ]
+
+
+def test_text_that_reads_like_a_marker_stays_text(chatbot, instruct, tmp_path):
+    """Beside an encoding of the same texts by transformers' own means."""
+    path = write(tmp_path / "rows.csv", [("a</s> <s>b", "c <pad></s>", 0)])
+    for format, name in (("published", "gpt2"), ("plain", "gpt2"), ("chat", instruct())):
+        data = chatbot(path, name, format=format, validation_fraction=0.0, test_fraction=0.0)
+        row = data._encoded("train")[0]
+        tokenizer = data.tokenizer
+        asked, answered = (tokenizer.decode(row[key]) for key in ("prompt_ids", "target_ids"))
+        ids = [*row["prompt_ids"], *row["target_ids"]]
+        special = [token for token in tokenizer.convert_ids_to_tokens(ids) if token in tokenizer.all_special_tokens]
+        text = "a</s> <s>b"
+        if format == "published":
+            assert (asked, answered) == (f"<s>{text}</s><s>", "c <pad></s></s>")
+            assert special == ["<s>", "</s>", "<s>", "</s>"]
+        elif format == "plain":
+            assert (asked, answered) == (f"{text}\n", "c <pad></s></s>")
+            assert special == ["</s>"]
+        else:
+            assert (asked, answered) == (f"<s>user\n{text}</s>\n<s>assistant\n", "c <pad></s></s>")
+            assert special == ["<s>", "</s>", "<s>", "</s>"]
+            peer = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                add_generation_prompt=True,
+                sanitize_control_tokens=True,
+                return_dict=False,
+            )
+            assert tokenizer.decode(peer) == asked
+            assert [id for id in peer if id in tokenizer.all_special_ids] == [
+                id for id in row["prompt_ids"] if id in tokenizer.all_special_ids
+            ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from lightning.pytorch import LightningModule, Trainer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import src.datamodules.base
 from src.datamodules import DialogSumDataModule
@@ -365,3 +370,89 @@ def test_examples_are_values(rows: MakeRows, jsonl: Write, module: Make, tmp_pat
     [example] = module(jsonl(tmp_path / "rows.jsonl", rows(1))).examples("train")
     prompt = "Summarize the following conversation.\n\nAnn: line 0 of turn 0.\n\nSummary: "
     assert astuple(example) == (prompt, "Ann speaks 0.", ["Ann speaks 0."], "row_0")
+
+
+def test_slices_count_dialogues_whatever_is_made_of_them(
+    rows: MakeRows, jsonl: Write, module: Make, tmp_path: Path
+) -> None:
+    """Three summaries a dialogue, and the first dialogue once more at the end: parts of one split share none."""
+    made = [
+        {"fname": row["fname"], "dialogue": row["dialogue"], **{f"summary{n}": f"{n}" for n in (1, 2, 3)}}
+        for row in rows(20)
+    ]
+    made.append({**made[0], "fname": "again"})
+    path = jsonl(tmp_path / "test.jsonl", made)
+    data = module(path, train_split="test[5:]", validation_split="test[:5]")
+    train, validation = data.examples("train"), data.examples("validation")
+    assert len({example.prompt for example in train}) == 15
+    assert len(train) == 45
+    assert [len(example.references) for example in validation] == [6, 3, 3, 3, 3]
+    assert {example.prompt for example in train}.isdisjoint(example.prompt for example in validation)
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [("test[:6]", ["4 of 6 prompts of validation are in train too (first: row_2)"]), ("test[:2]", [])],
+)
+def test_an_overlap_is_named(
+    validation: str,
+    said: list[str],
+    rows: MakeRows,
+    jsonl: Write,
+    module: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = module(jsonl(tmp_path / "test.jsonl", rows(20)), train_split="test[2:]", validation_split=validation)
+    with caplog.at_level(logging.WARNING):
+        data.setup("fit")
+    assert [message.partition(";")[0] for message in caplog.messages] == said
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1, 2**64])
+def test_seeds_up_to_64_bits(seed: int, rows: MakeRows, jsonl: Write, module: Make, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "test.jsonl", rows(20))
+    if seed == 2**64:
+        with pytest.raises(ParleyError, match="it must fit into 64 bits"):
+            module(path, seed=seed)
+        return
+    data = module(path, seed=seed)
+    data.setup("fit")
+    assert sum(len(batch["id"]) for batch in data.train_dataloader()) == 20
+
+
+def test_text_that_its_tokenizer_does_not_know_is_noticed_before_training(
+    base: Callable[[str], str], jsonl: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tokenizer of whole words knows what it has seen: here "Ann: hello there" and nothing of Korean."""
+    known = WordLevel(
+        {
+            "<unk>": 0,
+            "<pad>": 1,
+            "</s>": 2,
+            **{word: 3 + n for n, word in enumerate("Ann : hello there Ben how are you fine .".split())},  # noqa: SIM905
+        },
+        "<unk>",
+    )
+    backend = Tokenizer(known)
+    backend.pre_tokenizer = Whitespace()
+    folder = tmp_path / "words"
+    shutil.copytree(base("t5"), folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
+
+    def log_of(*dialogues: str) -> list[str]:
+        caplog.clear()
+        path = jsonl(tmp_path / "train.jsonl", [{"dialogue": text, "summary": "fine"} for text in dialogues])
+        options = {"template": "{dialogue}", "validation_split": "train", "cache_dir": str(tmp_path / "cache")}
+        with caplog.at_level(logging.WARNING):
+            DialogSumDataModule(str(folder), path=str(path), **options).setup("validate")
+        return caplog.messages
+
+    assert log_of("Ann: hello there.", "Ben:\nhow are  you") == []
+    [message] = log_of("Ann: hello there.", "안녕 hello")  # 2 of 22 characters
+    assert "validation: 9.1 % of the characters in the prompts are unknown" in message
+    assert log_of("Ann: hello there.", "안녕 hello") == [message]  # from the cache as well
+    with pytest.raises(ParleyError, match="91% of the characters in the validation split's prompts are unknown"):
+        log_of("안녕하세요반갑습니다.")

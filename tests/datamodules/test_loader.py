@@ -195,3 +195,25 @@ def test_a_resumed_run_can_be_resumed_again(tmp_path: Path) -> None:
     fit(tmp_path, 0, tmp_path / "a" / "step=3.ckpt", save=save("b"), max_steps=11)
     assert fit(tmp_path, 0, tmp_path / "b" / "step=5.ckpt", max_epochs=3).seen == whole[5:]
     assert fit(tmp_path, 0, tmp_path / "b" / "step=9.ckpt", max_epochs=3).seen == whole[9:]
+
+
+@pytest.mark.parametrize(("limit", "count"), [(2, 8), (0.5, 12), (1.0, 25), (100, 25)])
+def test_what_a_limited_validation_takes_is_said_and_the_same(
+    limit: float, count: int, module: Any, rows: Any, jsonl: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[list[str]] = []
+
+    class Look(LightningModule):
+        def validation_step(self, batch: Any) -> None:
+            seen[-1] += batch["id"]
+
+    path = jsonl(tmp_path / "dev.jsonl", rows(25))
+    for seed in (1, 2):
+        seen.append([])
+        trainer = Trainer(limit_val_batches=limit, logger=False, accelerator="cpu", enable_progress_bar=False)
+        with caplog.at_level("INFO", logger="src.datamodules"):
+            trainer.validate(Look(), module(path, batch_size=4, seed=seed), verbose=False)
+    assert len(seen[0]) == count
+    assert seen[0] == seen[1]
+    said = f"validation: limit_val_batches takes {count} of 25 examples, the same random sample every time."
+    assert caplog.messages.count(said) == (2 if count < 25 else 0)

@@ -174,3 +174,31 @@ def test_an_example_meets_others_over_the_epochs(dialogue_lengths: list[int]) ->
                 met[index].update(batch)
     # Without mixing it would be 7; of 500 dialogues, only some 30 are of about the same length.
     assert sum(len(others) - 1 for others in met) / len(met) > 20
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+def test_a_limited_evaluation_is_a_fair_sample(group_by_length: bool) -> None:
+    """Examples as long as their number: the sample's mean is the whole's, give or take three standard errors."""
+    lengths = list(range(1, 1001))
+
+    def taken(batches: int, seed: int = 0, world_size: int = 1) -> list[list[int]]:
+        config = {"batch_size": 4, "seed": seed, "world_size": world_size, "group_by_length": group_by_length}
+        ranks = [LengthGroupedBatchSampler(lengths, rank=rank, **config) for rank in range(world_size)]
+        for sampler in ranks:
+            sampler.sample_batches = batches
+        dealt = [list(sampler) for sampler in ranks]
+        assert sorted(itertools.chain(*itertools.chain(*dealt))) == list(range(1000))  # the rest is still there
+        return [list(itertools.chain(*shares)) for shares in zip(*dealt, strict=True)][:batches]
+
+    sample = taken(25)
+    examples = [lengths[index] for batch in sample for index in batch]
+    assert abs(sum(examples) / len(examples) - 500.5) < 3 * 289 / 100**0.5
+    assert taken(25, seed=7) == sample
+    assert {*itertools.chain(*taken(5, world_size=5))} == {*itertools.chain(*sample)}
+    assert {*itertools.chain(*taken(10))} < {*itertools.chain(*sample)}
+    if group_by_length:
+        longest = [max(lengths[index] for index in batch) for batch in sample]
+        assert all(later < 1.07 * earlier for earlier, later in itertools.pairwise(longest))
+        assert all(max(batch) - min(batch) < 150 for batch in sample)
+    else:
+        assert examples == sorted(examples)

@@ -88,3 +88,24 @@ def test_a_cut_shares_out_every_row() -> None:
             _, stop = SplitSpec.parse(f"train[:{percent}%]").bounds(length)
             start, end = SplitSpec.parse(f"train[{percent}%:]").bounds(length)
             assert (stop, end) == (start, length)
+
+
+@pytest.mark.parametrize("text", ["rows[3:8]", "rows[:100]", "rows[9:]", "rows[:50%]", "rows[20%:90%]"])
+def test_slices_are_those_of_datasets(text: str) -> None:
+    from datasets import ReadInstruction
+
+    [peer] = ReadInstruction.from_spec(text).to_absolute({"rows": 10})
+    start, stop = SplitSpec.parse(text).bounds(10)
+    assert (start, stop) == (peer.from_ or 0, 10 if peer.to is None else peer.to)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (r"Dialogue:\n{dialogue}\n", "Dialogue:\n{dialogue}\n"),
+        (r"C:\\new {dialogue} \d", r"C:\new {dialogue} \d"),
+        ("flan", "Dialogue:\n{dialogue}\nWhat was going on?"),
+    ],
+)
+def test_a_line_end_can_be_typed(template: str, text: str) -> None:
+    assert resolve_template(template, {"dialogue"}) == text

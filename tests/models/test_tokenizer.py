@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer, SentencePieceUnigramTokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
+from src.errors import ParleyError
 from src.models.loading import load_model, load_tokenizer
 from src.models.tokenizer import ensure_padding, fit_embeddings
 from src.models.tying import head_is_tied
@@ -115,3 +118,43 @@ def test_bare_byte_level_layout(tmp_path):
     assert tokenizer(KOREAN[0]).input_ids == trained.encode(KOREAN[0]).ids
     assert tokenizer.decode(tokenizer(KOREAN[0]).input_ids) == KOREAN[0]
     assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("named", ["BartTokenizer", "BartTokenizerFast", "T5Tokenizer", "XLMRobertaTokenizer", None])
+@pytest.mark.parametrize("kind", ["pairs", "unigrams", "bytes"])
+def test_a_tokenizer_file_is_read_as_it_is_whatever_class_is_named(named, kind, tmp_path):
+    """KoBART's releases: `tokenizer.json` and a class, or none, for which transformers 5 would rebuild it."""
+    specials = ["<s>", "</s>", "<pad>", "<unk>"]
+    makers = {
+        "pairs": SentencePieceBPETokenizer,
+        "unigrams": SentencePieceUnigramTokenizer,
+        "bytes": ByteLevelBPETokenizer,
+    }
+    trained = makers[kind]()
+    unknown = {"unk_token": "<unk>"} if kind == "unigrams" else {}
+    trained.train_from_iterator(KOREAN, vocab_size=300, special_tokens=specials, show_progress=False, **unknown)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    settings = {"model_max_length": 77, **({"tokenizer_class": named} if named else {})}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart"}))
+    tokenizer = load_tokenizer(tmp_path)
+    for text in [*KOREAN[:3], "☃"]:
+        assert tokenizer(text, add_special_tokens=False).input_ids == trained.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(tokenizer(KOREAN[0]).input_ids, skip_special_tokens=True).strip() == KOREAN[0]
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == ("</s>", "<pad>", "<unk>")
+    assert tokenizer.model_max_length == 77
+
+
+@pytest.mark.parametrize("broken", ["no pair\nin here\n", "근 zzz\n"])
+@pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "GPT2Tokenizer"}])
+def test_broken_merges_are_one_line(broken, settings, tmp_path):
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(KOREAN, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    trained.save_model(str(tmp_path))
+    GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path)
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "merges.txt").write_text(broken)
+    with pytest.raises(ParleyError, match=r"the tokenizer of .* cannot be read") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,76 @@
+"""What the log says of a split, and what of it cannot be trained on."""
+
+from __future__ import annotations
+
+import logging
+
+from src.datamodules.cache import EncodedDataset
+from src.errors import ParleyError
+from src.models.texts import visible
+
+log = logging.getLogger(__name__)
+
+LOSS_TO_WARN_OF, LOSS_TO_REFUSE = 0.01, 0.8  # shares of the characters
+
+
+def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
+    """Say how much a split holds, and what of it was cut off.
+
+    Args:
+        part: The split.
+        dataset: Its tokens.
+        limits: Of tokens, of a `prompt` and of a `target`.
+    """
+    tokens = sum(dataset.lengths("prompt_ids")) + sum(dataset.lengths("target_ids"))
+    log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
+    for what, limit in limits.items():
+        if cut := sum(dataset.rows[f"{what}_truncated"]):
+            log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
+
+
+def check_survival(part: str, dataset: EncodedDataset, model: str, *, speaks: bool) -> None:
+    """Notice texts that the tokenizer cannot give back: it does not know their characters.
+
+    Args:
+        part: The split.
+        dataset: Its tokens.
+        model: Whose tokenizer it was.
+        speaks: Whether this process is the one that logs.
+
+    Raises:
+        ParleyError: Nearly all is lost of the prompts or of the targets.
+    """
+    for what in ("prompt", "target"):
+        lost = sum(dataset.rows[f"{what}_lost"])
+        if not lost:
+            continue
+        share = lost / sum(len(visible(text)) for text in dataset.rows[what])
+        if share >= LOSS_TO_REFUSE:
+            raise ParleyError(
+                f"{share:.0%} of the characters in the {part} split's {what}s are unknown to the tokenizer of {model}: "
+                "it is for another language; give another model."
+            )
+        if share >= LOSS_TO_WARN_OF and speaks:
+            log.warning(
+                "%s: %.1f %% of the characters in the %ss are unknown to the tokenizer of %s and lost.",
+                part,
+                100 * share,
+                what,
+                model,
+            )
+
+
+def warn_of_overlap(train: EncodedDataset, validation: EncodedDataset) -> None:
+    """Say which share of the validation split the model is trained on."""
+    known = set(train.rows["prompt"])
+    both = [
+        name for name, prompt in zip(validation.rows["id"], validation.rows["prompt"], strict=True) if prompt in known
+    ]
+    if both:
+        log.warning(
+            "%d of %d prompts of validation are in train too (first: %s); what is measured on them says little. "
+            "Disjoint parts of one split, such as train[:90%%] and train[90%%:], share none.",
+            len(both),
+            len(validation),
+            both[0],
+        )
