@@ -105,17 +105,6 @@ def holds_split(path: str, split: str) -> bool:
     return len(set(names)) > 1 and not set(names).isdisjoint(aliases(split))
 
 
-def require_columns(rows: Rows, columns: Iterable[str]) -> None:
-    """Refuse rows that lack a column, all of them or one.
-
-    Raises:
-        ParleyError: Names the column that is missing, where, and those that are there.
-    """
-    for number in range(len(rows.rows)):
-        for column in columns:
-            rows.text(number, column)
-
-
 def aliases(split: str) -> list[str]:
     """The names that a split goes by, the one asked for first."""
     return [split, *(name for names in _ALIASES if split in names for name in names if name != split)]

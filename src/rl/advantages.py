@@ -109,7 +109,6 @@ def compute_advantages(
     lam: float = 0.95,
     whiten_rewards: bool = False,
     whiten_advantages: bool = True,
-    whiten_padding: bool = False,
     reduce: Reduce | None = None,
 ) -> Advantages:
     """Advantages and returns of a batch, TRL 0.11.4's `compute_advantages`, with padding at 0.
@@ -122,9 +121,6 @@ def compute_advantages(
         lam: GAE's lambda.
         whiten_rewards: Scale the rewards to variance 1 first, keeping their mean.
         whiten_advantages: Whiten the advantages (not the returns).
-        whiten_padding: As TRL 0.11.4 does, let whitening turn the rewards of padding into something other than 0, from
-            where GAE carries it into the response: then a row's advantages depend on how far its batch was padded.
-            TRL mended that in its next PPO trainer. Here to compare with 0.11.4, off for training.
         reduce: Sums over processes: whitening is over the global batch.
 
     Returns:
@@ -132,8 +128,8 @@ def compute_advantages(
     """
     rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
     if whiten_rewards:
-        rewards = masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
-        rewards = rewards if whiten_padding else zero_outside(rewards, mask)
+        # TRL 0.11.4 left padding at what whitening made of it, from where GAE carried it into the response.
+        rewards = zero_outside(masked_whiten(rewards, mask, shift_mean=False, reduce=reduce), mask)
     advantages = gae(rewards, values, gamma, lam)
     returns = zero_outside(advantages + values, mask)
     if whiten_advantages:

@@ -95,17 +95,6 @@ def test_more_padding_changes_nothing(batch, whiten_rewards):
     torch.testing.assert_close(wide.returns[:, :9], plain.returns, rtol=0, atol=1e-6)
 
 
-def test_trl_0_11_4_lets_whitened_padding_leak_and_we_do_only_on_demand(batch):
-    """Why `whiten_padding` exists: TRL's figures depend on how far a batch was padded."""
-    rewards, values, _, _, mask = batch
-    rewards = rewards + 2  # their mean is what leaks
-    as_trl = compute_advantages(rewards, values, mask, whiten_rewards=True, whiten_padding=True)
-    ours = compute_advantages(rewards, values, mask, whiten_rewards=True)
-    assert (as_trl.returns - ours.returns).abs().max() > 0.1
-    full = LENGTHS.index(9)  # a row without padding has nothing to leak
-    torch.testing.assert_close(as_trl.returns[full], ours.returns[full])
-
-
 def test_advantages_are_whitened_over_the_batch_and_returns_are_not(batch):
     rewards, values, _, _, mask = batch
     raw = compute_advantages(rewards, values, mask, whiten_advantages=False)

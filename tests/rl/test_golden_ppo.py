@@ -1,7 +1,9 @@
-"""Every figure that TRL 0.11.4's own functions gave for the same inputs, to 1e-5."""
+"""Every figure that TRL 0.11.4's own functions gave for the same inputs, to 1e-5 (scripts/make_golden_ppo.py)."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,77 +14,56 @@ from src.rl.kl import AdaptiveKLController, sequence_kl
 from src.rl.logprobs import logprobs_from_hidden
 from src.rl.losses import ppo_loss
 
-DATA = Path(os.environ.get("PARLEY_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-GOLDEN = DATA.parent / "golden" / "ppo_reference.json"
-pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason=f"the golden figures are not at {GOLDEN}")
+ROOT = Path(__file__).resolve().parents[2]
+CASES = json.loads((ROOT / "tests" / "golden" / "ppo.json").read_text(encoding="utf-8"))
+PEERS = [ROOT / ".peers" / name for name in ("trl-0.11", "transformers-4.45")]
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
-def cases() -> list:
-    return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else []
-
-
-@pytest.fixture(params=range(5))
+@pytest.fixture(params=range(len(CASES)))
 def case(request):
-    loaded = cases()[request.param]
-    for part in ("inputs", "expected"):
-        loaded[part] = {
-            name: torch.tensor(value) if isinstance(value, list) else value for name, value in loaded[part].items()
-        }
-    return loaded
-
-
-def test_there_are_five_cases_and_each_penalty_is_among_them():
-    assert len(cases()) == 5
-    assert {case["config"]["kl_penalty"] for case in cases()} == {"kl", "abs", "mse"}
-    assert {case["config"]["whiten_rewards"] for case in cases()} == {True, False}
-
-
-def tensors(case):
-    config, given, expected = case["config"], case["inputs"], case["expected"]
-    rewards = compose_rewards(
-        given["scores"],
-        given["logprobs"],
-        given["ref_logprobs"],
-        given["mask"],
-        config["init_kl_coef"],
-        config["kl_penalty"],
+    """Settings, inputs and TRL's figures."""
+    made = CASES[request.param]
+    given, expected = (
+        {name: torch.tensor(value) if isinstance(value, list) else value for name, value in made[part].items()}
+        for part in ("given", "expected")
     )
-    learned = compute_advantages(
-        rewards.rewards,
-        given["values"],
-        given["mask"],
-        gamma=config["gamma"],
-        lam=config["lam"],
-        whiten_rewards=config["whiten_rewards"],
-        whiten_padding=True,
-    )
-    return config, given, expected, rewards, learned
+    return made["settings"], given, expected
+
+
+def test_each_penalty_and_both_ways_of_rewards_are_among_the_cases():
+    assert {case["settings"]["kl_penalty"] for case in CASES} == {"kl", "abs", "mse"}
+    assert {case["settings"]["whiten_rewards"] for case in CASES} == {True, False}
+    assert any(0 in row for case in CASES for row in case["given"]["mask"])
+
+
+def computed(settings, given):
+    """Rewards and advantages, ours."""
+    names = ("scores", "logprobs", "ref_logprobs", "mask")
+    rewards = compose_rewards(*(given[name] for name in names), settings["init_kl_coef"], settings["kl_penalty"])
+    options = {name: settings[name] for name in ("gamma", "lam", "whiten_rewards")}
+    return rewards, compute_advantages(rewards.rewards, given["values"], given["mask"], **options)
 
 
 def test_rewards_and_kl(case):
-    _, given, expected, rewards, _ = tensors(case)
-    mask = given["mask"].bool()
-    torch.testing.assert_close(rewards.rewards[mask], expected["rewards"][mask], **TOLERANCE)
-    torch.testing.assert_close(rewards.kl[mask], expected["kl_per_token"][mask], **TOLERANCE)
-    assert not rewards.rewards[~mask].any()  # TRL leaves leftovers in padding, we leave 0
-    assert not rewards.kl[~mask].any()
-    mean = sequence_kl(rewards.kl, mask).mean().item()
-    assert mean == pytest.approx(expected["mean_sequence_kl"], abs=1e-5)
+    settings, given, expected = case
+    rewards, _ = computed(settings, given)
+    torch.testing.assert_close(rewards.rewards, expected["rewards"], **TOLERANCE)
+    torch.testing.assert_close(rewards.kl, expected["kl"], **TOLERANCE)
+    assert sequence_kl(rewards.kl, given["mask"]).mean().item() == pytest.approx(expected["mean_kl"], abs=1e-5)
 
 
 def test_advantages_and_returns(case):
-    _, given, expected, _, learned = tensors(case)
-    mask = given["mask"].bool()
-    torch.testing.assert_close(learned.advantages[mask], expected["advantages"][mask], **TOLERANCE)
-    torch.testing.assert_close(learned.returns[mask], expected["returns"][mask], **TOLERANCE)
-    assert not learned.advantages[~mask].any()
-    assert not learned.returns[~mask].any()
+    settings, given, expected = case
+    _, learned = computed(settings, given)
+    torch.testing.assert_close(learned.advantages, expected["advantages"], **TOLERANCE)
+    torch.testing.assert_close(learned.returns, expected["returns"], **TOLERANCE)
 
 
 def test_losses_and_their_figures(case):
-    config, given, expected, _, learned = tensors(case)
-    labels = torch.zeros(given["mask"].shape, dtype=torch.long)
+    settings, given, expected = case
+    _, learned = computed(settings, given)
+    labels = torch.zeros_like(given["mask"])
     loss = ppo_loss(
         given["new_logprobs"],
         given["new_values"],
@@ -92,12 +73,12 @@ def test_losses_and_their_figures(case):
         advantages=learned.advantages,
         returns=learned.returns,
         mask=given["mask"],
-        cliprange=config["cliprange"],
-        cliprange_value=config["cliprange_value"],
-        vf_coef=config["vf_coef"],
+        cliprange=settings["cliprange"],
+        cliprange_value=settings["cliprange_value"],
+        vf_coef=settings["vf_coef"],
     )
-    assert loss.policy.item() == pytest.approx(expected["policy_loss_weighted"], abs=1e-5)
-    assert config["vf_coef"] * loss.value.item() == pytest.approx(expected["value_loss_weighted"], abs=1e-5)
+    assert loss.policy.item() == pytest.approx(expected["policy_loss"], abs=1e-5)
+    assert settings["vf_coef"] * loss.value.item() == pytest.approx(expected["value_loss"], abs=1e-5)
     assert set(loss.stats) - {"policy/advantages", "policy/ratio"} == set(expected["stats"])
     for name, figure in expected["stats"].items():
         assert loss.stats[name].item() == pytest.approx(figure, abs=1e-5), name
@@ -105,7 +86,27 @@ def test_losses_and_their_figures(case):
 
 
 def test_controller(case):
-    config, expected = case["config"], case["expected"]
-    controller = AdaptiveKLController(config["init_kl_coef"], config["target_kl"], config["kl_horizon"])
-    controller.update(expected["mean_sequence_kl"], len(case["inputs"]["scores"]))
-    assert controller.value == pytest.approx(expected["kl_coef_after_update"], abs=1e-12)
+    settings, given, expected = case
+    controller = AdaptiveKLController(settings["init_kl_coef"], settings["target"], settings["horizon"])
+    controller.update(expected["mean_kl"], len(given["scores"]))
+    assert controller.value == pytest.approx(expected["kl_coef"], abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(Path.is_dir, PEERS)), reason="needs `make peers`")
+def test_the_file_is_what_the_script_makes(tmp_path):
+    script = tmp_path / "scripts" / "make_golden_ppo.py"
+    script.parent.mkdir()
+    script.write_text((ROOT / "scripts" / script.name).read_text(encoding="utf-8"), encoding="utf-8")
+    made = tmp_path / "tests" / "golden" / "ppo.json"
+    made.parent.mkdir(parents=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PEERS)), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script], check=True, env=environment, timeout=300)
+    again = json.loads(made.read_text(encoding="utf-8"))
+    assert [one["settings"] for one in again] == [one["settings"] for one in CASES]
+    for ours, theirs in zip(CASES, again, strict=True):
+        for part in ("given", "expected"):
+            for name in ours[part].keys() | theirs[part].keys():
+                if name != "stats":
+                    torch.testing.assert_close(torch.tensor(ours[part][name]), torch.tensor(theirs[part][name]))
+        assert ours["expected"]["stats"] == pytest.approx(theirs["expected"]["stats"], abs=1e-6)
