@@ -173,7 +173,7 @@ class PPOModule(DialogueModule):
             scores = self.collector.score(batch, responses, real)
         finite = agree(bool(torch.isfinite(scores).all()), self.trainer)
         with clock.phase("forward"):
-            rollout = self.collector.measure(batch, responses, scores.nan_to_num(0, 0, 0), encoder_hidden)
+            rollout = self.collector.measure(batch, responses, scores, encoder_hidden)
         stats = self._rollout_stats(rollout.select(real.nonzero().flatten()), finite)
         losses: list[PPOLoss] = []
         with clock.phase("update"), cast_once(self._model, frozen_only=True):
@@ -200,7 +200,7 @@ class PPOModule(DialogueModule):
         counts = torch.tensor([float(len(rollout)), float(rollout.response_mask.sum())], device=self.device)
         responses, tokens = (counts if self._reduce is None else self._reduce(counts)).tolist()
         self.kl_controller.update(stats["objective/kl"], int(responses))
-        if not finite:  # zeros stand for the scores that are not
+        if not finite:  # nor are these
             stats = {name: value for name, value in stats.items() if "reward_" not in name and "_scores" not in name}
         return stats | {"tokens/responses": tokens}
 

@@ -71,7 +71,7 @@ class RolloutCollector:
         """The reward's score a row, 0 for fillers, which it is not shown."""
         rows = real.nonzero().flatten().tolist()
         texts = self.module.tokenizer.batch_decode(responses.ids[real], skip_special_tokens=True)
-        scores = torch.zeros(len(real), device=real.device)
+        scores = torch.zeros(len(real), dtype=torch.float32, device=real.device)
         scores[real] = score_responses(
             self.module.reward,
             [batch["prompt"][row] for row in rows],
@@ -95,7 +95,7 @@ class RolloutCollector:
         torch.clear_autocast_cache()
         # A filler's NaN keeps it out of the running moments, and its mask out of everything else.
         is_filler = responses.mask.sum(-1) == 0
-        shaped = module.score_shaper(scores.masked_fill(is_filler, torch.nan), responses.has_eos, reduce).nan_to_num()
+        shaped = module.score_shaper(scores.masked_fill(is_filler, torch.nan), responses.has_eos, reduce)
         return build_rollout(
             query_ids=batch["prompt_ids"],
             query_mask=batch["prompt_attention_mask"],

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.rl.masked import Reduce, masked_moments
+from src.rl.masked import Reduce, masked_moments, zero_outside
+
+_ROUNDING = 1e-6
+"""Scores that differ by no more than this share of their mean are equal: float32 says no more."""
 
 
 class RunningMoments:
@@ -30,8 +33,11 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """The running standard deviation, with Bessel's correction; 1 before the second score."""
-        return math.sqrt(self.var * self.count / (self.count - 1)) if self.count > 1 else 1.0
+        """The running standard deviation, with Bessel's correction; 1 as long as all scores are equal."""
+        if self.count < 2:
+            return 1.0
+        std = math.sqrt(self.var * self.count / (self.count - 1))
+        return std if std > _ROUNDING * abs(self.mean) else 1.0
 
     @torch.no_grad()
     def update(self, scores: Tensor, reduce: Reduce | None = None) -> None:
@@ -64,7 +70,8 @@ class RunningMoments:
 def scale_scores(scores: Tensor, moments: RunningMoments, center: bool = False) -> Tensor:
     """Divide by the running standard deviation, after taking off the running mean where `center` is set.
 
-    TRL 0.11.4's `use_score_scaling` and `use_score_norm`; see also appendix D of Engstrom et al.,
+    As long as all scores are equal they have no scale to be divided by, and keep their size. TRL 0.11.4's
+    `use_score_scaling` and `use_score_norm`; see also appendix D of Engstrom et al.,
     https://arxiv.org/abs/2005.12729.
 
     Args:
@@ -80,7 +87,7 @@ def scale_scores(scores: Tensor, moments: RunningMoments, center: bool = False) 
 
 
 def clip_scores(scores: Tensor, limit: float) -> Tensor:
-    """Bring scores into [-limit, limit]; shape (batch,). NaN stays NaN, for the caller to count."""
+    """Bring scores into [-limit, limit]; shape (batch,)."""
     return scores.clamp(-limit, limit)
 
 
@@ -132,6 +139,8 @@ class ScoreShaper:
     def __call__(self, scores: Tensor, has_eos: Tensor, reduce: Reduce | None = None) -> Tensor:
         """Shape one batch of scores, updating the running moments.
 
+        A score that is not finite says nothing: it does not move the moments, and 0 stands for it in the result.
+
         Args:
             scores: Shape (batch,), raw.
             has_eos: Shape (batch,), true where the response ends in EOS.
@@ -140,6 +149,7 @@ class ScoreShaper:
         Returns:
             Shape (batch,).
         """
+        finite = torch.isfinite(scores)
         if self.use_score_scaling:
             self.moments.update(scores, reduce)
             scores = scale_scores(scores, self.moments, center=self.use_score_norm)
@@ -147,7 +157,7 @@ class ScoreShaper:
             scores = clip_scores(scores, self.score_clip)
         if self.missing_eos_penalty is not None:
             scores = penalise_missing_eos(scores, has_eos, self.missing_eos_penalty)
-        return scores
+        return zero_outside(scores, finite)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

@@ -216,6 +216,29 @@ def test_a_reward_that_is_not_finite_skips_the_update_and_is_counted(make):
     assert math.isfinite(float(trainer.callback_metrics["objective/kl"]))
 
 
+def test_scores_that_are_not_finite_never_reach_the_running_moments(make):
+    first, second = torch.linspace(3, 4, 8), torch.linspace(3.2, 3.6, 8)
+    broken = torch.where(torch.arange(8) < 2, torch.tensor([torch.nan, torch.inf] * 4), second)
+    module, data, trainer = make(
+        reward=Scores(first, broken), batches=2, ppo=PPOConfig(use_score_scaling=True, use_score_norm=True)
+    )
+    trainer.fit(module, data)
+    seen = torch.cat([first, second[2:]])
+    assert module.score_shaper.moments.count == 14
+    assert module.score_shaper.moments.mean == pytest.approx(seen.mean().item())
+    assert module.score_shaper.moments.std == pytest.approx(seen.std().item(), rel=1e-5)
+    assert module.learner.skipped_updates == 1
+
+
+def test_scores_that_are_all_equal_are_learned_from_as_they_are(make):
+    module, data, trainer = make(
+        reward=Scores(*[0.7] * 2), batches=1, ppo=PPOConfig(use_score_scaling=True, use_score_norm=False)
+    )
+    trainer.fit(module, data)
+    assert float(trainer.callback_metrics["ppo/mean_scores"]) == pytest.approx(0.7)
+    assert float(trainer.callback_metrics["ppo/loss/total"]) < 10
+
+
 def test_after_a_skipped_update_training_goes_on(make):
     module, data, trainer = make(reward=Scores(float("inf")), batches=3, max_skipped_updates=2)
     trainer.fit(module, data)

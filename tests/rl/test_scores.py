@@ -69,10 +69,25 @@ def test_scaling_and_whitening(stream):
     assert centred.mean().item() == pytest.approx(0, abs=1e-5)
 
 
-def test_clipping_keeps_nan_for_the_caller_to_count():
-    clipped = clip_scores(torch.tensor([-9.0, 0.5, math.inf, math.nan]), 2.0).tolist()
-    assert clipped[:3] == [-2.0, 0.5, 2.0]
-    assert math.isnan(clipped[3])
+@pytest.mark.parametrize("score", [0.0, 0.1, -3.7, 1e4])
+@pytest.mark.parametrize("center", [True, False])
+def test_equal_scores_have_no_scale_and_keep_their_size(score, center):
+    moments = RunningMoments()
+    for size in (16, 7, 33):  # more than one batch: rounding must not pass for a deviation
+        moments.update(torch.full((size,), score))
+        scaled = scale_scores(torch.full((size,), score), moments, center)
+        torch.testing.assert_close(scaled, torch.full((size,), 0.0 if center else score), rtol=1e-5, atol=1e-3)
+
+
+def test_scores_that_differ_after_equal_ones_are_scaled_again():
+    moments, seen = RunningMoments(), torch.tensor([1.0] * 16 + [1.0, 1.001, 0.999, 1.0])
+    for batch in seen.split(16):
+        moments.update(batch)
+    assert moments.std == pytest.approx(seen.std().item(), rel=1e-3)
+
+
+def test_clipping():
+    assert clip_scores(torch.tensor([-9.0, 0.5, math.inf]), 2.0).tolist() == [-2.0, 0.5, 2.0]
 
 
 def test_the_penalty_is_for_responses_without_eos():
@@ -82,7 +97,7 @@ def test_the_penalty_is_for_responses_without_eos():
 
 def test_the_shaper_changes_nothing_by_default():
     shaper, scores = ScoreShaper(), torch.tensor([3.0, -40.0])
-    assert shaper(scores, torch.tensor([False, False])) is scores
+    assert torch.equal(shaper(scores, torch.tensor([False, False])), scores)
     assert shaper.state_dict() == ScoreShaper().state_dict()
 
 
@@ -95,3 +110,15 @@ def test_the_shaper_scales_then_clips_then_penalises(stream):
     resumed = ScoreShaper(use_score_scaling=True)
     resumed.load_state_dict(shaper.state_dict())
     assert resumed.moments.mean == shaper.moments.mean == pytest.approx(stream[0].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_scores_that_are_not_finite_become_0_after_the_moments_not_before(stream, center):
+    """A published run's scores lie near 3.5: two zeros among them would swell the variance for the rest of it."""
+    bad = torch.tensor([math.nan, math.inf, -math.inf])
+    clean, dirty = (ScoreShaper(use_score_scaling=True, use_score_norm=center, score_clip=9.0) for _ in range(2))
+    for batch in stream:
+        expected = clean(batch, torch.ones(len(batch)))
+        shaped = dirty(torch.cat([batch, bad]), torch.ones(len(batch) + 3))
+        torch.testing.assert_close(shaped, torch.cat([expected, torch.zeros(3)]))
+    assert dirty.state_dict()["moments"] == pytest.approx(clean.state_dict()["moments"])
