@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import ParleyError
-from src.rewards.base import Reward
+from src.rewards.base import Reward, full_precision
 
 Text = Literal["prompt_and_response", "response"]
 
@@ -67,11 +67,12 @@ class ClassifierReward(Reward):
         return self.score_texts(texts_to_score(prompts, responses, self.text))
 
     @torch.no_grad()
+    @full_precision()
     def score_texts(self, texts: Sequence[str]) -> Tensor:
-        """Score texts as they are.
+        """Score texts as they are: the name of a special token in one, such as `</s>`, is text like any other.
 
         Args:
-            texts: What to classify.
+            texts: What to classify; may be empty strings.
 
         Returns:
             Shape (texts,), float32, on the classifier's device.
@@ -84,14 +85,7 @@ class ClassifierReward(Reward):
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(texts), self.batch_size):
             chosen = by_length[start : start + self.batch_size]
-            encoded = classifier.tokenizer(
-                [texts[index] for index in chosen],
-                truncation=True,
-                max_length=classifier.max_length,
-                padding=True,
-                return_tensors="pt",
-            ).to(self._device)
-            logits = classifier.model(**encoded).logits.float()
+            logits = classifier.logits([texts[index] for index in chosen])
             outputs = logits if self.output == "logit" else classifier.probabilities(logits)
             scores[torch.tensor(chosen, device=self._device)] = outputs[:, classifier.index]
         return scores
@@ -110,21 +104,48 @@ class _Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            self.model = AutoModelForSequenceClassification.from_pretrained(name).eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left")
+            self.model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+            # A model that takes its answer from the last token finds it where padding is on the right.
+            self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left", padding_side="right")
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ParleyError(
                 f"the classifier {name!r} cannot be loaded ({reason}); name a directory that holds one, "
                 "or a hub model that can be reached from here."
             ) from error
-        if self.tokenizer.pad_token is None:  # as GPT-2's; its classifier then looks for the last token that is not it
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.eval().requires_grad_(False)
+        self._settle_padding(name)
         self.index = _label_index(self.model.config, label, name)
         self.max_length = min(
             max_length or _readable(self.model, self.tokenizer), _readable(self.model, self.tokenizer)
         )
+
+    def _settle_padding(self, name: str) -> None:
+        """Let model and tokenizer agree on a padding token: the one's, the other's or, as for GPT-2, EOS."""
+        config, tokenizer = self.model.config.get_text_config(), self.tokenizer
+        if tokenizer.pad_token is None and config.pad_token_id is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+        elif tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+        if tokenizer.pad_token is None:
+            raise ParleyError(f"the tokenizer of the classifier {name!r} has no padding token; set its pad_token.")
+        config.pad_token_id = tokenizer.pad_token_id
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """What the classifier says of a batch of texts, shape (batch, labels)."""
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            padding=True,
+            split_special_tokens=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        if not encoded["input_ids"].shape[1]:
+            padding = torch.full((len(texts), 1), self.tokenizer.pad_token_id, device=self.model.device)
+            encoded = {"input_ids": padding, "attention_mask": torch.ones_like(padding)}
+        encoded["attention_mask"][:, 0] = 1  # a text without tokens is one token of padding, alone as in a batch
+        return self.model(**encoded).logits.float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of the labels, shape (batch, labels)."""
@@ -158,9 +179,11 @@ def _label_index(config: Any, label: str | None, name: str) -> int:
     raise ParleyError(f"the classifier {name!r} has no label {label!r}; choose one of: {', '.join(labels)}.")
 
 
-def _readable(model: nn.Module, tokenizer: Any) -> int:
+def _readable(model: Any, tokenizer: Any) -> int:
     """How many tokens the classifier can read; a tokenizer that does not know says 10³⁰."""
     limits = [tokenizer.model_max_length]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits += [positions] if positions is not None else []
     for module_name, module in model.named_modules():
         if module_name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa counts positions from behind its padding index, which costs that many places.

@@ -29,7 +29,7 @@ class WeightedSum(Reward):
 
     def __call__(self, prompts: list[str], responses: list[str], references: list[list[str]] | None = None) -> Tensor:
         """Score each response, shape (batch,), float32, on the CPU."""
-        total = torch.zeros(len(responses))
+        total = torch.zeros(len(responses), dtype=torch.float32)
         for weight, reward in zip(self.weights, self.rewards, strict=True):
             total += weight * score_responses(reward, prompts, responses, references).cpu()
         return total

@@ -4,7 +4,7 @@ from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from src.errors import ParleyError
-from src.rewards import ClassifierReward, score_responses
+from src.rewards import ClassifierReward, WeightedSum, score_responses
 
 PROMPTS = ["have a nice day", "you are", "so", "very very bad"]
 RESPONSES = ["good", "a fool", "", "have a very very very very nice day you fool"]
@@ -83,30 +83,102 @@ def test_a_text_too_long_loses_its_beginning_and_keeps_the_response(make_classif
     assert scores[0].item() == pytest.approx(one_by_one(path, [kept])[0, 0].item(), abs=1e-4)
 
 
-def test_a_decoder_only_classifier_without_a_padding_token(make_classifier):
-    from transformers import GPT2Config, GPT2ForSequenceClassification
-
-    path = make_classifier(["bad", "good"])
-    config = GPT2Config(
-        vocab_size=15,
-        n_positions=32,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        initializer_range=0.5,
-        bos_token_id=2,
-        eos_token_id=2,
+def rewrite(path, kind, positions=32):
+    """Put another architecture's classifier into a made one's directory; decoder-only ones without special tokens."""
+    from transformers import (
+        BartConfig,
+        BartForSequenceClassification,
+        GPT2Config,
+        GPT2ForSequenceClassification,
+        LlamaConfig,
+        LlamaForSequenceClassification,
     )
-    config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
-    GPT2ForSequenceClassification(config).save_pretrained(path)
+
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "vocab_size": 15}
+    small = {"max_position_embeddings": positions, "initializer_range": 0.5, "init_std": 0.5}
+    torch.manual_seed(1)
+    if kind == "bart":
+        heads = {f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+        widths = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+        BartForSequenceClassification(BartConfig(**ids, **heads, **widths, **small, pad_token_id=1)).save_pretrained(
+            path
+        )
+        return path
+    if kind == "gpt2":
+        config = GPT2Config(**ids, n_positions=positions, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5)
+        GPT2ForSequenceClassification(config).save_pretrained(path)
+    else:
+        widths = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaForSequenceClassification(LlamaConfig(**ids, **widths, **small)).save_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = None
+    tokenizer.padding_side = "left"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
     tokenizer.save_pretrained(path)
     assert AutoTokenizer.from_pretrained(path).pad_token is None
-    scores = ClassifierReward(path, label="good", text="response")(PROMPTS, RESPONSES)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_only_classifier_without_a_padding_token(make_classifier, kind):
+    path = rewrite(make_classifier(["bad", "good"]), kind)
+    reward = ClassifierReward(path, label="LABEL_1", text="response")
+    scores = reward(PROMPTS, RESPONSES)
     expected = one_by_one(path, RESPONSES[:2] + RESPONSES[3:])[:, 1]
     torch.testing.assert_close(scores[[0, 1, 3]], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bart", "gpt2", "llama"])
+def test_an_empty_response_has_the_same_score_alone_and_among_others(make_classifier, kind):
+    path = make_classifier(["LABEL_0", "LABEL_1"])
+    path = path if kind == "roberta" else rewrite(path, kind)
+    reward = ClassifierReward(path, label="LABEL_1", text="response")
+    empty = reward(["so"] * 3, ["", "", ""])
+    assert torch.isfinite(empty).all()
+    torch.testing.assert_close(empty, reward(PROMPTS, RESPONSES)[[2, 2, 2]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bart", "gpt2", "llama"])
+def test_the_name_of_a_special_token_in_a_response_is_text(make_classifier, kind):
+    """BART takes its answer from EOS, of which each text must have as many; others from the last real token."""
+    path = make_classifier(["LABEL_0", "LABEL_1"])
+    path = path if kind == "roberta" else rewrite(path, kind)
+    responses = ["good </s> bad", "you", "good </s>", "<pad> <pad>"]
+    scores = ClassifierReward(path, label="LABEL_1", text="response")([""] * 4, responses)
+    spelled = ["good </ s > bad", "you", "good </ s >", "< pad > < pad >"]  # what it has no word for is <unk>
+    torch.testing.assert_close(scores, one_by_one(path, spelled)[:, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bart", "gpt2", "llama"])
+def test_a_classifier_with_few_positions_reads_the_end_of_the_text(make_classifier, kind):
+    path = rewrite(make_classifier(["LABEL_0", "LABEL_1"]), kind, positions=12)
+    long = " ".join(["very"] * 100)
+    scores = ClassifierReward(path, label="LABEL_1")([long, long], ["you are good", "you are bad"])
+    kept = " ".join(["very"] * (12 - 3 - 2 * (kind == "bart")))
+    expected = one_by_one(path, [f"{kept} you are good", f"{kept} you are bad"])[:, 1]
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_scores_are_float32_whatever_precision_is_around(make_classifier, default):
+    """`bf16-mixed` is autocast, `bf16-true` a default dtype; the file may be in half precision too."""
+    path = make_classifier(["nothate", "hate"])
+    AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
+    expected = ClassifierReward(path)(PROMPTS, RESPONSES)
+    assert not torch.equal(expected, expected.bfloat16().float())
+    torch.set_default_dtype(default)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for scores in (
+                ClassifierReward(path)(PROMPTS, RESPONSES),
+                score_responses(ClassifierReward(path), PROMPTS, RESPONSES),
+                score_responses(WeightedSum([ClassifierReward(path)]), PROMPTS, RESPONSES),
+            ):
+                assert torch.equal(scores, expected)
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_max_length_shortens_further(hate):

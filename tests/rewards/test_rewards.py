@@ -96,6 +96,26 @@ def test_an_answer_that_cannot_be_used_is_one_line(answer, complaint):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16])
+def test_any_reward_computes_in_full_precision(default):
+    """A third has 8 bits in bfloat16: 0.3340."""
+
+    class Model(Reward):
+        def __call__(self, prompts, responses):
+            return torch.tensor([[1.0, 2.0], [3.0, 4.0]]) @ torch.tensor([1 / 3, 1 / 7])
+
+    expected = score_responses(Model(), PROMPTS, ["a", "b"])
+    rouge = [["the cat sat"], ["the dog sat down"]]
+    figures = score_responses(RougeReward(), PROMPTS, ["a cat sat there", "the dog"], rouge)
+    torch.set_default_dtype(default)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(score_responses(Model(), PROMPTS, ["a", "b"]), expected)
+            assert torch.equal(score_responses(RougeReward(), PROMPTS, ["a cat sat there", "the dog"], rouge), figures)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_scores_that_are_not_finite_pass_for_the_caller_to_count():
     scores = score_responses(Returns([float("nan"), float("inf")]), PROMPTS, ["a", "b"])
     assert torch.isfinite(scores).tolist() == [False, False]
