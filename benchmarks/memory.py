@@ -44,7 +44,7 @@ def run(
     lora = LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"])
     module: LightningModule = Seq2SeqModule(str(base), lora=lora)
     if method == "PPO":
-        lengths = RolloutOptions(min_new_tokens=tokens + 1, output_min_length=tokens // 2, output_max_length=tokens)
+        lengths = RolloutOptions(min_new_tokens=tokens, output_min_length=tokens // 2, output_max_length=tokens)
         module = PPOModule(str(base), LengthReward(30), lora=lora, ppo=PPOConfig(minibatch_size=4), rollout=lengths)
     tokenizer = load_tokenizer(base)
     examples = [Example(prompt, prompt, [prompt]) for prompt in prompts]

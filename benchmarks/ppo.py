@@ -43,7 +43,7 @@ from src.rl.config import PPOConfig
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "src" / "datamodules" / "sample"
 PEERS = [ROOT / ".peers" / "trl-0.11", ROOT / ".peers" / "transformers-4.45"]
-SHORTEST, LONGEST, NEVER = 24, 48, 10_000
+SHORTEST, LONGEST = 24, 48
 
 
 class Timed(PPOModule):
@@ -69,7 +69,7 @@ def ours(base: Path, prompts: list[list[str]], precision: str) -> list[dict[str,
         lora=LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"]),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5),
         ppo=PPOConfig(minibatch_size=4),
-        rollout=RolloutOptions(min_new_tokens=NEVER, output_min_length=SHORTEST, output_max_length=LONGEST),
+        rollout=RolloutOptions(min_new_tokens=LONGEST, output_min_length=SHORTEST, output_max_length=LONGEST),
     )
     examples = [Example(prompt, "-", ["-"]) for batch in prompts for prompt in batch]
     encoded = encode_examples(examples, tokenizer, is_encoder_decoder=True, max_source_length=512, max_target_length=8)

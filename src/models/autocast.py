@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 
 @contextmanager
-def cast_once(model: PreTrainedModel | PeftModel, *, frozen_only: bool = False) -> Iterator[None]:
+def cast_once(
+    model: PreTrainedModel | PeftModel, *, frozen_only: bool = False, spare_head: bool = False
+) -> Iterator[None]:
     """Within the block the linear layers' weights are in autocast's dtype; outside autocast nothing happens.
 
     Autocast keeps what it has cast for weights that are trained. A frozen weight it casts at every call, which in
@@ -24,16 +26,18 @@ def cast_once(model: PreTrainedModel | PeftModel, *, frozen_only: bool = False) 
     Args:
         model: Any model; switched in place for the length of the block.
         frozen_only: Leave weights alone that are trained, for a block that goes backward.
+        spare_head: Leave the output head's weights alone, for a block that applies them in float32.
     """
     device = next(model.parameters()).device.type
     if not torch.is_autocast_enabled(device):
         yield
         return
     dtype = torch.get_autocast_dtype(device)
+    spared = set(model.get_output_embeddings().modules()) if spare_head else set()
     kept = [
         (module, name, parameter)
         for module in model.modules()
-        if isinstance(module, (nn.Linear, Conv1D))
+        if isinstance(module, (nn.Linear, Conv1D)) and module not in spared
         for name, parameter in module._parameters.items()
         if parameter is not None and _is_castable(parameter, dtype) and not (frozen_only and parameter.requires_grad)
     ]

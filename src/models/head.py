@@ -1,10 +1,11 @@
-"""The output head, over the positions that matter only."""
+"""The output head: over the positions that matter only, and in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,3 +29,18 @@ def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def in_float32(head: nn.Module, hidden: Tensor) -> Tensor:
+    """What a head makes of hidden states, in float32 whatever autocast is on and whatever its weights are in.
+
+    The trunk of a model may compute in bfloat16. Its head must not where ratios of probabilities are learned from:
+    rounding a logit of 10 to bfloat16 is off by up to 0.03.
+
+    Args:
+        head: Any module with one input.
+        hidden: (..., hidden).
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        weights = {name: weight.float() for name, weight in head.named_parameters() if weight.is_floating_point()}
+        return torch.func.functional_call(head, weights, (hidden.float(),))

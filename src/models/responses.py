@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from src.errors import ParleyError
+from src.models.head import in_float32
 from src.models.tying import base_model
 
 Model = PreTrainedModel | PeftModel
@@ -84,14 +85,14 @@ def response_states(
         mask = torch.cat([query_mask, response_mask[:, :-1].to(query_mask.dtype)], dim=1)
         inputs = {"input_ids": torch.cat([query_ids, response_ids[:, :-1]], dim=1), "attention_mask": mask}
         inputs |= position_ids(base, mask)
-    with _caught(base) as caught:
+    with states_caught(base) as caught:
         base(**inputs, use_cache=False)
     return ResponseStates(caught["head_input"][:, -time:], caught["last_hidden"][:, -time:])
 
 
 @contextmanager
-def _caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Keeps what enters the output head, which gets nothing to do, and what leaves the decoder."""
+def states_caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Keeps `ResponseStates` by name at every call of the model within the block; its head gets nothing to do."""
     caught: dict[str, Tensor] = {}
 
     def before_head(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -113,13 +114,13 @@ def _caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
 
 
 def output_head(model: Model) -> Callable[[Tensor], Tensor]:
-    """From what enters the head, (tokens, hidden), to the model's logits, (tokens, vocabulary)."""
+    """From what enters the head, (tokens, hidden), to the model's logits, (tokens, vocabulary), float32."""
     base = base_model(model)
     head, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)  # the bias is BART's
     cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2's
 
     def apply(hidden: Tensor) -> Tensor:
-        logits = head(hidden)
+        logits = in_float32(head, hidden)
         logits = logits if bias is None else logits + bias
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -139,13 +140,15 @@ def check_output_head(model: Model, token: int) -> None:
     """
     base = base_model(model)
     ids = torch.full((1, 2), token, device=base.device)
-    mask = torch.ones_like(ids)
     inputs = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}
-    logits = base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs).logits
-    with _caught(base) as caught:
-        base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
-    ours = output_head(model)(caught["head_input"][0])
-    if not torch.allclose(ours.float(), logits[0].float(), rtol=1e-2, atol=1e-2):
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.autocast(base.device.type, enabled=False):
+        logits = base(**inputs, use_cache=False).logits
+        with states_caught(base) as caught:
+            base(**inputs, use_cache=False)
+        ours = output_head(model)(caught["head_input"][0])
+    tolerance = 1e-2 * float(logits.abs().max())
+    if not torch.allclose(ours, logits[0].float(), rtol=0, atol=tolerance):
         raise ParleyError(
             f"PPO does not know what {base.config.model_type} does to its logits after the output head; "
             "use another architecture."

@@ -6,13 +6,12 @@ transformers' `generate` keeps computing rows that have ended until the last one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
@@ -28,7 +27,7 @@ from src.errors import ParleyError
 from src.models.autocast import cast_once
 from src.models.logits import draw, row_seed
 from src.models.lora import merged
-from src.models.responses import Model, decoder_start, encode, position_ids
+from src.models.responses import Model, decoder_start, encode, output_head, position_ids, states_caught
 from src.models.tying import base_model
 from src.rl.drawable import Drawable
 
@@ -68,6 +67,11 @@ class RolloutOptions:
             )
         if not all(self.bad_words):
             raise ParleyError("rollout.bad_words must not hold an empty text; leave it out.")
+        if self.min_new_tokens > self.output_max_length:
+            raise ParleyError(
+                f"rollout.min_new_tokens is {self.min_new_tokens} and output_max_length {self.output_max_length}: no "
+                "response could ever end by itself; lower the one or raise the other."
+            )
 
     def processors(self) -> LogitsProcessorList:
         """Temperature, top-k and top-p as transformers applies them."""
@@ -144,7 +148,7 @@ def sample_responses(
     banned, processors = LogitsProcessorList(banned or ()), options.processors()
     steps: list[tuple[Tensor, Drawable] | None] = []
     rows = torch.arange(batch, device=ids.device)
-    with merged(model), cast_once(model), _last_position_only(base_model(model)):
+    with merged(model), cast_once(model, spare_head=True):
         decoder = _Decoder(model, query_ids, query_mask, encoder_hidden)
         for step in range(longest):
             logits, so_far = decoder.next_logits(), ids[rows, :step]
@@ -209,25 +213,11 @@ def _probabilities(logits: Tensor) -> Tensor:
     return probabilities
 
 
-@contextmanager
-def _last_position_only(base: PreTrainedModel) -> Iterator[None]:
-    """Spare the output head the prompt."""
-
-    def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, -1:], *inputs[1:])
-
-    handle = base.get_output_embeddings().register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class _Decoder:
     """The rows that have not ended, with their caches."""
 
     def __init__(self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None) -> None:
-        self.base = base_model(model)
+        self.base, self.head = base_model(model), output_head(model)
         self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
         self.query_mask = query_mask
         if self.is_encoder_decoder:
@@ -252,8 +242,9 @@ class _Decoder:
             }
         else:
             inputs = {"input_ids": self.next_ids, **self.positions}
-        outputs = self.base(**inputs, attention_mask=self.query_mask, past_key_values=self.cache, use_cache=True)
-        return outputs.logits[:, -1].float().clone()
+        with states_caught(self.base) as caught:
+            self.base(**inputs, attention_mask=self.query_mask, past_key_values=self.cache, use_cache=True)
+        return self.head(caught["head_input"][:, -1])
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
         """Take in the tokens of the rows that go on; forget the others.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from src.models.head import in_float32
+
 
 class ValueHead(nn.Module):
     """One linear layer from the last decoder hidden state to a value, 0 everywhere at the start.
@@ -20,4 +22,4 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Values in float32: (..., hidden) to (...)."""
-        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
+        return in_float32(self.linear, hidden).squeeze(-1)

@@ -176,7 +176,7 @@ class PPOModule(DialogueModule):
             rollout = self.collector.measure(batch, responses, scores, encoder_hidden)
         stats = self._rollout_stats(rollout.select(real.nonzero().flatten()), finite)
         losses: list[PPOLoss] = []
-        with clock.phase("update"), cast_once(self._model, frozen_only=True):
+        with clock.phase("update"), cast_once(self._model, frozen_only=True, spare_head=True):
             if finite:
                 rows = real.nonzero().flatten()
                 losses = self.learner.learn(self, rollout, rows, generator, self.collector.shared(encoder_hidden))

@@ -87,7 +87,7 @@ class RolloutCollector:
         reduce = sum_over(module.trainer)
         sampled: Any = {"drawable": responses.drawable, "temperature": module.rollout.temperature}
         given = (batch["prompt_ids"], batch["prompt_attention_mask"], responses.ids, responses.mask)
-        with cast_once(module._model, frozen_only=True):
+        with cast_once(module._model, frozen_only=True, spare_head=True):
             policy = score_tokens(module._model, *given, encoder_hidden, value_head=module.value_head, **sampled)
             with module.reference.active(module._model) as reference:
                 torch.clear_autocast_cache()

@@ -44,6 +44,12 @@ def test_the_same_bits_as_autocast_and_the_very_weights_back(model):
         assert torch.equal(parameter, before[name][1])
 
 
+def test_a_head_that_is_to_stay_in_float32_is_spared(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16), merged(model), cast_once(model, spare_head=True):
+        assert model.get_output_embeddings().weight.dtype == torch.float32
+        assert torch.bfloat16 in {parameter.dtype for parameter in model.parameters()}
+
+
 def test_nothing_happens_outside_autocast(model):
     with cast_once(model):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

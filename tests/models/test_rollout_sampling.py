@@ -66,7 +66,9 @@ def test_each_row_answers_as_it_does_alone_whichever_rows_end_before_it(model, t
 
 def test_rows_that_ended_cost_nothing(model, tokenizer):
     rows = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: rows.append(out.shape[:2].numel()))
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda _m, _i, out: rows.append(out.shape[:-1].numel())
+    )
     responses = sample(model, tokenizer, RolloutOptions(output_min_length=2, output_max_length=30))
     handle.remove()
     assert sum(rows) == int(responses.mask.sum())
@@ -181,7 +183,15 @@ def test_probabilities_that_are_not_finite_are_said(kind, model, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0}, {"top_p": 0}, {"top_k": -1}, {"output_min_length": 0}, {"output_min_length": 500}]
+    "wrong",
+    [
+        {"temperature": 0},
+        {"top_p": 0},
+        {"top_k": -1},
+        {"output_min_length": 0},
+        {"output_min_length": 500},
+        {"min_new_tokens": 401},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ParleyError, match="rollout"):

@@ -4,12 +4,13 @@ from peft import LoraConfig
 from transformers import T5Config
 
 from src.errors import ParleyError
+from src.models.autocast import cast_once
 from src.models.loading import model_from_config
 from src.models.lora import add_lora
 from src.models.reference import Reference
 from src.models.responses import check_output_head, encode, encoder_is_frozen, output_head, response_states
 from src.models.value_head import ValueHead
-from src.modules.ppo_steps import PPOParameterCount
+from src.modules.ppo_steps import PPOParameterCount, score_tokens
 
 LENGTHS = [7, 3, 5]
 
@@ -83,6 +84,38 @@ def test_the_value_head_starts_at_zero_and_answers_in_float32():
     assert head(torch.randn(2, 3, 8, dtype=torch.bfloat16)).dtype == torch.float32
     head(torch.ones(2, 3, 8)).sum().backward()
     assert head.linear.weight.grad.tolist() == [[6.0] * 8]
+
+
+def test_the_value_head_computes_in_float32_under_autocast():
+    head, hidden = ValueHead(64), torch.randn(5, 64)
+    torch.nn.init.normal_(head.linear.weight)
+    expected = (hidden.double() @ head.linear.weight[0].double()).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(head(hidden), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("precision", ["mixed", "true"])
+def test_log_probabilities_are_a_float32_heads_whatever_the_trunk_computes_in(
+    model, texts, targets, adapted, precision
+):
+    head = model.get_output_embeddings().weight
+    head.mul_(10)  # logits of a trained model's size, where bfloat16 has steps of 0.06
+    if adapted:  # then the head is frozen, and `cast_once` would round it
+        model = add_lora(model, LoraConfig(r=4, target_modules=targets))
+    if precision == "true":
+        model = model.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "mixed"):
+        check_output_head(model, 7)
+        with cast_once(model, frozen_only=True, spare_head=True):
+            states = response_states(model, *texts)
+            scored = score_tokens(model, *texts).logprobs
+    head = model.get_output_embeddings().weight  # tied ones are read through the model
+    logits = states.head_input.double() @ head.double().T
+    expected = logits.log_softmax(-1).gather(-1, texts[2].unsqueeze(-1)).squeeze(-1)
+    assert scored.dtype == torch.float32
+    torch.testing.assert_close(scored, (expected * texts[3]).float(), rtol=1e-5, atol=1e-4)
 
 
 def test_the_published_recipe_has_3_539_713_trainable_parameters_of_251_117_569():
