@@ -291,25 +291,17 @@ class DialogueDataModule(LightningDataModule):
                 continue
             dataset = self.datasets[part] = self._encoded(part)
             del self._examples[part]
-            self._refuse_too_long(part, dataset)
+            checks.refuse_too_long(
+                part,
+                dataset,
+                load_config(self.model_name_or_path, gguf_file=self.gguf_file),
+                joined=not self._is_encoder_decoder,
+            )
             if self._speaks:
                 checks.report(part, dataset, {"prompt": self.max_source_length, "target": self.max_target_length})
             checks.check_survival(part, dataset, self.model_name_or_path, speaks=self._speaks)
             if part == "validation" and "train" in self.datasets and self._speaks:
                 checks.warn_of_overlap(self.datasets["train"], dataset)
-
-    def _refuse_too_long(self, part: str, dataset: EncodedDataset) -> None:
-        """The limits may be longer than the model's positions so long as no example is."""
-        config = load_config(self.model_name_or_path, gguf_file=self.gguf_file)
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
-        lengths = {name: dataset.lengths(name) for name in ("prompt_ids", "target_ids")}
-        joined = lengths.values() if self._is_encoder_decoder else [map(sum, zip(*lengths.values(), strict=True))]
-        longest = max(max(numbers) for numbers in joined)
-        if longest > positions:
-            raise ParleyError(
-                f"an example of the {part} split has {longest} tokens, but {self.model_name_or_path} has {positions} "
-                "positions; lower max_source_length or max_target_length."
-            )
 
     def _loader(self, part: str, *, training: bool, limit: str = "") -> ResumableDataLoader:
         """A split's batches.

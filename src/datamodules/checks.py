@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+
+from transformers import PretrainedConfig
 
 from src.datamodules.cache import EncodedDataset
 from src.errors import ParleyError
@@ -26,6 +29,28 @@ def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
     for what, limit in limits.items():
         if cut := sum(dataset.rows[f"{what}_truncated"]):
             log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
+
+
+def refuse_too_long(part: str, dataset: EncodedDataset, config: PretrainedConfig, *, joined: bool) -> None:
+    """Refuse examples with more tokens than a model has positions; the limits alone may be longer.
+
+    Args:
+        part: The split.
+        dataset: Its tokens.
+        config: The model's.
+        joined: Whether the model reads prompt and target as one.
+
+    Raises:
+        ParleyError: There is such an example.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    lengths = [dataset.lengths(name) for name in ("prompt_ids", "target_ids")]
+    longest = max(map(sum, zip(*lengths, strict=True))) if joined else max(map(max, lengths))
+    if longest > positions:
+        raise ParleyError(
+            f"an example of the {part} split has {longest} tokens, but {config.name_or_path or 'the model'} has "
+            f"{positions} positions; lower max_source_length or max_target_length."
+        )
 
 
 def check_survival(part: str, dataset: EncodedDataset, model: str, *, speaks: bool) -> None:

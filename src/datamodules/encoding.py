@@ -72,6 +72,10 @@ def encode_examples(
         prompt_ids = formats.prompt_ids(prompts, tokenizer, format)
         target_ids = formats.answer_ids(prompts, targets, tokenizer, format)
         cut_prompts = [_cut_middle(ids, max_source_length) for ids in prompt_ids]
+    # A chat template adds words, among which a lost character could be found again.
+    bare = (
+        (text_ids(prompts, tokenizer), text_ids(targets, tokenizer)) if format == "chat" else (prompt_ids, target_ids)
+    )
     closing = {eos, *tokenizer.all_special_ids, tokenizer.get_vocab().get(formats.TURN_END)}
     cut_targets = [_cut_end(ids, max_target_length, closing) for ids in target_ids]
     return [
@@ -93,8 +97,8 @@ def encode_examples(
             cut_targets,
             prompt_ids,
             target_ids,
-            lost_characters(prompts, tokenizer),
-            lost_characters(targets, tokenizer),
+            lost_characters(prompts, bare[0], tokenizer),
+            lost_characters(targets, bare[1], tokenizer),
             strict=True,
         )
     ]

@@ -85,13 +85,19 @@ def _undisguised(text: str, names: Sequence[str]) -> tuple[str, list[tuple[int, 
     return original, spans
 
 
-def lost_characters(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def lost_characters(
+    texts: Sequence[str], encoded: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """How many characters of each text do not come back from its tokens.
 
     Blanks, case and Unicode's forms of one character do not count, since many tokenizers fold them.
+
+    Args:
+        texts: What people wrote.
+        encoded: The token ids of each, special tokens among them or not.
+        tokenizer: Which made them.
     """
-    encoded = text_ids(texts, tokenizer)
-    decoded = tokenizer.batch_decode(encoded, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     pairs = ((visible(text), visible(back)) for text, back in zip(texts, decoded, strict=True))
     return [0 if text == back else (Counter(text) - Counter(back)).total() for text, back in pairs]
 

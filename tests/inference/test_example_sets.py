@@ -23,6 +23,10 @@ def test_one_text() -> None:
         from_text("A", "sumarize")
     with pytest.raises(ParleyError, match="malformed"):
         from_text("A", "{")
+    assert from_text("A", r"Dialogue:\n{x}\n").examples[0].prompt == "Dialogue:\nA\n"
+    for text, template, where in (("x\udcff", None, "the prompt"), ("x", "\ud83d{x}", "the template")):
+        with pytest.raises(ParleyError, match=f"{where} has half a character in it"):
+            from_text(text, template)
 
 
 def test_lines_of_a_text_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tokenizers import Regex, SentencePieceBPETokenizer, SentencePieceUnigramTok
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.models.loading import load_tokenizer
+from src.models.saving import save_tokenizer
 from src.models.texts import disguise, lost_characters, rendered_ids, text_ids
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<extra>"]
@@ -73,13 +74,22 @@ def test_texts_without_such_names_are_cut_as_ever(tmp_path: Path) -> None:
     stock = Tokenizer.from_file(str(folder / "tokenizer.json"))
     texts = [CORPUS[1], "a < b, s> /s> x", "<<hello>>"]
     expected = [cut.ids for cut in stock.encode_batch(texts, add_special_tokens=False)]
-    assert text_ids(texts, load_tokenizer(folder)) == expected
+    tokenizer = load_tokenizer(folder)
+    assert text_ids(texts, tokenizer) == expected
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    stock, again = Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json")), load_tokenizer(tmp_path / "saved")
+    assert [cut.ids for cut in stock.encode_batch(texts, add_special_tokens=False)] == expected
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
 def test_lost_characters(tmp_path: Path, base: Callable[[str], Path]) -> None:
     texts = ["hello there", "hello 안녕 there!", "  Hello\n\nthere", ""]
-    assert lost_characters(texts, load_tokenizer(base("gpt2"))) == [0, 0, 0, 0]
-    assert lost_characters(texts, load_tokenizer(pairs(tmp_path))) == [0, 3, 0, 0]
+
+    def lost(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return lost_characters(texts, text_ids(texts, tokenizer, special=True), tokenizer)
+
+    assert lost(texts, load_tokenizer(base("gpt2"))) == [0, 0, 0, 0]
+    assert lost(texts, load_tokenizer(pairs(tmp_path))) == [0, 3, 0, 0]
     deaf = load_tokenizer(pairs(tmp_path / "deaf"))
     deaf.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(".|\n"), "removed")
-    assert lost_characters(["hello there"], deaf) == [10]
+    assert lost(["hello there"], deaf) == [10]
