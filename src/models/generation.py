@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
-from src.models.logits import BannedTexts, SeededSampling
+from src.models.logits import BannedTexts, Recorder, SeededSampling
 from src.models.lora import merged
 
 
@@ -175,6 +175,7 @@ def generate_ids(
     options: GenerationOptions,
     *,
     numbers: Sequence[int] | None = None,
+    recorder: Recorder | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Generate answers, with dropout off and LoRA folded into the weights meanwhile.
@@ -187,6 +188,7 @@ def generate_ids(
         options: How to decode.
         numbers: The prompts' numbers among all that are to be answered, on which seeded sampling depends; their
             places in the batch when left out.
+        recorder: Notes what could be generated at each place, top-k and top-p apart.
         **kwargs: For transformers' `generate`, such as a `streamer`.
 
     Returns:
@@ -198,6 +200,9 @@ def generate_ids(
     if options._has_streams:  # then the stream's processor applies them
         config.update(temperature=1.0, top_k=0, top_p=1.0)
     numbers = range(len(prompt_ids)) if numbers is None else numbers
+    processors = options.to_logits_processors(tokenizer, start, numbers)
+    if recorder is not None:  # before the streams, which leave nothing but what they drew
+        processors.insert(len(processors) - int(options._has_streams), recorder)
     model.eval()
     try:
         with merged(model), cast_once(model), _seeded(options.seed if options.do_sample else None, prompt_ids.device):
@@ -205,13 +210,17 @@ def generate_ids(
                 input_ids=prompt_ids,
                 attention_mask=prompt_attention_mask,
                 generation_config=config,
-                logits_processor=options.to_logits_processors(tokenizer, start, numbers),
+                logits_processor=processors,
+                return_dict_in_generate=True,
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
                 **kwargs,
             )
     finally:
         model.train(training)
-    return output[:, start:]
+    ids = output.sequences[:, start:]
+    if recorder is not None:
+        recorder.finish(ids, output.get("beam_indices"))
+    return ids
 
 
 def generate_text(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from src.rl.drawable import Drawable
 
 _LAST_CHARACTER = "\U0010ffff"
 _BLANKS = ("▁", "Ġ")  # SentencePiece's and GPT-2's
@@ -85,6 +88,60 @@ def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return spelled if text[0].isspace() or spelled[:1] not in _BLANKS else spelled[1:]
 
 
+class Recorder(LogitsProcessor):
+    """Notes what the rules before it leave to be generated at every step, and changes nothing.
+
+    Attributes:
+        drawable: (answers, time) the same for finished answers.
+    """
+
+    drawable: Drawable
+
+    def __init__(self) -> None:
+        self.steps: list[Drawable] = []
+        self.vocabulary = 0
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores as they are."""
+        self.steps.append(Drawable.of(scores > -torch.inf))
+        self.vocabulary = scores.shape[-1]
+        return scores
+
+    def finish(self, ids: Tensor, beams: Tensor | None) -> None:
+        """Put the steps together.
+
+        Args:
+            ids: (answers, time).
+            beams: (answers, time) the row that each token was generated in, where that is not the answer's own.
+        """
+        rows = torch.arange(len(ids), device=ids.device)
+        steps: list[tuple[Tensor, Drawable] | None] = []
+        for place, sets in enumerate(self.steps[: ids.shape[1]]):
+            steps.append((rows, sets if beams is None else sets[beams[:, place].clamp(min=0)]))
+        self.drawable = Drawable.assemble(steps, len(ids), self.vocabulary, ids.device)
+
+
+def truncation(top_k: int, top_p: float) -> Callable[[Tensor], Tensor]:
+    """Top-k and top-p as transformers applies them, on logits (rows, vocabulary); 0 and 1 do not limit."""
+    warpers = _warpers(1.0, top_k, top_p)
+
+    def apply(logits: Tensor) -> Tensor:
+        return warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]
+
+    return apply
+
+
+def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
+    warpers: list[LogitsProcessor] = []
+    if temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return LogitsProcessorList(warpers)
+
+
 class SeededSampling(LogitsProcessor):
     """Draws each row's next token with a generator of the row's own, so that no row depends on its neighbours.
 
@@ -113,20 +170,13 @@ class SeededSampling(LogitsProcessor):
     ) -> None:
         self.seeds = [row_seed(seed, number, k) for number in numbers for k in range(num_return_sequences)]
         self.generators: list[torch.Generator] = []
-        self.warpers: list[LogitsProcessor] = []
-        if temperature != 1.0:
-            self.warpers.append(TemperatureLogitsWarper(temperature))
-        if top_k:
-            self.warpers.append(TopKLogitsWarper(top_k))
-        if top_p < 1.0:
-            self.warpers.append(TopPLogitsWarper(top_p))
+        self.warpers = _warpers(temperature, top_k, top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores of (rows, vocabulary) with 0 at the drawn token and -inf elsewhere."""
         if not self.generators:
             self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
-        for warper in self.warpers:
-            scores = warper(input_ids, scores)
+        scores = self.warpers(input_ids, scores)  # type: ignore[arg-type]
         drawn = draw(scores.softmax(dim=-1), self.generators)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn.unsqueeze(-1), 0.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,11 +16,14 @@ from src.metrics.rouge import TokenizerName
 from src.metrics.rouge_scorer import ExampleScorer
 from src.metrics.toxicity import Toxicity, percent_improvement
 from src.models.generation import GenerationOptions, generate_ids
+from src.models.logits import Recorder, truncation
 from src.models.reference import Reference
-from src.models.responses import Model
-from src.modules.ppo_steps import eos_token_ids, score_tokens
+from src.models.responses import Model, output_head, response_states
+from src.modules.ppo_steps import eos_token_ids
 from src.rewards import ProfanityReward, Reward, WeightedSum, score_responses
+from src.rl.drawable import Drawable
 from src.rl.kl import sequence_kl
+from src.rl.logprobs import kl_from_hidden
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Comparison:
         toxicity_after: The same.
         rouge_before: ROUGE of the reference's answer, by name.
         rouge_after: ROUGE of the policy's.
-        kl: Sum over the policy's answer of log-probability under the policy minus under the reference, in nats.
+        kl: Of the policy from the reference, over what could be drawn at each token of the policy's answer and summed
+            over the answer, in nats.
     """
 
     index: int
@@ -110,13 +114,14 @@ class Evaluator:
         """
         rows = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
         seed += batch["index"][0]
-        ids = _generate(model, tokenizer, batch, options, seed)
+        recorder = Recorder()
+        ids = _generate(model, tokenizer, batch, options, seed, recorder)
         keys = [(batch["index"][row], batch["prompt"][row]) for row in range(len(batch["prompt"]))]
         with reference.active(model) as frozen:
             if any(key not in self._before for key in keys):
                 before_ids = _generate(frozen, tokenizer, batch, options, seed)
                 self._before |= zip(keys, _texts(tokenizer, before_ids), strict=True)
-        kl = _kl(model, reference, tokenizer, batch, ids, encoder_hidden)
+        kl = _kl(model, reference, tokenizer, batch, ids, recorder.drawable, options, encoder_hidden)
         queries = [batch["prompt"][row] for row in rows]
         references = [batch["references"][row] for row in rows]
         after = [_texts(tokenizer, ids)[row] for row in rows]
@@ -150,13 +155,18 @@ def _uses_profanity(reward: Reward) -> bool:
 
 
 def _generate(
-    model: Model, tokenizer: PreTrainedTokenizerBase, batch: Batch, options: GenerationOptions, seed: int
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Batch,
+    options: GenerationOptions,
+    seed: int,
+    recorder: Recorder | None = None,
 ) -> Tensor:
     prompt_ids = batch["prompt_ids"]
     torch.clear_autocast_cache()
     with torch.random.fork_rng(devices=[prompt_ids.device] if prompt_ids.is_cuda else []):
         torch.manual_seed(seed % 2**63)
-        ids = generate_ids(model, tokenizer, prompt_ids, batch["prompt_attention_mask"], options)
+        ids = generate_ids(model, tokenizer, prompt_ids, batch["prompt_attention_mask"], options, recorder=recorder)
     torch.clear_autocast_cache()
     return ids
 
@@ -172,19 +182,36 @@ def _kl(
     tokenizer: PreTrainedTokenizerBase,
     batch: Batch,
     ids: Tensor,
+    drawable: Drawable,
+    options: GenerationOptions,
     encoder_hidden: Tensor | None,
 ) -> list[float]:
-    """KL of each answer of the policy."""
+    """KL along each answer of the policy."""
     eos = torch.tensor(eos_token_ids(model, tokenizer), device=ids.device, dtype=torch.long)
     is_eos = torch.isin(ids, eos).long()
-    mask = (is_eos.cumsum(-1) - is_eos == 0).long()  # EOS counts, what follows does not
-    given = (batch["prompt_ids"], batch["prompt_attention_mask"], ids, mask, encoder_hidden)
-    logprobs = score_tokens(model, *given).logprobs
-    with reference.active(model) as frozen:
+    mask = is_eos.cumsum(-1) - is_eos == 0  # EOS counts, what follows does not
+    if not torch.isin(torch.tensor(tokenizer.pad_token_id, device=ids.device), eos):
+        mask &= (ids != tokenizer.pad_token_id).flip(-1).cumsum(-1).flip(-1) > 0  # nor what follows a stop string
+    given = (batch["prompt_ids"], batch["prompt_attention_mask"], ids, mask.long(), encoder_hidden)
+
+    def of_reference(function: Callable[[Model], Tensor]) -> Tensor:
+        with reference.active(model) as frozen:
+            torch.clear_autocast_cache()
+            found = function(frozen)
         torch.clear_autocast_cache()
-        ref_logprobs = score_tokens(frozen, *given).logprobs
-    torch.clear_autocast_cache()
-    return sequence_kl(logprobs - ref_logprobs, mask).tolist()
+        return found
+
+    kl = kl_from_hidden(
+        response_states(model, *given).head_input,
+        of_reference(lambda frozen: response_states(frozen, *given).head_input),
+        mask,
+        output_head(model),
+        lambda hidden: of_reference(lambda frozen: output_head(frozen)(hidden)),
+        drawable=drawable,
+        temperature=options.temperature if options.do_sample else 1.0,
+        truncate=truncation(options.top_k, options.top_p) if options.do_sample else None,
+    )
+    return sequence_kl(kl, mask).tolist()
 
 
 def gather(rows: list[Comparison], trainer: Trainer) -> list[Comparison]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from src.errors import ParleyError
 from src.models.generation import GenerationOptions, generate_ids, generate_text
 from src.models.loading import load_model, load_tokenizer
-from src.models.logits import BannedTexts, SeededSampling, row_seed
+from src.models.logits import BannedTexts, Recorder, SeededSampling, row_seed
 
 ARCHITECTURES = ("t5", "bart", "gpt2", "llama")
 PROMPT = "Anna: Are you coming at 7:30? 안녕"
@@ -259,3 +259,23 @@ def test_contradictions_are_refused_in_one_line(options: dict, said: str) -> Non
     with pytest.raises(ParleyError, match=said) as error:
         GenerationOptions(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 1}], ids=str)
+def test_what_could_be_generated_is_recorded_along_the_answers(pair: tuple, decoding: dict) -> None:
+    """No token twice and no early end: each place leaves out the very tokens that came before it, and EOS at first."""
+    model, tokenizer = pair
+    ids, mask = batch(model, tokenizer, ["Anna: Yes.", "Ben: No, I will not.", "Hi!"])
+    options = GenerationOptions(max_new_tokens=8, min_new_tokens=4, no_repeat_ngram_size=1, **decoding)
+    recorder = Recorder()
+    answers = generate_ids(model, tokenizer, ids, mask, options, recorder=recorder)
+    kept = recorder.drawable.mask(model.config.vocab_size)
+    assert kept.shape == (*answers.shape, model.config.vocab_size)
+    start = [model.generation_config.decoder_start_token_id] if model.config.is_encoder_decoder else None
+    for row, answer in enumerate(answers.tolist()):
+        length = answer.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in answer else len(answer)
+        for place in range(length):
+            before = start if start is not None else ids[row].tolist()
+            banned = {*before, *answer[:place], *([tokenizer.eos_token_id] if place < 4 else [])}
+            assert set((~kept[row, place]).nonzero().flatten().tolist()) == banned
+            assert kept[row, place, answer[place]]

@@ -19,6 +19,7 @@ from src.datamodules import DialogSumDataModule
 from src.errors import ParleyError
 from src.inference.export import export, restore
 from src.models.adapters import save_adapter
+from src.models.generation import GenerationOptions
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
 from src.models.rollout import RolloutOptions
@@ -418,9 +419,46 @@ def test_validation_compares_with_the_reference_and_writes_the_table(make, tmp_p
     assert float(metrics["val/reward"]) == pytest.approx(after, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"min_new_tokens": 2, "bad_words": ["e"]},
+        {"num_beams": 3, "min_new_tokens": 2},
+        {"do_sample": True, "top_k": 4, "top_p": 0.8, "temperature": 2.0},
+        {"do_sample": True, "top_p": 0.7, "seed": 3},
+        {"stop_strings": ["a", "e"]},
+    ],
+    ids=str,
+)
+def test_validation_s_kl_is_never_negative(make, decoding):
+    options = GenerationOptions(max_new_tokens=6, **decoding)
+    module, data, trainer = make("t5-untied", generation=options, trainer={"limit_val_batches": 1})
+    module.configure_model()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    trainer.validate(module, data, verbose=False)
+    assert all(row.kl >= 0 for row in module.comparisons)
+    assert sum(row.kl for row in module.comparisons) > 0.01
+
+
+def test_validation_s_kl_leaves_out_an_eos_that_is_forbidden(make):
+    found = []
+    for least in (6, 0):
+        options = GenerationOptions(max_new_tokens=6, min_new_tokens=least)
+        module, data, trainer = make("t5-untied", generation=options, trainer={"limit_val_batches": 1})
+        module.configure_model()
+        with torch.no_grad():
+            module.model.get_output_embeddings().weight[module.tokenizer.eos_token_id] *= -5
+        trainer.validate(module, data, verbose=False)
+        found.append(sum(row.kl for row in module.comparisons))
+    assert found[0] == pytest.approx(0, abs=1e-5)
+    assert found[1] > 1e-3
+
+
 def test_an_untrained_policy_answers_as_its_reference_does_also_when_sampling(make):
     pytest.importorskip("profanity_check")
-    from src.models.generation import GenerationOptions
     from src.rewards import ProfanityReward
 
     module, data, trainer = make(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from src.rl.drawable import Drawable
-from src.rl.logprobs import logprobs_from_hidden
+from src.rl.logprobs import kl_from_hidden, logprobs_from_hidden
 
 VOCABULARY, HIDDEN = 37, 8
 
@@ -148,3 +148,34 @@ def test_what_could_not_be_drawn_has_no_probability_and_no_gradient(case, chunk_
     torch.testing.assert_close(scores.entropy, expected[1])
     ours, theirs = (torch.autograd.grad((each[0] + each[1]).sum(), head.bias)[0] for each in (scores, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [7, 1000])
+def test_kl_is_that_of_the_restricted_distributions(case, chunk_size):
+    hidden, labels, head = case
+    generator = torch.Generator().manual_seed(2)
+    ref_hidden, ref_head = torch.randn(3, 20, HIDDEN, generator=generator), RecordingHead()
+    kept = torch.rand(3, 20, VOCABULARY, generator=generator) < 0.3
+    kept[..., 3] = True
+    kl = kl_from_hidden(
+        hidden,
+        ref_hidden,
+        labels >= 0,
+        head,
+        ref_head,
+        drawable=Drawable.of(kept),
+        temperature=0.7,
+        truncate=lambda logits: logits.index_fill(-1, torch.tensor([0]), -torch.inf),
+        chunk_size=chunk_size,
+    )
+    kept[..., 0] = False
+    for row, time in (labels >= 0).nonzero().tolist():
+        left = kept[row, time]
+        ours, theirs = (
+            torch.distributions.Categorical(logits=(each(states[row, time]) / 0.7)[left])
+            for each, states in ((head, hidden), (ref_head, ref_hidden))
+        )
+        expected = torch.distributions.kl_divergence(ours, theirs).item()
+        assert kl[row, time].item() == pytest.approx(expected, abs=1e-5)
+    assert not kl[labels < 0].any()
+    assert not kl_from_hidden(hidden, hidden, labels >= 0, head, head, drawable=Drawable.of(kept)).any()
