@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -22,7 +23,9 @@ class Checkpoints(Checkpoint):
     """Writes a checkpoint every so many optimiser steps or minutes, after each epoch and at the end of training.
 
     Each is complete: whatever a run needs to go on as if nothing had happened. `step=0000120.ckpt` is the state after
-    120 optimiser steps. The newest `keep_last` stay, and beside them `best.ckpt` where a metric is watched.
+    120 optimiser steps. The newest `keep_last` stay, and beside them `best.ckpt` where a metric is watched. A run drops
+    only what it wrote itself, before or after it was resumed: what it has written is in the checkpoint. So a run that
+    goes back to an earlier checkpoint, or shares a directory, leaves the files of others until it writes their names.
 
     Args:
         every_n_steps: Optimiser steps between checkpoints; none by steps when left out.
@@ -63,6 +66,7 @@ class Checkpoints(Checkpoint):
         self.last_path: Path | None = None
         self._last_step = -1
         self._saved: tuple[int, int] | None = None
+        self._written: list[str] = []  # of this line of the run, oldest first
         self._lock: DirectoryLock | None = None
         self._last_time = time.monotonic()
 
@@ -92,6 +96,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here; the state that a resumed run starts from is written already."""
+        assert self.directory is not None, "setup comes first"
+        if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != self.directory.resolve():
+            self._written = []  # of another directory
+        self._drop_old(trainer)  # what a run that was killed did not come to
         self._last_step = trainer.global_step
         self._saved = _place(trainer) if trainer.global_step else None
         self._last_time = time.monotonic()
@@ -132,9 +140,11 @@ class Checkpoints(Checkpoint):
             raise ParleyError(
                 f"Checkpoints watches {self.monitor!r}, which validation does not report; it reports {known}."
             )
-        better = torch.lt if self.mode == "min" else torch.gt
-        if self.best_score is None or bool(better(score.cpu(), torch.tensor(self.best_score))):
-            self.best_score = float(score)
+        value = float(score)
+        if not math.isfinite(value):
+            log.warning("%s is %s at step %d, which is never the best.", self.monitor, value, trainer.global_step)
+        elif self.best_score is None or (value < self.best_score if self.mode == "min" else value > self.best_score):
+            self.best_score = value
             self._write(trainer, "best.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,29 +169,60 @@ class Checkpoints(Checkpoint):
 
         Returns:
             The checkpoint's path.
+
+        Raises:
+            ParleyError: The weights are not finite, or the disk is full.
         """
-        self.last_path = self._write(trainer, f"step={trainer.global_step:07d}.ckpt")
+        name = f"step={trainer.global_step:07d}.ckpt"
+        self._written = [*(other for other in self._written if other != name), name]
+        self.last_path = self._write(trainer, name)
         self._last_step = trainer.global_step
         self._saved = _place(trainer)
         self._last_time = time.monotonic()
-        if trainer.is_global_zero:
-            for old in sorted(self.last_path.parent.glob("step=*.ckpt"))[: -self.keep_last]:
-                old.unlink(missing_ok=True)
+        self._drop_old(trainer)
         return self.last_path
+
+    def _drop_old(self, trainer: Trainer) -> None:
+        """Delete what this line of the run wrote before its newest, unless another line has written it anew since."""
+        assert self.directory is not None, "setup comes first"
+        older, self._written = self._written[: -self.keep_last], self._written[-self.keep_last :]
+        for name in older if trainer.is_global_zero else []:
+            old, kept = self.directory / name, self.directory / self._written[0]
+            with suppress(FileNotFoundError):
+                if old.stat().st_mtime_ns <= kept.stat().st_mtime_ns:
+                    old.unlink()
 
     def _write(self, trainer: Trainer, name: str) -> Path:
         assert self.directory is not None, "setup comes first"
         path = self.directory / name
+        _refuse_broken(trainer)
         trainer.save_checkpoint(path)
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best_score": self.best_score}
+        """The best score so far, and the checkpoints that this line of the run has written and kept."""
+        return {"best_score": self.best_score, "written": list(self._written)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state."""
         self.best_score = state_dict["best_score"]
+        self._written = list(state_dict.get("written", []))
+
+
+def _refuse_broken(trainer: Trainer) -> None:
+    """Weights that are not finite never become finite again, and must not push out those that are.
+
+    Raises:
+        ParleyError: A trained parameter holds NaN or infinity, on any process.
+    """
+    trained = (parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad)
+    is_finite = all(bool(parameter.isfinite().all()) for parameter in trained)
+    if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
+        raise ParleyError(
+            f"the weights are not finite at step {trainer.global_step} ({trainer.precision}), so no checkpoint of them "
+            "was written; use trainer.precision bf16-mixed in place of float16, or go on from an earlier checkpoint "
+            "with a lower learning rate."
+        )
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:

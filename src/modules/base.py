@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -22,9 +22,10 @@ from src.models.cpu import speed_up_on_cpu
 from src.models.generation import GenerationOptions, generate_text
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
+from src.modules.breakdown import Breakdown
 from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
 from src.modules.metrics import EvaluationMetrics
-from src.modules.schedules import WarmupSchedule
+from src.modules.optimizers import OptimizerPlan
 from src.modules.token_mean import TokenMean
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ class DialogueModule(LightningModule):
         super().__init__()
         self.model_name_or_path = model_name_or_path
         self.lora = lora
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self._plan = OptimizerPlan(optimizer, lr_scheduler)
         self.generation = generation or GenerationOptions()
         self.dropout = dropout
         self.label_smoothing = label_smoothing
@@ -81,6 +81,7 @@ class DialogueModule(LightningModule):
         self.val_metrics = EvaluationMetrics(rouge_tokenizer)
         self.test_metrics = EvaluationMetrics(rouge_tokenizer)
         self._token_mean = TokenMean()
+        self._breakdown = Breakdown()
 
     # Set-up
 
@@ -138,24 +139,13 @@ class DialogueModule(LightningModule):
         return self.model
 
     def configure_optimizers(self) -> Any:
-        """Optimiser and schedule; weight decay spares biases and norms, as in transformers' Trainer."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(
-            [
-                {"params": [parameter for parameter in trained if parameter.ndim > 1]},
-                {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-            ]
-        )
-        if self.lr_scheduler is None:
-            return optimizer
-        schedule = self.lr_scheduler(optimizer)
-        if isinstance(schedule, WarmupSchedule):
-            if schedule.num_training_steps is None:
-                schedule.plan(int(self.trainer.estimated_stepping_batches))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-        if isinstance(schedule, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        """Optimiser and schedule; weight decay spares what transformers' Trainer spares."""
+        return self._plan.configure(self)
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps so far, as schedules count them."""
+        return self.trainer.global_step
 
     # Loss
 
@@ -182,8 +172,10 @@ class DialogueModule(LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the step's mean."""
-        self._token_mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
+        """Make the gradients those of the step's mean, and see that there is one."""
+        loss = self._token_mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
+        if loss is not None:
+            self._breakdown.note(loss, self.trainer)
 
     # Evaluation
 
@@ -225,9 +217,13 @@ class DialogueModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what was trained from what; leave a frozen base out."""
         checkpoint["parley"] = describe(self._model)
+        epoch = self.trainer.fit_loop.epoch_progress.current
+        epochs = epoch.started - int(not self.trainer.is_last_batch)  # type: ignore[attr-defined]
+        checkpoint["optimizer"] = self._plan.describe(self.schedule_steps, epochs)
         if isinstance(self._model, PeftModel):
             checkpoint["state_dict"] = keep_trainable(checkpoint["state_dict"], self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what would not fit."""
+        """Refuse what would not fit; keep the optimiser's settings as configured."""
         refuse_other_base(checkpoint, self._model)
+        self._plan.resume_from(checkpoint)

@@ -219,6 +219,11 @@ class PPOModule(DialogueModule):
 
     # Schedules
 
+    @property
+    def schedule_steps(self) -> int:
+        """Iterations so far."""
+        return self.iteration
+
     def _step_schedules(self, interval: str) -> None:
         """Manual optimisation leaves this to us; an iteration counts as a step."""
         for config in self.trainer.lr_scheduler_configs:

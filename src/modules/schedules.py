@@ -39,8 +39,13 @@ class WarmupSchedule(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def plan(self, num_training_steps: int) -> None:
-        """Learn how long training takes, and set the first step's rate accordingly."""
+        """Learn how long training takes, and set the present step's rate accordingly."""
         self.num_training_steps = num_training_steps
+        self.go_to(self.last_epoch)
+
+    def go_to(self, step: int) -> None:
+        """Move to an optimiser step, and set its rate."""
+        self.last_epoch = step
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * self.factor(self.last_epoch)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

@@ -36,17 +36,24 @@ class TokenMean:
         return loss_sum / self._counts[0], sum(self._losses) / sum(self._counts)  # type: ignore[return-value]
 
     @torch.no_grad()
-    def settle(self, parameters: Iterable[nn.Parameter], accumulate: int) -> None:
+    def settle(self, parameters: Iterable[nn.Parameter], accumulate: int) -> Tensor | None:
         """Turn the accumulated gradients into those of the step's mean, and begin another step.
 
         Args:
             parameters: Whose gradients are complete. (DeepSpeed keeps its own and shows none: there a step's loss is
                 the sum over its tokens divided by the first batch's tokens and the number of batches.)
             accumulate: What Lightning has divided every batch's loss by, in an epoch's last step too.
+
+        Returns:
+            The step's mean loss; None where nothing was added.
         """
-        if accumulate > 1 and self._counts:
+        if not self._counts:
+            return None
+        mean = sum(self._losses) / sum(self._counts)
+        if accumulate > 1:
             factor = self._counts[0] * accumulate / sum(self._counts)
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         self._losses, self._counts = [], []
+        return mean  # type: ignore[return-value]

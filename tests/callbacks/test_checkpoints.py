@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +112,98 @@ def test_by_the_clock(fit, monkeypatch):
     )
     fit("dialogsum_seq2seq.yaml", "--trainer.callbacks.every_n_minutes", "2.5")
     assert written == [3, 6, 6]  # at the last step, and after the epoch's validation
+
+
+def run_of(directory: Path, **more: Any) -> Any:
+    """A trainer whose checkpoints hold what the callback says and nothing else."""
+    trainer = SimpleNamespace(
+        global_step=0,
+        ckpt_path=None,
+        precision="32-true",
+        is_global_zero=True,
+        callback_metrics={},
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+        lightning_module=torch.nn.Linear(1, 1),
+        fit_loop=SimpleNamespace(
+            epoch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)),
+            epoch_loop=SimpleNamespace(total_batch_idx=0),
+        ),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+    )
+    trainer.checkpoints = Checkpoints(dirpath=str(directory), **more)
+    trainer.save_checkpoint = lambda path: (
+        path.parent.mkdir(exist_ok=True),
+        path.write_text(json.dumps(trainer.checkpoints.state_dict())),
+    )
+    return trainer
+
+
+def train(trainer: Any, steps: Iterable[int], start: Path | None = None) -> None:
+    if start is not None:
+        trainer.checkpoints.load_state_dict(json.loads(start.read_text()))
+        trainer.ckpt_path = str(start)
+    trainer.checkpoints.on_train_start(trainer, None)
+    for trainer.global_step in steps:
+        trainer.checkpoints.save(trainer)
+        time.sleep(0.01)  # so that files differ in age on every file system
+
+
+def steps_in(directory: Path) -> list[int]:
+    return sorted(int(file.stem.removeprefix("step=")) for file in directory.glob("step=*.ckpt"))
+
+
+def test_a_run_drops_what_its_own_line_wrote(tmp_path):
+    train(run_of(tmp_path), (2, 4, 6, 8))
+    assert steps_in(tmp_path) == [6, 8]
+    train(run_of(tmp_path), (7, 9, 11), tmp_path / "step=0000006.ckpt")  # back, to other steps
+    assert steps_in(tmp_path) == [8, 9, 11]  # 8 is the other line's
+    train(run_of(tmp_path, keep_last=1), (13,), tmp_path / "step=0000011.ckpt")
+    assert steps_in(tmp_path) == [8, 13]
+    train(run_of(tmp_path), (1, 2, 3))  # a run that goes on from none
+    assert steps_in(tmp_path) == [2, 3, 8, 13]
+
+
+def test_nothing_newer_goes_for_something_older(tmp_path):
+    train(run_of(tmp_path), (2, 4, 6, 8))
+    (kept := tmp_path / "step=0000008.ckpt").rename(tmp_path / "aside")
+    train(run_of(tmp_path), (6,))  # another run writes the same name anew
+    (tmp_path / "aside").rename(kept)
+    train(run_of(tmp_path), (10,), kept)
+    assert steps_in(tmp_path) == [6, 8, 10]
+
+
+def test_what_a_killed_run_did_not_come_to_drop_goes(tmp_path):
+    train(run_of(tmp_path, keep_last=3), (2, 4, 6))
+    train(run_of(tmp_path, keep_last=1), (), tmp_path / "step=0000006.ckpt")
+    assert steps_in(tmp_path) == [6]
+
+
+def test_a_line_ends_at_the_directory(tmp_path):
+    """What another directory's run wrote has the same names."""
+    train(run_of(tmp_path / "one"), (2, 4))
+    train(run_of(tmp_path / "other"), (2, 4))
+    train(run_of(tmp_path / "other"), (6,), tmp_path / "one" / "step=0000004.ckpt")
+    assert steps_in(tmp_path / "other") == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 3.0), ("min", 1.0)])
+def test_what_is_not_finite_is_never_best(tmp_path, mode, best):
+    trainer = run_of(tmp_path, monitor="val/loss", mode=mode)
+    for score in ("nan", "inf", 2.0, "nan", 1.0, 3.0, "-inf", "nan"):
+        trainer.callback_metrics = {"val/loss": torch.tensor(float(score))}
+        trainer.checkpoints.on_validation_end(trainer, None)
+    assert trainer.checkpoints.best_score == best
+    assert json.loads((tmp_path / "best.ckpt").read_text())["best_score"] == best
+
+
+def test_broken_weights_are_not_written(tmp_path):
+    trainer = run_of(tmp_path)
+    train(trainer, (2,))
+    trainer.lightning_module.weight.data.fill_(float("nan"))
+    with pytest.raises(ParleyError, match=r"not finite at step 4.*bf16-mixed"):
+        train(trainer, (4,))
+    assert steps_in(tmp_path) == [2]
 
 
 @pytest.mark.parametrize("settings", [{"keep_last": 0}, {"every_n_steps": 0}, {"every_n_minutes": -1}])

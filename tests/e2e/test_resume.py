@@ -83,8 +83,9 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         ("dialogsum_seq2seq.yaml", ["--data.init_args.num_workers", "2"], [6]),
         ("dialogsum_seq2seq.yaml", ["--trainer.accumulate_grad_batches", "2"], [6]),
         ("dialogsum_lora.yaml", [], [8, 4]),
+        ("dialogsum_lora.yaml", ["--trainer.precision", "bf16-true"], [5]),
     ],
-    ids=["whole", "validation-within-epoch", "two-workers", "accumulation", "lora-over-the-epoch"],
+    ids=["whole", "validation-within-epoch", "two-workers", "accumulation", "lora-over-the-epoch", "bf16"],
 )
 def test_bit_for_bit(parley, tmp_path, tiny_base, sample, cut_at, monkeypatch, recipe, more, cuts):
     words = arguments(recipe, tiny_base("t5"), sample, *more)
