@@ -8,8 +8,9 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.callbacks.companions import go_on, keep_patience, refuse_inexact
 from src.callbacks.csv_logger import RunLogger
-from src.callbacks.loops import mend_loops, mend_saved_loops, position_of
+from src.callbacks.loops import COUNTERS, mend_loops, mend_saved_loops, position_of
 from src.callbacks.rng import rng_state, set_rng_state
 from src.callbacks.wandb_logger import WandbRun
 
@@ -55,6 +56,8 @@ class ExactResume(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember the trainer: Lightning asks for the state without it."""
         self._trainer = trainer
+        if stage == "fit":
+            refuse_inexact(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The state; Lightning asks every process, so that they can be gathered."""
@@ -96,6 +99,7 @@ class ExactResume(Callback):
         saved = state.get("config", {})
         for difference in compare_settings(saved, self.config) if saved and self.config else []:
             log.warning("Changed since the checkpoint: %s.", difference)
+        keep_patience(trainer, checkpoint)
         mend_saved_loops(checkpoint["loops"]["fit_loop"], state.get("position", "within epoch"))
         _convert_accumulation(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
 
@@ -105,6 +109,7 @@ class ExactResume(Callback):
             return
         state, self._restored = self._restored, None
         _restore_loader(trainer)
+        go_on(trainer)
         mend_loops(trainer, state["position"], state["metrics"])
         for logger, logger_state in zip(_resumable(trainer), state["loggers"], strict=False):
             if isinstance(logger, RunLogger):
@@ -161,8 +166,9 @@ def _convert_accumulation(fit_loop: dict[str, Any], accumulate: int) -> None:
         return
     for scope in ("current", "total"):
         progress = fit_loop["epoch_loop.batch_progress"][scope]
-        for counter in ("ready", "started", "processed", "completed"):
-            progress[counter] = -(-progress[counter] * accumulate // before)
+        processed = progress["processed"]  # whole steps; one more than completed where a batch was ending
+        for counter in COUNTERS:
+            progress[counter] += processed // before * accumulate - processed
 
 
 def compare_settings(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -32,7 +32,15 @@ class SettingsFile(SaveConfigCallback):
     """`config.yaml` in the run's own directory, whatever the logger."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it, on rank 0."""
+        """Write it, unless this is a run that must lock its directory first."""
+        if stage != "fit":
+            self._write(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it: the directory is this run's, for every callback has been set up."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         directory = src.callbacks.run_directory(trainer)
         if trainer.is_global_zero:
             directory.mkdir(parents=True, exist_ok=True)

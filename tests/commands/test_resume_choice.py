@@ -154,7 +154,9 @@ def test_two_runs_in_one_directory(runs, words, capsys):
     os.waitpid(child, os.WUNTRACED)
     try:
         assert Path("locked").exists()
-        line = refused(capsys, *words, "--ckpt_path", "last")
+        settings = (runs / "version_0" / "config.yaml").read_bytes()
+        line = refused(capsys, *words, "--ckpt_path", "last", "--trainer.max_epochs", "7")
+        assert (runs / "version_0" / "config.yaml").read_bytes() == settings  # the other run's
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
