@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from src.inference.loading import FinishedModel
     from src.models.generation import GenerationOptions
 
+log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 16
 STYLES = ("auto", "plain", "published", "chat", "raw")
 _NUMBERS: dict[str, tuple[type, str]] = {
@@ -60,9 +62,11 @@ def add_style_arguments(parser: argparse.ArgumentParser) -> None:
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """How to decode; an option that is not given leaves no attribute."""
     group = parser.add_argument_group(
-        "decoding", "greedy, 64 new tokens at most, unless a preset or these say otherwise"
+        "decoding", "by the model's own settings where nothing is said, else greedy with 64 new tokens but for what is"
     )
-    group.add_argument("--preset", metavar="NAME", help="a file in configs/decoding, or a path")
+    group.add_argument(
+        "--preset", metavar="NAME", help="a file in configs/decoding, a path, or `model`: its own settings"
+    )
     unset: dict[str, Any] = {"default": argparse.SUPPRESS}
     group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="draw tokens at random", **unset)
     for name, (kind, text) in _NUMBERS.items():
@@ -110,15 +114,26 @@ def load(args: argparse.Namespace, name: str) -> FinishedModel:
     )
 
 
-def decoding_options(args: argparse.Namespace) -> GenerationOptions:
-    """The preset with the command line's options over it."""
-    from src.inference.decoding import with_changes, with_preset
-    from src.models.generation import GenerationOptions
+def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = None) -> GenerationOptions:
+    """The model's own settings where nothing is said; else the preset with the command line's options over it.
+
+    Args:
+        args: The command line's.
+        finished: The model. Without it mistakes show, before anything is loaded.
+    """
+    from src.inference.decoding import OWN, describe, with_changes, with_preset
+    from src.models.generation import GenerationOptions, ModelOptions
 
     names = ("do_sample", *_NUMBERS, "bad_words", "stop_strings")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    options = GenerationOptions()
-    return with_changes(with_preset(options, args.preset) if args.preset else options, given)
+    preset = args.preset or (None if given else OWN)
+    model = finished.model if finished else None
+    options = with_preset(GenerationOptions(), preset, model) if preset else GenerationOptions()
+    options = with_changes(options, given)
+    if finished is not None:
+        whose = "the model's own settings" if isinstance(options, ModelOptions) else "none of the model's own settings"
+        log.info("Decoding of %s by %s: %s.", finished.name, whose, describe(options))
+    return options
 
 
 def read_examples(args: argparse.Namespace) -> ExampleSet:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _talk(args: argparse.Namespace) -> Talk:
-    options = arguments.decoding_options(args)
+    arguments.decoding_options(args)
     for name, least in (("context", 2), ("history", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -63,6 +63,7 @@ def _talk(args: argparse.Namespace) -> Talk:
     style = resolve_style(args.format, finished, turns=True, trained=True)
     if args.system is not None and style != "chat":
         raise ParleyError("only a chat template has a place for --system, and this model has none; leave it out.")
+    options = arguments.decoding_options(args, finished)
     return Talk(finished, style, options, system=args.system, context=args.context, memory=args.history)
 
 

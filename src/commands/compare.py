@@ -1,7 +1,7 @@
 """Compare several models on the same examples: their answers side by side, ROUGE of each, differences in points.
 
 A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name. They are loaded one after the
-other and decode alike.
+other and decode alike, unless nothing is said and they have settings of their own.
 
   parley compare google/flan-t5-base models/adapter --data knkarthick/dialogsum --limit 100
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     answers: dict[str, list[str]] = {}
     for label, name in zip(labels(args.models), args.models, strict=True):
         finished = arguments.load(args, name)
+        options = replace(arguments.decoding_options(args, finished), num_return_sequences=1)
         prompts, decoding = arguments.encode(args, finished, asked, options)
         generated = answer_all(finished, prompts, decoding, batch_size=args.batch_size, track=arguments.progress)
         answers[label] = [texts[0] for texts in generated]

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tour:
         _tour(args, finished, asked, options)
     else:
-        _answer(args, finished, asked, options)
+        _answer(args, finished, asked, arguments.decoding_options(args, finished))
 
 
 def _asked(args: argparse.Namespace) -> ExampleSet:
@@ -80,6 +80,7 @@ def _asked(args: argparse.Namespace) -> ExampleSet:
 
 def _answer(args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet, options: GenerationOptions) -> None:
     from src.inference.answers import answer_all, prediction_columns, write_answers
+    from src.models.endings import TURN_END, TURN_START
 
     prompts, options = arguments.encode(args, finished, asked, options)
     start = time.perf_counter()
@@ -107,9 +108,11 @@ def _answer(args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet
     else:
         said = answers[0]
         if not any(text.strip() for text in said):
+            turns = finished.tokenizer.get_vocab().keys() >= {TURN_START, TURN_END} and not finished.is_encoder_decoder
             log.warning(
-                "The answer is empty: the model ended at once. --min-new-tokens makes it go on; a chatbot trained on "
-                "<s>question</s><s>answer</s> is asked with --format published, or by `parley chat`."
+                "The answer is empty: the model ended at once. --min-new-tokens makes it go on%s.",
+                "; a chatbot trained on <s>question</s><s>answer</s> is asked with --format published, or by "
+                "`parley chat`" * turns,
             )
         numbered = [f"{number}: {text}" for number, text in enumerate(said, start=1)] if len(said) > 1 else said
         sys.stdout.write("\n".join(numbered) + "\n")

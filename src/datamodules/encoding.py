@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from src.contracts import IGNORE_INDEX, Batch, Example
 from src.datamodules import formats
 from src.datamodules.formats import Format
+from src.models.endings import ending_ids
 from src.models.texts import lost_characters, text_ids
 
 
@@ -76,7 +77,7 @@ def encode_examples(
     bare = (
         (text_ids(prompts, tokenizer), text_ids(targets, tokenizer)) if format == "chat" else (prompt_ids, target_ids)
     )
-    closing = {eos, *tokenizer.all_special_ids, tokenizer.get_vocab().get(formats.TURN_END)}
+    closing = {*ending_ids(tokenizer), *tokenizer.all_special_ids}
     cut_targets = [_cut_end(ids, max_target_length, closing) for ids in target_ids]
     return [
         Encoded(

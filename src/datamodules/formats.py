@@ -11,11 +11,11 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from src.errors import ParleyError
+from src.models.endings import TURN_END, TURN_START, close_answer, ending_ids
 from src.models.sources import first_line
 from src.models.texts import disguise, rendered_ids, text_ids
 
 Format = Literal["auto", "plain", "published", "chat"]
-TURN_START, TURN_END = "<s>", "</s>"  # by name: KoGPT2 has both but calls `</s>` its BOS
 
 
 def resolve_format(
@@ -98,13 +98,11 @@ def answer_ids(
     if format == "published":
         end = tokenizer.get_vocab()[TURN_END]
         return [[*ids, end] for ids in text_ids(answers, tokenizer)]
-    eos = tokenizer.eos_token_id
+    endings = ending_ids(tokenizer)
     if format == "plain":
-        return [ids if eos is None else [*ids, eos] for ids in text_ids(answers, tokenizer)]
+        return [[*ids, *endings[:1]] for ids in text_ids(answers, tokenizer)]
     texts = [_rendered_answer(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    closing = set(tokenizer.all_special_ids)  # the template's own end of a turn, where it is another than EOS
-    encoded = [rendered_ids(text, tokenizer) for text in texts]
-    return [ids if eos is None or (ids and ids[-1] in closing) else [*ids, eos] for ids in encoded]
+    return [close_answer(rendered_ids(text, tokenizer), tokenizer, endings) for text in texts]
 
 
 def turns_ids(conversation: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

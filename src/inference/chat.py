@@ -13,6 +13,7 @@ from src.errors import ParleyError
 from src.inference.loading import FinishedModel
 from src.inference.prompts import Style, Turn, turn_ids
 from src.inference.streaming import TextStream
+from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions, generate_text
 
 
@@ -90,7 +91,8 @@ class Talk:
             self.forgotten = forgotten
         options = self.decoding
         streams = options.num_return_sequences == options.num_beams == 1
-        stream = TextStream(self.finished.tokenizer, write, options.stop_strings) if streams else None
+        endings = ending_ids(self.finished.tokenizer, self.finished.model)
+        stream = TextStream(self.finished.tokenizer, write, endings, options.stop_strings) if streams else None
         prompt = torch.tensor([ids], device=self.finished.device)
         number, self._draws = self._draws, self._draws + 1
         answers = generate_text(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.errors import ParleyError
 from src.inference.chat import Talk
-from src.inference.decoding import describe, parse_option, preset_names, with_changes, with_preset
+from src.inference.decoding import OWN, describe, parse_option, preset_names, with_changes, with_preset
 from src.models.generation import GenerationOptions
 
 HELP = """\
@@ -108,9 +108,10 @@ class ChatCommands:
 
     def _preset(self, text: str) -> None:
         if not text:
-            self.write("\n".join(preset_names()) + "\n")
+            self.write("\n".join([*preset_names(), OWN]) + "\n")
             return
-        self.notice(f"decoding: {describe(self._decode(with_preset(self.talk.options, text), None))}")
+        options = with_preset(self.talk.options, text, self.talk.finished.model)
+        self.notice(f"decoding: {describe(self._decode(options, None))}")
 
     def _history(self) -> None:
         for number, exchange in enumerate(self.talk.exchanges):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,7 +13,8 @@ import yaml
 
 from src.errors import ParleyError
 from src.files import read_text
-from src.models.generation import GenerationOptions
+from src.models.generation import GenerationOptions, ModelOptions
+from src.models.responses import Model
 
 # In the order of the published tour; others follow by name.
 TOUR = (
@@ -27,6 +28,7 @@ TOUR = (
     "top-p",
     "top-k-top-p",
 )
+OWN = "model"  # the preset that is no file
 KEPT = ("max_new_tokens", "min_new_tokens", "bad_words", "stop_strings", "seed")  # what a preset need not speak of
 SAMPLING = ("temperature", "top_k", "top_p")
 
@@ -62,7 +64,9 @@ def read_preset(name_or_path: str) -> dict[str, Any]:
     named = presets_directory() / f"{name_or_path}.yaml"
     file = named if re.fullmatch(r"[\w-]+", name_or_path) and named.is_file() else Path(name_or_path).expanduser()
     if not file.is_file():
-        raise ParleyError(f"there is no preset {name_or_path!r}; name one of {', '.join(preset_names())}, or a file.")
+        raise ParleyError(
+            f"there is no preset {name_or_path!r}; name one of {', '.join([*preset_names(), OWN])}, or a file."
+        )
     try:
         options = yaml.safe_load(read_text(file)) or {}
     except yaml.YAMLError as error:
@@ -119,8 +123,20 @@ def _value(text: str) -> Any:
     return text
 
 
-def with_preset(options: GenerationOptions, name_or_path: str) -> GenerationOptions:
-    """Decode as a preset says; lengths, bans, stops and seed stay as they are unless it speaks of them."""
+def with_preset(options: GenerationOptions, name_or_path: str, model: Model | None = None) -> GenerationOptions:
+    """Decode as a preset says; lengths, bans, stops and seed stay as they are unless it speaks of them.
+
+    Args:
+        options: As they are.
+        name_or_path: A named preset, a file, or `model` for the model's own settings, its lengths among them.
+        model: Whose settings `model` means; before it is loaded the options stay as they are.
+    """
+    if name_or_path == OWN:
+        return (
+            options
+            if model is None
+            else replace(ModelOptions.of(model), bad_words=options.bad_words, seed=options.seed)
+        )
     kept = {name: getattr(options, name) for name in KEPT}
     return GenerationOptions(**{**kept, **read_preset(name_or_path)})
 
@@ -139,6 +155,9 @@ def with_changes(options: GenerationOptions, changes: Mapping[str, Any]) -> Gene
 
 def describe(options: GenerationOptions) -> str:
     """The options that differ from their defaults, in one line."""
-    defaults = asdict(GenerationOptions())
-    said = {name: value for name, value in asdict(options).items() if value != defaults[name]}
+    defaults = GenerationOptions()
+    names = [item.name for item in fields(GenerationOptions)]
+    said = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(defaults, name)}
+    if isinstance(options, ModelOptions):
+        said |= options.further
     return ", ".join(f"{name} {value}" for name, value in said.items()) or "greedy"

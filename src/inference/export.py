@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_config
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.callbacks.storage import read_checkpoint
 from src.errors import ParleyError
@@ -58,6 +58,8 @@ def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
         options = dict(description["config"])
         model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
         load_state(model, state)
+        if settings := description.get("generation"):  # older checkpoints have none
+            model.generation_config = GenerationConfig.from_dict(settings)
         return Restored(model.eval(), tokenizer, base)
     foundation = load_model(base, gguf_file=gguf_file)
     if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != description["base"]["fingerprint"]:

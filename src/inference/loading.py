@@ -16,6 +16,7 @@ from src.inference.export import restore
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import can_merge, merge_lora
 from src.models.sources import is_adapter
+from src.models.tying import positions
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class FinishedModel:
     @property
     def positions(self) -> int | None:
         """The tokens that it can look at, prompt and answer together if it has no encoder; None where any number."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return positions(self.model)
 
 
 def load_finished(

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from src.models.endings import until_end
 from src.models.generation import until_stop
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -22,14 +23,20 @@ class TextStream(BaseStreamer):
     Args:
         tokenizer: The model's.
         write: Takes each piece.
+        endings: The tokens that end an answer.
         stop_strings: What ends the answer and is no part of it.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], object], stop_strings: Sequence[str] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        write: Callable[[str], object],
+        endings: Sequence[int] = (),
+        stop_strings: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.write = write
+        self.endings = endings
         self.stop_strings = stop_strings
         self.ids: list[int] = []
         self.shown = ""
@@ -48,7 +55,7 @@ class TextStream(BaseStreamer):
         self._show(until_stop(self._decoded(), self.stop_strings).strip())
 
     def _decoded(self) -> str:
-        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(until_end(self.ids, self.endings), skip_special_tokens=True))
 
     def _certain(self, text: str) -> str:
         text = until_stop(text, self.stop_strings).rstrip(UNFINISHED)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
+from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token_settings
 from src.models.logits import BannedTexts, Recorder, SeededSampling
 from src.models.lora import merged
+from src.models.tying import base_model, positions
+
+TRANSFORMERS_TOP_K = 50  # what transformers samples among where a model's settings do not say
 
 
 @dataclass
@@ -93,7 +98,7 @@ class GenerationOptions:
         self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     ) -> GenerationConfig:
         """The same as transformers' own configuration, with the model's special tokens."""
-        own: GenerationConfig = model.generation_config
+        config = token_settings(model, tokenizer)
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
@@ -101,22 +106,18 @@ class GenerationOptions:
             "num_return_sequences": self.num_return_sequences,
             "no_repeat_ngram_size": self.no_repeat_ngram_size,
             "repetition_penalty": self.repetition_penalty,
-            "decoder_start_token_id": own.decoder_start_token_id,
-            "bos_token_id": own.bos_token_id if own.bos_token_id is not None else tokenizer.bos_token_id,
-            "eos_token_id": own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
         }
-        # What is not set here, `generate` takes from the model's own configuration.
-        options |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {"min_length": 0}
+        options |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {}
         if self.num_beams > 1:
             options |= {"length_penalty": self.length_penalty, "early_stopping": True}
         if self.do_sample:
             options |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         if banned := [_token_id(word, tokenizer) for word in self.bad_words if _is_token(word, tokenizer)]:
-            options["suppress_tokens"] = [*(own.suppress_tokens or []), *banned]
+            options["suppress_tokens"] = [*(config.suppress_tokens or []), *banned]
         if self.stop_strings:
             options["stop_strings"] = self.stop_strings
-        return GenerationConfig(**options)
+        config.update(**options)
+        return config
 
     def to_logits_processors(
         self, tokenizer: PreTrainedTokenizerBase, start: int, numbers: Sequence[int]
@@ -144,6 +145,71 @@ class GenerationOptions:
         return self.seed is not None and self.do_sample and self.num_beams == 1
 
 
+@dataclass
+class ModelOptions(GenerationOptions):
+    """A model's own generation settings, where nobody says how to decode; what it leaves open is as ever here.
+
+    What transformers knows and `GenerationOptions` has no name for holds too.
+
+    Attributes:
+        own: The settings.
+    """
+
+    own: GenerationConfig = field(default_factory=GenerationConfig)
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """Those of the settings that only transformers has a name for."""
+        names = {item.name for item in fields(GenerationOptions)} | {"max_length", "min_length", "eos_token_id"}
+        names |= {"pad_token_id", "early_stopping", "transformers_version", *TOKEN_SETTINGS}
+        names |= {"use_cache", "return_dict_in_generate"}  # what `generate` costs and returns, not what it says
+        said = self.own.to_diff_dict()
+        return {
+            name: value for name, value in said.items() if name not in names and not name.startswith(("_", "output_"))
+        }
+
+    @classmethod
+    def of(cls, model: PreTrainedModel | PeftModel) -> ModelOptions:
+        """Read a model's settings.
+
+        Raises:
+            ParleyError: They contradict themselves.
+        """
+        base = base_model(model)
+        own = base.generation_config
+        named = {item.name for item in fields(GenerationOptions)} - {"bad_words", "stop_strings", "seed"}
+        said = {name: value for name in named if (value := getattr(own, name, None)) is not None}
+        if said.get("do_sample") and own.top_k is None:
+            said["top_k"] = TRANSFORMERS_TOP_K
+        if isinstance(stops := getattr(own, "stop_strings", None), (str, list)):
+            said["stop_strings"] = [stops] if isinstance(stops, str) else list(stops)
+        # These two count what an answer begins from: one token, or the prompt, of which nothing is known yet.
+        longest, shortest = getattr(own, "max_length", None), getattr(own, "min_length", None)
+        window = positions(base) or math.inf
+        if base.config.is_encoder_decoder:
+            said = ({"max_new_tokens": int(max(min(longest, window) - 1, 1))} if longest else {}) | said
+            said = ({"min_new_tokens": max(shortest - 1, 0)} if shortest else {}) | said
+        elif longest:
+            said = {"max_new_tokens": int(max(min(longest, window) // 2, 1))} | said
+        try:
+            return cls(**said, own=copy.deepcopy(own))
+        except ParleyError as error:
+            raise ParleyError(
+                f"the generation settings of {base.name_or_path!r} contradict themselves ({error}) "
+                "say how to decode, such as --preset greedy."
+            ) from error
+
+    def to_generation_config(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    ) -> GenerationConfig:
+        """The options, and beside them what only transformers has a name for."""
+        config = super().to_generation_config(model, tokenizer)
+        config.update(**self.further)
+        if self.num_beams > 1 and self.num_beams == self.own.num_beams:
+            config.early_stopping = self.own.early_stopping or False
+        return config
+
+
 def _is_token(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether this is the name of a token rather than a text."""
     return word in tokenizer.all_special_tokens or word in tokenizer.get_added_vocab()
@@ -153,6 +219,17 @@ def _token_id(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
     id = tokenizer.convert_tokens_to_ids(word)
     assert isinstance(id, int)
     return id
+
+
+@contextmanager
+def _nothing_inherited(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Keep transformers from filling up what is not set with the model's own settings."""
+    base = base_model(model)
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 @contextmanager
@@ -205,7 +282,8 @@ def generate_ids(
         processors.insert(len(processors) - int(options._has_streams), recorder)
     model.eval()
     try:
-        with merged(model), cast_once(model), _seeded(options.seed if options.do_sample else None, prompt_ids.device):
+        seeded = _seeded(options.seed if options.do_sample else None, prompt_ids.device)
+        with merged(model), cast_once(model), _nothing_inherited(model), seeded:
             output = model.generate(  # type: ignore[operator]
                 input_ids=prompt_ids,
                 attention_mask=prompt_attention_mask,
@@ -235,7 +313,7 @@ def generate_text(
 ) -> list[str]:
     """Generate answers as text; see `generate_ids`."""
     ids = generate_ids(model, tokenizer, prompt_ids, prompt_attention_mask, options, numbers=numbers, **kwargs)
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = decode_answers(tokenizer, ids, ending_ids(tokenizer, model))
     return [until_stop(text, options.stop_strings).strip() for text in texts]
 
 

@@ -62,7 +62,7 @@ def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTr
         raise ParleyError(f"{name} is not a model directory: it has no config.json (nor adapter_config.json).")
     if gguf_file and Path(name).is_dir() and not (Path(name) / gguf_file).is_file():
         raise ParleyError(f"{name} has no file {gguf_file}; give the GGUF file's name within the directory.")
-    with reading("the configuration", name):
+    with reading("the configuration", name), quietly(bars=True):
         if gguf_file:
             config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, _modified(Path(name) / gguf_file)))
         else:

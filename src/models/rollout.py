@@ -28,7 +28,7 @@ from src.models.autocast import cast_once
 from src.models.logits import draw, row_seed
 from src.models.lora import merged
 from src.models.responses import Model, decoder_start, encode, output_head, position_ids, states_caught
-from src.models.tying import base_model
+from src.models.tying import base_model, positions
 from src.rl.drawable import Drawable
 
 
@@ -190,14 +190,14 @@ def _draw_limits(
     """How long each response may become, shape (batch,)."""
     bounds = (options.output_min_length, options.output_max_length + 1)
     limits = torch.cat([torch.randint(*bounds, (1,), generator=stream, device=query_mask.device) for stream in streams])
-    positions = getattr(base.config, "max_position_embeddings", None)
-    if positions is None:
+    window = positions(base)
+    if window is None:
         return limits
     taken = query_mask.sum(-1)
-    room = torch.full_like(taken, positions) if base.config.is_encoder_decoder else positions - taken
-    if (taken > positions).any() or (room < 1).any():
+    room = torch.full_like(taken, window) if base.config.is_encoder_decoder else window - taken
+    if (taken > window).any() or (room < 1).any():
         raise ParleyError(
-            f"a prompt has {int(taken.max())} tokens and {base.name_or_path!r} takes {positions}, its answer included; "
+            f"a prompt has {int(taken.max())} tokens and {base.name_or_path!r} takes {window}, its answer included; "
             "lower data.init_args.max_source_length."
         )
     return torch.minimum(limits, room)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import uuid
@@ -12,9 +13,10 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
+from src.models.endings import ending_ids
 from src.models.sources import quietly, read_json
 from src.models.tying import T5_FAMILY, head_is_tied
 
@@ -40,11 +42,33 @@ def save_model(
         raise ParleyError("this model carries an adapter; merge it first, or save the adapter alone.")
     with fresh_directory(directory, overwrite) as folder:
         changes = _tying_for_both_versions(model)
-        with quietly():
+        with quietly(), _all_weights(model):
             model.save_pretrained(folder, state_dict=_state_for_both_versions(model, changes))
         rewrite_json(folder / "config.json", changes | _rope_for_both_versions(model.config.to_dict()))
+        _save_settings(model, tokenizer, folder)
         save_tokenizer(tokenizer, folder)
     return Path(directory)
+
+
+@contextmanager
+def _all_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Have the positions written that Marian and others leave out, and no settings, which come after.
+
+    transformers refuses to save settings that contradict themselves, as some published ones do.
+    """
+    skipped, settings = model._keys_to_ignore_on_save, model.generation_config
+    model._keys_to_ignore_on_save, model.generation_config = None, GenerationConfig()
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save, model.generation_config = skipped, settings
+
+
+def _save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the model's generation settings as they are, with each token that ends an answer."""
+    settings, ends = copy.deepcopy(model.generation_config), ending_ids(tokenizer, model)
+    settings.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
+    settings.to_json_file(folder / "generation_config.json")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

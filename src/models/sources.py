@@ -15,6 +15,7 @@ from src.errors import ParleyError
 
 HUB_TIMEOUT_SECONDS = 5.0
 BASE_FILE = "parley_base.json"  # what PEFT's own adapter_config.json has no place for
+_NO_HELP = ("so we will NOT tie them", "LOAD REPORT", "which is incompatible to the `id2label` map")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
 
 
@@ -136,8 +137,8 @@ def reading(what: str, name: str) -> Iterator[None]:
 def quietly(*, bars: bool = False) -> Iterator[None]:
     """Keep transformers from saying what the caller says in one line, or what is no help.
 
-    That is its table of weights that do not fit, and its advice to write `tie_word_embeddings: false` into the
-    config, which its T5 configs cannot hold.
+    That is its table of weights that do not fit, its advice to write `tie_word_embeddings: false` into the config,
+    which its T5 configs cannot hold, and what KoBART's config says of labels, which a language model has not got.
 
     Args:
         bars: Whether progress may be drawn, as for a download; for local files it is over at once.
@@ -146,17 +147,19 @@ def quietly(*, bars: bool = False) -> Iterator[None]:
 
     def keep(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "so we will NOT tie them" not in message and "LOAD REPORT" not in message
+        return not any(text in message for text in _NO_HELP)
 
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(keep)
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "configuration_utils")]
+    for logger in loggers:
+        logger.addFilter(keep)
     hide = not bars and transformers_logging.is_progress_bar_enabled()
     if hide:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        for logger in loggers:
+            logger.removeFilter(keep)
         if hide:
             transformers_logging.enable_progress_bar()
 

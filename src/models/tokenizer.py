@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
-from src.models.sources import adapter_base, find_file, is_adapter, locate, read_json, reading
+from src.models.sources import adapter_base, find_file, is_adapter, locate, quietly, read_json, reading
 from src.models.texts import special_names, text_ids
 from src.models.tying import embedding_matrix, head_is_tied
 
@@ -52,7 +52,7 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
     if is_adapter(name_or_path):
         gguf_file = None  # the base's; the adapter's own tokenizer lies beside it as plain files
     name, local_only = locate(name_or_path)
-    with reading("the tokenizer", name):
+    with reading("the tokenizer", name), quietly(bars=True):
         options = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer: PreTrainedTokenizerBase | None = None if gguf_file else _without_settings(name, local_only)
         if tokenizer is None and not gguf_file:

@@ -121,6 +121,16 @@ def base_model(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def positions(model: Any) -> int | None:
+    """The tokens that a model can look at; None where any number."""
+    return getattr(base_model(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def hidden_size(model: Any) -> int:
+    """Width of what the decoder gives; T5Gemma's configuration has it in that of its decoder."""
+    return int(base_model(model).config.get_text_config(decoder=True).hidden_size)
+
+
 def _names(model: nn.Module, parameter: Tensor) -> list[str]:
     return [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
 

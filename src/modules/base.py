@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from src.contracts import Batch
 from src.errors import ParleyError
 from src.metrics.rouge import TokenizerName
 from src.models.cpu import speed_up_on_cpu
-from src.models.generation import GenerationOptions, generate_text
+from src.models.generation import GenerationOptions, ModelOptions, generate_text
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.breakdown import Breakdown
@@ -42,7 +43,7 @@ class DialogueModule(LightningModule):
         lora: A PEFT configuration to train an adapter; the whole model is trained when left out.
         optimizer: Makes the optimiser from parameters.
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
-        generation: How validation, test and predict decode.
+        generation: How validation, test and predict decode; as the model's own settings say when left out.
         dropout: Every dropout probability of the model; its own configuration's when left out.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
@@ -70,6 +71,7 @@ class DialogueModule(LightningModule):
         self.lora = lora
         self._plan = OptimizerPlan(optimizer, lr_scheduler)
         self.generation = generation or GenerationOptions()
+        self._decodes_as_the_model_says = generation is None
         self.dropout = dropout
         self.label_smoothing = label_smoothing
         self.gradient_checkpointing = gradient_checkpointing
@@ -115,6 +117,8 @@ class DialogueModule(LightningModule):
             speed_up_on_cpu(model)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
+        if self._decodes_as_the_model_says:
+            self.generation = replace(ModelOptions.of(model), num_return_sequences=1)
         self.model = model.train()
 
     def _check_architecture(self, config: PreTrainedConfig) -> None:

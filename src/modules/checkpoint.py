@@ -29,6 +29,7 @@ def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
         "version": __version__,
         "base": {"name": base.name, "fingerprint": base.fingerprint, "gguf_file": base.gguf_file},
         "config": model.config.to_dict(),
+        "generation": _plain(base_model(model).generation_config.to_dict()),
         "adapter": _plain(model.active_peft_config.to_dict()) if isinstance(model, PeftModel) else None,
     }
 

@@ -24,6 +24,7 @@ from src.models.lora import ParameterCount
 from src.models.reference import Reference
 from src.models.responses import check_output_head
 from src.models.rollout import RolloutOptions
+from src.models.tying import hidden_size
 from src.models.value_head import ValueHead
 from src.modules.base import DialogueModule
 from src.modules.ppo_collector import RolloutCollector
@@ -62,7 +63,7 @@ class PPOModule(DialogueModule):
         lr_scheduler: Makes the schedule from the optimiser; its steps are iterations. A constant rate when left out.
         ppo: PPO's hyper-parameters.
         rollout: How responses are sampled for training.
-        generation: How validation, test and predict decode.
+        generation: How validation, test and predict decode; as the model's own settings say when left out.
         toxicity: Measures the answers of validation and test; alt-profanity-check where that is the reward, else none.
         max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
         rouge_tokenizer: `standard` for English; `unicode` for other scripts.
@@ -127,7 +128,7 @@ class PPOModule(DialogueModule):
         if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
             raise ParleyError("PPO trains adapters that change weights (LoRA and its like), not prompts; use LoRA.")
         self.reference = Reference(model, is_continued=self.lora is None)
-        self.value_head = ValueHead(int(model.config.hidden_size))
+        self.value_head = ValueHead(hidden_size(model))
         self.collector = RolloutCollector(self)
         model.eval()  # dropout is off in rollouts and in updates
 

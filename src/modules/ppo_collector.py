@@ -10,10 +10,11 @@ from transformers import LogitsProcessorList
 
 from src.contracts import Batch
 from src.models.autocast import cast_once
+from src.models.endings import decode_answers, ending_ids
 from src.models.logits import BannedTexts
 from src.models.responses import encode, encoder_is_frozen
 from src.models.rollout import Responses, row_seeds, sample_responses
-from src.modules.ppo_steps import eos_token_ids, score_tokens, sum_over
+from src.modules.ppo_steps import score_tokens, sum_over
 from src.rewards import score_responses
 from src.rl.rollout import Rollout, build_rollout
 
@@ -33,6 +34,7 @@ class RolloutCollector:
     def __init__(self, module: PPOModule) -> None:
         self.module = module
         self.encoder_is_frozen = encoder_is_frozen(module._model)
+        self.endings = ending_ids(module.tokenizer, module._model)
         words = module.rollout.bad_words
         self.banned = LogitsProcessorList([BannedTexts(words, module.tokenizer, 0)] if words else [])
 
@@ -58,7 +60,7 @@ class RolloutCollector:
             batch["prompt_ids"],
             batch["prompt_attention_mask"],
             self.module.rollout,
-            eos_token_ids=eos_token_ids(model, tokenizer),
+            eos_token_ids=self.endings,
             pad_token_id=int(tokenizer.pad_token_id),
             banned=self.banned,
             seeds=row_seeds(seed, iteration, batch["index"]),
@@ -70,7 +72,7 @@ class RolloutCollector:
     def score(self, batch: Batch, responses: Responses, real: Tensor) -> Tensor:
         """The reward's score a row, 0 for fillers, which it is not shown."""
         rows = real.nonzero().flatten().tolist()
-        texts = self.module.tokenizer.batch_decode(responses.ids[real], skip_special_tokens=True)
+        texts = decode_answers(self.module.tokenizer, responses.ids[real], self.endings)
         scores = torch.zeros(len(real), dtype=torch.float32, device=real.device)
         scores[real] = score_responses(
             self.module.reward,

@@ -15,11 +15,11 @@ from src.contracts import Batch
 from src.metrics.rouge import TokenizerName
 from src.metrics.rouge_scorer import ExampleScorer
 from src.metrics.toxicity import Toxicity, percent_improvement
+from src.models.endings import decode_answers, ending_ids
 from src.models.generation import GenerationOptions, generate_ids
 from src.models.logits import Recorder, truncation
 from src.models.reference import Reference
 from src.models.responses import Model, output_head, response_states
-from src.modules.ppo_steps import eos_token_ids
 from src.rewards import ProfanityReward, Reward, WeightedSum, score_responses
 from src.rl.drawable import Drawable
 from src.rl.kl import sequence_kl
@@ -114,17 +114,17 @@ class Evaluator:
         """
         rows = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
         seed += batch["index"][0]
-        recorder = Recorder()
+        endings, recorder = ending_ids(tokenizer, model), Recorder()
         ids = _generate(model, tokenizer, batch, options, seed, recorder)
         keys = [(batch["index"][row], batch["prompt"][row]) for row in range(len(batch["prompt"]))]
         with reference.active(model) as frozen:
             if any(key not in self._before for key in keys):
                 before_ids = _generate(frozen, tokenizer, batch, options, seed)
-                self._before |= zip(keys, _texts(tokenizer, before_ids), strict=True)
+                self._before |= zip(keys, _texts(tokenizer, before_ids, endings), strict=True)
         kl = _kl(model, reference, tokenizer, batch, ids, recorder.drawable, options, encoder_hidden)
         queries = [batch["prompt"][row] for row in rows]
         references = [batch["references"][row] for row in rows]
-        after = [_texts(tokenizer, ids)[row] for row in rows]
+        after = [_texts(tokenizer, ids, endings)[row] for row in rows]
         before = [self._before[keys[row]] for row in rows]
         rewards = score_responses(self.reward, queries * 2, before + after, references * 2).tolist()
         toxicities: Sequence[float | None] = [None] * len(rewards)
@@ -171,8 +171,8 @@ def _generate(
     return ids
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+def _texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: list[int]) -> list[str]:
+    return [text.strip() for text in decode_answers(tokenizer, ids, endings)]
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def _kl(
     encoder_hidden: Tensor | None,
 ) -> list[float]:
     """KL along each answer of the policy."""
-    eos = torch.tensor(eos_token_ids(model, tokenizer), device=ids.device, dtype=torch.long)
+    eos = torch.tensor(ending_ids(tokenizer, model), device=ids.device, dtype=torch.long)
     is_eos = torch.isin(ids, eos).long()
     mask = is_eos.cumsum(-1) - is_eos == 0  # EOS counts, what follows does not
     if not torch.isin(torch.tensor(tokenizer.pad_token_id, device=ids.device), eos):

@@ -11,13 +11,11 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from src.contracts import IGNORE_INDEX
 from src.models.lora import ParameterCount, count_parameters
 from src.models.reference import Reference
 from src.models.responses import Model, output_head, response_states
-from src.models.tying import base_model
 from src.models.value_head import ValueHead
 from src.rl.drawable import Drawable
 from src.rl.logprobs import logprobs_from_hidden
@@ -182,15 +180,6 @@ class PhaseClock:
 def seeded(device: torch.device, seed: int, iteration: int, rank: int) -> torch.Generator:
     """Of the order in which one process learns in an iteration: the same whether or not the run was stopped before."""
     return torch.Generator(device).manual_seed((seed * 1_000_003 + iteration * 65_537 + rank) % 2**63)
-
-
-def eos_token_ids(model: Model, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer."""
-    own = base_model(model).generation_config.eos_token_id
-    own = tokenizer.eos_token_id if own is None else own
-    if own is None:
-        return []
-    return list(own) if isinstance(own, (list, tuple)) else [int(own)]
 
 
 def sum_over(trainer: Trainer) -> Reduce | None:

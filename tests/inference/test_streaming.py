@@ -16,7 +16,7 @@ TEXT = "안녕하세요, 김치찌개 어때요? 😀 <b>Yes</b>\n둘째 줄 END
 
 def streamed(finished: FinishedModel, text: str, stop_strings: tuple[str, ...] = ()) -> list[str]:
     pieces: list[str] = []
-    stream = TextStream(finished.tokenizer, pieces.append, stop_strings)
+    stream = TextStream(finished.tokenizer, pieces.append, stop_strings=stop_strings)
     stream.put(torch.tensor([[1, 2, 3]]))
     for id in finished.tokenizer(text, add_special_tokens=False).input_ids:
         stream.put(torch.tensor([id]))
@@ -44,7 +44,7 @@ def test_what_streams_is_the_answer(architecture: str, finished: Callable[[str],
     for seed in range(5):
         options = GenerationOptions(max_new_tokens=25, do_sample=True, seed=seed, stop_strings=["e"])
         pieces: list[str] = []
-        stream = TextStream(model.tokenizer, pieces.append, ["e"])
+        stream = TextStream(model.tokenizer, pieces.append, stop_strings=["e"])
         [text] = generate_text(
             model.model, model.tokenizer, encoded.input_ids, encoded.attention_mask, options, streamer=stream
         )
