@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,7 +23,8 @@ def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """
 
     def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][positions], *inputs[1:])
+        virtual = inputs[0].shape[1] - positions.shape[1]  # what prompt tuning puts in front
+        return (inputs[0][F.pad(positions, (virtual, 0))], *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore[operator]
     try:

@@ -94,13 +94,17 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     if obstacle := _merge_obstacle(model):
         raise ParleyError(f"{obstacle}; export it without --merge.")
     model = copy.deepcopy(model)
-    _give_own_weights(_tuned_layers(model))
+    _give_own_weights(_adapted_modules(model))
+    is_replicated = bool(getattr(model.active_peft_config, "layer_replication", None))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
         warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # they no longer are
         merged = model.merge_and_unload(safe_merge=True)
     if merged.config.model_type in T5_FAMILY:  # PEFT sets it to False; T5 reads from it that its stacks share theirs
         merged.config.tie_word_embeddings = True
+    if is_replicated:  # the replicas share what was not adapted
+        embeddings = (merged.get_input_embeddings(), merged.get_output_embeddings())
+        _give_own_weights(module for module in merged.modules() if module not in embeddings)
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return settle_head(merged, untied=False)
@@ -122,7 +126,7 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
         return
     assert isinstance(model, PeftModel)
-    originals = _give_own_weights(layers)
+    originals = _give_own_weights(_adapted_modules(model))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
@@ -181,15 +185,22 @@ def _tuned_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _give_own_weights(layers: Iterable[BaseTunerLayer]) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Give the adapted modules copies of their weights, which nothing else shares.
+def _adapted_modules(model: nn.Module) -> list[nn.Module]:
+    modules = [module for layer in _tuned_layers(model) for module in layer.get_base_layer().modules()]
+    return list(dict.fromkeys(modules))
+
+
+def _give_own_weights(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Give modules copies of their weights, which nothing else shares.
 
     Returns:
         The modules, names and parameters, to be put back.
     """
-    modules = {id(module): module for layer in layers for module in layer.get_base_layer().modules()}
     originals = [
-        (module, name, p) for module in modules.values() for name, p in module._parameters.items() if p is not None
+        (module, name, parameter)
+        for module in modules
+        for name, parameter in module._parameters.items()
+        if parameter is not None
     ]
     for module, name, parameter in originals:
         module._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)

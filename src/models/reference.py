@@ -20,7 +20,7 @@ class Reference(nn.Module):
     """The policy as it was, in as little memory as can be.
 
     - A fresh adapter: the reference is the base, the adapter switched off; nothing is kept.
-    - An adapter that is trained on (or one whose start differs from its base): a copy of the adapter's weights.
+    - An adapter that is trained on, starts elsewhere than at its base or trains biases too: a copy of what is trained.
     - A whole model: a copy of its weights.
 
     Copies trade places with the policy's tensors while the reference is wanted. So there is one module and one way to
@@ -84,5 +84,10 @@ class Reference(nn.Module):
 
 
 def _starts_at_base(model: PeftModel) -> bool:
-    """Whether the adapter changes nothing at its start; PiSSA, LoftQ and their like change the base as well."""
-    return getattr(model.active_peft_config, "init_lora_weights", False) in (True, "gaussian")
+    """Whether the adapter changes nothing at its start, and nothing but the adapter is trained.
+
+    PiSSA and OLoRA change the base as well, and the base's biases stay as trained when the adapter is switched off.
+    """
+    config = model.active_peft_config
+    starts_at_zero = getattr(config, "init_lora_weights", False) in (True, "gaussian")
+    return starts_at_zero and getattr(config, "bias", "none") == "none"

@@ -111,6 +111,7 @@ def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 def embedding_matrix(model: PreTrainedModel) -> nn.Parameter:
     """The input embeddings, shape (rows, width), also where PEFT is around them."""
     module: Any = model.get_input_embeddings()
+    module = getattr(module, "original_module", module)  # beside one that is trained, or below trained rows
     matrix = (module.get_base_layer() if hasattr(module, "get_base_layer") else module).weight
     assert isinstance(matrix, nn.Parameter)
     return matrix

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
@@ -24,7 +25,7 @@ from src.models.generation import GenerationOptions, ModelOptions, generate_text
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.breakdown import Breakdown
-from src.modules.checkpoint import describe, keep_trainable, refuse_other_base
+from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
 from src.modules.metrics import EvaluationMetrics
 from src.modules.optimizers import OptimizerPlan
 from src.modules.token_mean import TokenMean
@@ -113,6 +114,8 @@ class DialogueModule(LightningModule):
                 )
             identify(model)  # while its files are what they were
             model = add_lora(model, self.lora)
+        if isinstance(model, PeftModel) and self._trainer is not None:
+            _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
         if self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
             speed_up_on_cpu(model)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
@@ -225,9 +228,19 @@ class DialogueModule(LightningModule):
         epochs = epoch.started - int(not self.trainer.is_last_batch)  # type: ignore[attr-defined]
         checkpoint["optimizer"] = self._plan.describe(self.schedule_steps, epochs)
         if isinstance(self._model, PeftModel):
-            checkpoint["state_dict"] = keep_trainable(checkpoint["state_dict"], self)
+            checkpoint["state_dict"] = keep_adapter(checkpoint["state_dict"], self, self._model)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what would not fit; keep the optimiser's settings as configured."""
         refuse_other_base(checkpoint, self._model)
         self._plan.resume_from(checkpoint)
+
+
+def _refuse_averaging(callbacks: list[Callback]) -> None:
+    """Lightning's averages want the whole model in a checkpoint, and an adapter's checkpoint leaves the base out."""
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            raise ParleyError(
+                f"{type(callback).__name__} could not be resumed with an adapter, whose checkpoints leave the base "
+                "out; drop the callback, or train the whole model (lora: null)."
+            )

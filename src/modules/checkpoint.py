@@ -45,11 +45,21 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else str(getattr(value, "value", value))
 
 
-def keep_trainable(state_dict: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Leave frozen parameters out of a state dict."""
-    parameters = module.named_parameters(remove_duplicate=False)  # tied ones are in the state dict under every name
-    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
-    return {name: tensor for name, tensor in state_dict.items() if name not in frozen}
+def keep_adapter(state_dict: dict[str, Tensor], module: nn.Module, model: PeftModel) -> dict[str, Tensor]:
+    """Leave a frozen base out of a state dict; what is trained stays, and so does what PEFT added and does not train.
+
+    Args:
+        state_dict: Of the Module.
+        module: The Module.
+        model: Its model.
+    """
+    prefix = getattr(model.base_model, "prefix", None)
+    base = {
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)  # tied ones: under every name
+        if not parameter.requires_grad and not (prefix and any(part.startswith(prefix) for part in name.split(".")))
+    }
+    return {name: tensor for name, tensor in state_dict.items() if name not in base}
 
 
 def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftModel) -> None:

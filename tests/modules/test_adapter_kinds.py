@@ -1,0 +1,230 @@
+"""Every kind of adapter: trained, kept in a checkpoint, exported, loaded by stock PEFT and here, trained on by PPO."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    VBLoRAConfig,
+    VeraConfig,
+)
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from src.datamodules import DialogSumDataModule
+from src.errors import ParleyError
+from src.inference.export import export
+from src.inference.loading import load_finished
+from src.models.fingerprint import fingerprint
+from src.models.loading import identify, load_model
+from src.models.lora import can_merge
+from src.modules import CausalLMModule, PPOModule, Seq2SeqModule
+from src.modules.checkpoint import describe, keep_adapter
+from src.rewards import LengthReward
+
+IDS = torch.arange(10, 34).view(2, 12)
+LINEAR = {"t5": "q", "gpt2": "c_attn", "llama": "down_proj", "bart": "fc2"}
+NORM = {"t5": "layer_norm", "gpt2": "ln_1", "llama": "input_layernorm", "bart": "final_layer_norm"}
+LORAS = {
+    "lora": {},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "mica": {"init_lora_weights": "mica"},
+    "biases": {"bias": "all"},
+    "own biases": {"bias": "lora_only"},
+    "dora": {"use_dora": True},
+    "head": {"modules_to_save": ["lm_head"]},
+    "tokens": {"trainable_token_indices": [11, 12]},
+}
+OTHERS = {
+    "ia3": lambda kind: IA3Config(target_modules=[LINEAR[kind]], feedforward_modules=[]),
+    "loha": lambda kind: LoHaConfig(r=2, target_modules=[LINEAR[kind]]),
+    "lokr": lambda kind: LoKrConfig(r=2, target_modules=[LINEAR[kind]]),
+    "boft": lambda kind: BOFTConfig(boft_block_size=4, target_modules=[LINEAR[kind]]),
+    "oft": lambda kind: OFTConfig(oft_block_size=4, target_modules=[LINEAR[kind]]),
+    "norms": lambda kind: LNTuningConfig(target_modules=[NORM[kind]]),
+    "vera": lambda kind: VeraConfig(r=4, target_modules=[LINEAR[kind]]),
+    "vblora": lambda kind: VBLoRAConfig(r=2, target_modules=[LINEAR[kind]], vector_length=8, num_vectors=16, topk=2),
+    "only tokens": lambda kind: TrainableTokensConfig(token_indices=[11, 12]),
+}
+PROMPTS = {
+    "prompt tuning": PromptTuningConfig(num_virtual_tokens=4),
+    "p-tuning": PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16),
+    "prefix tuning": PrefixTuningConfig(num_virtual_tokens=4),
+}
+WEIGHTS = [*LORAS, *OTHERS]
+FOR_GPT2 = [*LORAS.keys() - {"olora"}, "ia3", "norms"]  # the others' layers are not made for its Conv1D
+CASES = [(kind, method) for kind in ("t5", "llama") for method in WEIGHTS]
+CASES += [("gpt2", method) for method in sorted(FOR_GPT2)] + [("bart", method) for method in ("lora", "biases")]
+PROMPTED = [(kind, method) for kind in ("gpt2", "llama", "bart", "t5") for method in PROMPTS]
+
+
+def config(method, kind):
+    if method in LORAS:
+        return LoraConfig(r=4, target_modules=[LINEAR[kind]], **LORAS[method])
+    return PROMPTS[method] if method in PROMPTS else OTHERS[method](kind)
+
+
+@torch.no_grad()
+def logits(model):
+    model.eval()
+    extra = {"decoder_input_ids": IDS[:, :7]} if model.config.is_encoder_decoder else {}
+    return model(input_ids=IDS, attention_mask=torch.ones_like(IDS), **extra).logits[:, -7:]
+
+
+def train(module, steps=3):
+    """A few steps towards one token, with weight decay so that everything that is trained moves."""
+    trained = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
+    extra = {"decoder_input_ids": IDS[:, :7]} if module.model.config.is_encoder_decoder else {}
+    module.model.eval()
+    for _ in range(steps):
+        output = module.model(input_ids=IDS, attention_mask=torch.ones_like(IDS), **extra).logits
+        (-output.float().log_softmax(-1)[..., 7].mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def checkpoint_of(module, path):
+    state = keep_adapter(module.state_dict(), module, module.model)
+    torch.save({"parley": describe(module.model), "state_dict": state}, path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "method"), CASES + PROMPTED)
+def test_exported_it_gives_stock_pefts_logits_and_loads_here(kind, method, tiny_base, tmp_path):
+    base, is_causal = tiny_base(kind), kind in ("gpt2", "llama")
+    torch.manual_seed(0)
+    module = (CausalLMModule if is_causal else Seq2SeqModule)(str(base), lora=config(method, kind))
+    module.configure_model()
+    start = logits(module.model)
+    train(module)
+    trained = logits(module.model)
+    assert (trained - start).abs().max() > 1e-4
+    path = checkpoint_of(module, tmp_path / "step.ckpt")
+    if method != "biases":
+        assert not any("embed" in name and "base_layer" in name for name in torch.load(path)["state_dict"])
+    torch.manual_seed(1)  # what is drawn anew must not matter
+    export(path, tmp_path / "adapter", merge=False, base_model=None, overwrite=False)
+    stock = (AutoModelForCausalLM if is_causal else AutoModelForSeq2SeqLM).from_pretrained(base)
+    peer = PeftModel.from_pretrained(stock, tmp_path / "adapter")
+    torch.testing.assert_close(logits(peer), trained, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_model(tmp_path / "adapter")), trained, rtol=1e-5, atol=1e-5)
+    finished = load_finished(str(path), device="cpu").model  # what `generate` loads, folded in where it can be
+    torch.testing.assert_close(logits(finished), trained, rtol=1e-3, atol=1e-3)
+    if can_merge(peer):
+        export(path, tmp_path / "whole", merge=True, base_model=None, overwrite=False)
+        torch.testing.assert_close(logits(load_model(tmp_path / "whole")), trained, rtol=1e-3, atol=1e-3)
+    if method in WEIGHTS:  # trained on by PPO, held to what was exported
+        policy = PPOModule(str(tmp_path / "adapter"), LengthReward(5))
+        policy.configure_model()
+        train(policy)
+        with policy.reference.active(policy.model) as reference:
+            torch.testing.assert_close(logits(reference), trained, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_ppos_reference_stays_where_it_was_whatever_is_trained(kind, method, tiny_base):
+    torch.manual_seed(0)
+    module = PPOModule(str(tiny_base(kind)), LengthReward(5), lora=config(method, kind))
+    module.configure_model()
+    start = logits(module.model)
+    train(module)
+    assert (logits(module.model) - start).abs().max() > 1e-3
+    with module.reference.active(module.model) as reference:
+        torch.testing.assert_close(logits(reference), start, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["lora", "pissa"])
+def test_a_base_rounded_for_training_is_known_by_its_file(method, dtype, tiny_base, tmp_path):
+    base = tiny_base("gpt2")
+    assert identify(load_model(base, dtype=dtype)).fingerprint == fingerprint(load_model(base))
+    module = CausalLMModule(str(base), lora=config(method, "gpt2"))
+    torch.set_default_dtype(dtype)  # as Lightning does for bf16-true
+    try:
+        module.configure_model()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    path = checkpoint_of(module, tmp_path / "step.ckpt")
+    export(path, tmp_path / "adapter", merge=False, base_model=None, overwrite=False)
+    torch.testing.assert_close(
+        logits(load_model(tmp_path / "adapter")), logits(module.model.float()), rtol=0.05, atol=0.05
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", PROMPTS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_prompt_tuning_learns_the_wanted_tokens_of_a_decoder_only_model(kind, method, tiny_base):
+    module = CausalLMModule(str(tiny_base(kind)), lora=config(method, kind))
+    module.configure_model()
+    labels = IDS.clone()
+    labels[:, :5] = -100
+    labels[1, 9:] = -100
+    batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": labels}
+    module.eval()
+    chosen, targets = module.token_logits(batch)
+    everything = module.model(input_ids=IDS, attention_mask=batch["attention_mask"]).logits[:, -12:]
+    wanted = [(row, place) for row in range(2) for place in range(11) if labels[row, place + 1] != -100]
+    expected = torch.stack([everything[row, place] for row, place in wanted])
+    torch.testing.assert_close(chosen, expected)
+    assert targets.tolist() == [int(labels[row, place + 1]) for row, place in wanted]
+
+
+def test_adalora_is_refused_before_training(tiny_base):
+    module = CausalLMModule(str(tiny_base("gpt2")), lora=AdaLoraConfig(target_modules=["c_attn"], total_step=10))
+    with pytest.raises(ParleyError, match="AdaLoRA would keep all its ranks"):
+        module.configure_model()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_replicated_layers_are_exported_whole(tiny_base, tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[(0, 1), (0, 1)])
+    module = CausalLMModule(str(tiny_base("llama")), lora=lora)
+    module.configure_model()
+    train(module)
+    path = checkpoint_of(module, tmp_path / "step.ckpt")
+    export(path, tmp_path / "whole", merge=True, base_model=None, overwrite=False)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(logits(stock), logits(module.model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4, target_modules=["q"])])
+def test_averaged_weights_are_refused_with_an_adapter(lora, tiny_base, sample, tmp_path):
+    base = str(tiny_base("t5"))
+    data = DialogSumDataModule(base, path=str(sample), batch_size=4, max_source_length=48, cache_dir=str(tmp_path))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[EMAWeightAveraging()],
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+    )
+    if lora is None:
+        trainer.fit(Seq2SeqModule(base), data)
+        return
+    with pytest.raises(ParleyError, match="EMAWeightAveraging could not be resumed with an adapter"):
+        trainer.fit(Seq2SeqModule(base, lora=lora), data)
