@@ -23,6 +23,7 @@ import src.datamodules
 import src.modules
 from src.callbacks.storage import read_checkpoint
 from src.commands.resume import choose_checkpoint
+from src.commands.settings import check_settings, complaint_about_settings
 from src.errors import ParleyError, StoppedBySignalError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -68,6 +69,11 @@ class ParleyCLI(LightningCLI):
                 help="With --ckpt_path: log as a new run instead of continuing the checkpoint's.",
             )
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the configuration, and refuse what would go wrong later."""
+        super().parse_arguments(parser, args)
+        check_settings(self.config[self.config["subcommand"]].as_dict())
 
     def _parse_ckpt_path(self) -> None:
         """The configuration stands: a checkpoint does not silently replace what was asked for."""
@@ -192,13 +198,20 @@ def run(name: str, words: list[str]) -> int:
     except argparse.ArgumentError as error:
         raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
     except MisconfigurationException as error:
-        raise ParleyError(f"{str(error).splitlines()[0]} (`-c configs/trainer/cpu.yaml` runs on a CPU)") from error
+        line = str(error).splitlines()[0]
+        hint = " (`-c configs/trainer/cpu.yaml` runs on a CPU)" if re.search(r"(?i)\bgpus?\b|cuda|mps", line) else ""
+        raise ParleyError(f"{line}{hint}") from error
     except StoppedBySignalError as stopped:
         if str(stopped):
             sys.stderr.write(f"parley {name}: {stopped}\n")
         return stopped.exit_status
     except Exception as error:
-        if (said := _said_by_us(error)) is None:
+        said = _said_by_us(error)
+        if said is None and (lacking := _missing_package(error)):
+            said = ParleyError(lacking)
+        if said is None and (complaint := complaint_about_settings(error)):
+            said = ParleyError(complaint)
+        if said is None:
             raise
         raise said from error
     finally:
@@ -230,6 +243,18 @@ def _said_by_us(error: BaseException | None) -> ParleyError | None:
     while error is not None and not isinstance(error, ParleyError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """What a class of the configuration says it needs, where it is not installed."""
+    configured = None
+    while error is not None:
+        if found := re.match(r"Problem with given class_path '([\w.]+)'", str(error)):
+            configured = found[1]
+        if configured and isinstance(error, ImportError):
+            return f"{configured} cannot be used: {str(error).splitlines()[0]}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _essence(message: str) -> str:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src.errors import ParleyError
-from src.modules.schedules import WarmupSchedule
+from src.modules.schedules import WarmupSchedule, refuse_too_short
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class OptimizerPlan:
         schedule = self._schedule = None if self._make_schedule is None else self._make_schedule(optimizer)
         if isinstance(schedule, WarmupSchedule) and schedule.num_training_steps is None:
             schedule.plan(int(module.trainer.estimated_stepping_batches))
+        elif schedule is not None and self._interval == "epoch":
+            refuse_too_short(schedule, module.trainer.max_epochs)
         self._settings = {
             "optimizer": _name(optimizer),
             "groups": [_options(group) for group in deepcopy(optimizer.state_dict()["param_groups"])],

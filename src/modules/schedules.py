@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from src.errors import ParleyError
 
@@ -62,3 +62,21 @@ class WarmupSchedule(LambdaLR):
         if self.decay == "linear":
             return max(0.0, 1.0 - progress)
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+
+
+def refuse_too_short(schedule: LRScheduler | ReduceLROnPlateau, epochs: int | None) -> None:
+    """Refuse a schedule that would end in an error before training does: one of PyTorch's, stepped once an epoch.
+
+    Args:
+        schedule: The schedule; OneCycleLR counts its steps in `total_steps`.
+        epochs: How many training has at most; None or -1 where it does not count them.
+
+    Raises:
+        ParleyError: It has fewer steps than there are epochs.
+    """
+    steps = getattr(schedule, "total_steps", None)
+    if steps is not None and epochs is not None and steps < epochs:
+        raise ParleyError(
+            f"{type(schedule).__name__} has {steps} steps and is stepped {epochs} times, once an epoch; raise its "
+            "total_steps, or take WarmupSchedule, which knows how long training is."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,7 +85,7 @@ def score_responses(
         Shape (batch,), float32; scores may be NaN or infinite, for the caller to count.
 
     Raises:
-        ParleyError: The reward needs references that are not there, or its scores cannot be used.
+        ParleyError: The reward needs references that are not there, raises, or its scores cannot be used.
     """
     texts: list[Any] = [list(prompts), list(responses)]
     if reward.needs_references:
@@ -94,8 +95,29 @@ def score_responses(
                 "choose a reward without references, or data with them."
             )
         texts.append([list(each) for each in references])
+    name = type(reward).__name__
     with torch.no_grad(), full_precision():
-        return check_scores(reward(*texts), len(texts[1]), type(reward).__name__)
+        try:
+            scores = reward(*texts)
+        except (ParleyError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not texts[1]:  # asked about nothing: that is the caller's question, not the reward's fault
+                raise
+            raise ParleyError(_what_failed(reward, texts, name, error)) from error
+        return check_scores(scores, len(texts[1]), name)
+
+
+def _what_failed(reward: Reward, texts: list[Any], name: str, error: Exception) -> str:
+    """Say on which response a reward raised: the first that it raises on alone."""
+    where = f"{len(texts[1])} responses together"
+    for row, response in enumerate(texts[1]):
+        try:
+            reward(*([column[row]] for column in texts))
+        except Exception as alone:
+            where, error = f"the response {textwrap.shorten(response, 80)!r}", alone
+            break
+    return f"{name} failed on {where}: {type(error).__name__}: {error}; mend the reward (--debug shows where)."
 
 
 def check_scores(scores: Any, batch: int, name: str = "the reward") -> Tensor:

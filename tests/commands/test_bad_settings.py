@@ -1,0 +1,144 @@
+"""What cannot work is said in one line, with the setting's name, and where it can be, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from src.cli import main
+from src.commands.settings import RANGES, Range, check_settings
+from src.errors import ParleyError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+OPTIMIZER, SCHEDULE = "model.init_args.optimizer", "model.init_args.lr_scheduler"
+ONE_CYCLE = {SCHEDULE: "torch.optim.lr_scheduler.OneCycleLR", f"{SCHEDULE}.init_args.max_lr": "0.1"}
+
+
+@pytest.fixture
+def fit(tiny_base, sample, tmp_path, monkeypatch, capfd):
+    """Trains two steps with these settings over a recipe; gives the exit status and the last line that was said."""
+
+    def run(settings, recipe="dialogsum_seq2seq"):
+        monkeypatch.chdir(tmp_path)
+        small = {
+            "model.init_args.model_name_or_path": tiny_base("t5"),
+            "model.init_args.generation.max_new_tokens": 4,
+            "data.init_args.path": sample,
+            "data.init_args.batch_size": 2,
+            "trainer.accelerator": "cpu",
+            "trainer.limit_train_batches": 2,
+            "trainer.limit_val_batches": 1,
+            "trainer.enable_progress_bar": "false",
+        }
+        words = [word for name, value in (small | settings).items() for word in (f"--{name}", str(value))]
+        status = main(["fit", "-c", str(CONFIGS / f"{recipe}.yaml"), *words])
+        return status, capfd.readouterr().err.strip().splitlines()[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"trainer.val_check_interval": 50}, "`val_check_interval` (50) must be less than or equal to"),
+        (
+            {"trainer.callbacks": "EarlyStopping", "trainer.callbacks.monitor": "val/nothing"},
+            "conditioned on metric `val/nothing` which is not available",
+        ),
+        ({"trainer.barebones": "true"}, "trainer.barebones leaves out"),
+        ({"trainer.enable_checkpointing": "false"}, "trainer.enable_checkpointing is false"),
+        ({"trainer.devices": -3}, "`devices`"),
+        (
+            ONE_CYCLE | {f"{SCHEDULE}.init_args.total_steps": 2, "trainer.max_epochs": 3},
+            "OneCycleLR has 2 steps and is stepped 3 times",
+        ),
+        (ONE_CYCLE, f"{SCHEDULE}: You must define either total_steps"),
+        ({OPTIMIZER: "torch.optim.LBFGS"}, f"{OPTIMIZER}: LBFGS doesn't support per-parameter options"),
+        ({OPTIMIZER: "torch.optim.SparseAdam"}, f"{OPTIMIZER}: SparseAdam does not support dense gradients"),
+        ({OPTIMIZER: "torch.optim.Muon"}, f"{OPTIMIZER}: Muon only supports 2D parameters"),
+        ({"seed_everything": 10**20}, f"seed_everything is {10**20}; it must be 0 or more and below 2**32."),
+        ({"data.init_args.seed": 10**20}, f"data.init_args.seed is {10**20}; it must be 0 or more and below 2**63."),
+        ({"model.init_args.generation.seed": -1}, "model.init_args.generation.seed is -1"),
+        ({f"{OPTIMIZER}.init_args.lr": ".nan"}, f"{OPTIMIZER}.init_args.lr is nan; it must be 0 or more."),
+        ({"trainer.accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches is 0; it must be 1 or more."),
+        ({"trainer.check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch is 0"),
+        ({"trainer.gradient_clip_val": -1}, "trainer.gradient_clip_val is -1"),
+        ({"model.init_args.label_smoothing": 2}, "label_smoothing is 2.0; it must be 0 or more and below 1."),
+        ({"model.init_args.dropout": ".nan"}, "model.init_args.dropout is nan"),
+        ({"data.init_args.num_workers": -1}, "data.init_args.num_workers is -1"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else "",
+)
+def test_a_setting_that_cannot_work_is_one_line(fit, settings, said):
+    status, line = fit(settings)
+    assert status == 2
+    assert line.startswith("parley fit: ")
+    assert said in line
+    assert "configs/trainer/cpu.yaml" not in line
+
+
+def test_a_logger_that_is_not_installed_is_one_line(fit, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    status, line = fit({"trainer.logger": "TensorBoardLogger", "trainer.logger.save_dir": "runs"})
+    assert status == 2
+    assert "TensorBoardLogger cannot be used: Neither `tensorboard` nor `tensorboardX` is available" in line
+
+
+def test_a_gpu_that_is_not_there_is_told_of_the_cpu(fit):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    status, line = fit({"trainer.accelerator": "gpu"})
+    assert status == 2
+    assert "No supported gpu backend found! (`-c configs/trainer/cpu.yaml` runs on a CPU)" in line
+
+
+def test_a_schedule_that_watches_nothing_says_nothing_of_cpus(fit):
+    watching = {SCHEDULE: "lightning.pytorch.cli.ReduceLROnPlateau", f"{SCHEDULE}.init_args.monitor": "val/nothing"}
+    status, line = fit(watching)
+    assert status == 2
+    assert "val/nothing" in line
+    assert "cpu.yaml" not in line
+
+
+def test_a_reward_that_raises_is_named_with_the_response(fit, tmp_path, monkeypatch):
+    pytest.importorskip("profanity_check")
+    (tmp_path / "brittle.py").write_text(
+        "from src.rewards import Reward\n\n\nclass Brittle(Reward):\n"
+        "    def __call__(self, prompts, responses):\n        return [1 / 0 for _ in prompts]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    status, line = fit({"model.init_args.reward": "brittle.Brittle"}, "demo/dialogsum_ppo")
+    assert status == 2
+    assert "Brittle failed on the response '" in line
+    assert "ZeroDivisionError: division by zero" in line
+
+
+def test_an_error_of_ours_is_still_a_traceback(fit, monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise ValueError("a fault of the program's")
+
+    monkeypatch.setattr("src.modules.seq2seq.Seq2SeqModule.training_step", broken)
+    with pytest.raises(ValueError, match="a fault of the program's"):
+        fit({})
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.5])
+def test_no_setting_takes_these(name, value):
+    nested: dict = {name.split(".")[-1]: value}
+    for key in reversed(name.split(".")[:-1]):
+        nested = {key: nested}
+    with pytest.raises(ParleyError, match=f"^{name} is "):
+        check_settings(nested)
+
+
+def test_a_range_says_what_it_holds():
+    assert str(Range(0, 1)) == "0 or more and below 1"
+    assert [Range(0, 1).holds(value) for value in (-1e-9, 0, 0.999, 1)] == [False, True, True, False]
+    assert [Range(0, above=True).holds(value) for value in (0, 1e-9, 1e9)] == [False, True, True]
+    assert str(Range(0, above=True)) == "above 0"
