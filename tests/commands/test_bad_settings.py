@@ -114,7 +114,7 @@ def test_a_reward_that_raises_is_named_with_the_response(fit, tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     status, line = fit({"model.init_args.reward": "brittle.Brittle"}, "demo/dialogsum_ppo")
     assert status == 2
-    assert "Brittle failed on the response '" in line
+    assert "Brittle failed on the response " in line
     assert "ZeroDivisionError: division by zero" in line
 
 
