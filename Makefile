@@ -1,10 +1,10 @@
-# make demo | test | lint | bench | peers | smollm2     (each sets up what it needs, once)
+# make demo | test | test-floors | lint | bench | peers | smollm2     (each sets up what it needs, once)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint bench peers smollm2 setup clean
+.PHONY: demo test test-fast test-floors lint bench peers smollm2 setup clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,12 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+# The lowest versions that pyproject.toml allows, over the same torch.
+test-floors: $(STAMP)
+	PYTHON=$(BIN)/python bash scripts/install_floors.sh
+	PYTHONPATH=.peers/floors:. OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore tests/test_floors.py \
+	  tests/e2e/test_configs.py tests/callbacks/test_wandb_run.py tests/modules/test_ppo_recipes.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

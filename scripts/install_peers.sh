@@ -1,26 +1,8 @@
 #!/usr/bin/env bash
 # Installs other versions of libraries beside .venv, for tests and benchmarks that compare with them.
-#
-# An overlay is a folder to put on PYTHONPATH: it hides the .venv's version of what it holds and shares the rest
-# (torch above all). A second run installs nothing; change an overlay's packages and it is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-python=${PYTHON:-.venv/bin/python}
-
-# overlay NAME PACKAGE...  installs the packages, without their dependencies, into .peers/NAME
-overlay() {
-    local name=$1 folder=.peers/$1
-    shift
-    if [ "$(cat "$folder/.stamp" 2>/dev/null)" = "$*" ]; then
-        echo "$folder is up to date"
-        return
-    fi
-    rm -rf "$folder"
-    "$python" -m pip install --quiet --disable-pip-version-check --target "$folder" --no-deps "$@"
-    echo "$*" >"$folder/.stamp"
-    echo "$folder: $*"
-}
+source scripts/overlay.sh
 
 overlay transformers-4.45 transformers==4.45.2 tokenizers==0.20.3 huggingface-hub==0.36.0
 # TRL's last release with PPO for encoder-decoders; on PYTHONPATH before transformers-4.45.
