@@ -274,6 +274,7 @@ def generate_ids(
     training = model.training
     start = 1 if model.config.is_encoder_decoder else prompt_ids.shape[1]
     config = options.to_generation_config(model, tokenizer)
+    config.return_dict_in_generate = True
     if options._has_streams:  # then the stream's processor applies them
         config.update(temperature=1.0, top_k=0, top_p=1.0)
     numbers = range(len(prompt_ids)) if numbers is None else numbers
@@ -289,7 +290,6 @@ def generate_ids(
                 attention_mask=prompt_attention_mask,
                 generation_config=config,
                 logits_processor=processors,
-                return_dict_in_generate=True,
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
                 **kwargs,
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils import logging as transformers_logging
 
 from src.cli import main
 from src.errors import ParleyError
@@ -30,7 +31,8 @@ PROMPT = "Anna: Are you coming at 7:30? Ben: Yes, I will bring the 2 tickets."
 def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command says on standard error is in `caplog`."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(logging.getLogger("src"), "handlers", [caplog.handler])
+    for library in ("src", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "handlers", [caplog.handler])
 
 
 @pytest.fixture
@@ -86,6 +88,9 @@ def test_where_something_is_said_none_of_them_holds(
     plain = made("bart", {"forced_bos_token_id": 0, "forced_eos_token_id": 2})
     expected = by_transformers(plain, max_new_tokens=9, num_beams=2, early_stopping=True).strip()
     name = made("bart", DISTILBART | {"encoder_no_repeat_ngram_size": 2})
+    caplog.clear()
+    warnings_once = transformers_logging.get_logger("transformers.generation.utils").warning_once
+    warnings_once.cache_clear()
     assert said(capsys, name, "--max-new-tokens", "9", "--num-beams", "2") == expected
     assert "by none of the model's own settings: max_new_tokens 9, num_beams 2" in caplog.text
     assert not [record for record in caplog.records if record.name.startswith("transformers")]
