@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.companions import go_on, keep_patience, refuse_inexact
 from src.callbacks.csv_logger import RunLogger
-from src.callbacks.loops import COUNTERS, mend_loops, mend_saved_loops, position_of
+from src.callbacks.loops import COUNTERS, logged_step, mend_loops, mend_saved_loops, position_of
 from src.callbacks.rng import rng_state, set_rng_state
 from src.callbacks.wandb_logger import WandbRun
 
@@ -74,7 +74,7 @@ class ExactResume(Callback):
             "position": position_of(trainer, in_validation=self._rng_before_validation is not None),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "pending": _pending_metrics(trainer),
-            "logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "logged_step": logged_step(trainer),
             "loggers": [logger.resume_state() for logger in _resumable(trainer)],
         }
 

@@ -87,3 +87,15 @@ def mend_loops(trainer: Trainer, position: Position, metrics: dict[str, float]) 
         epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
     if position == "epoch end":
         epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning logs metrics at, for what is to stand beside them.
+
+    Lightning counts batches that ended in a step; `trainer.global_step` counts the optimiser's steps, of which a batch
+    may take several.
+
+    Args:
+        trainer: In any of its loops.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

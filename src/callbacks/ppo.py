@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from src.callbacks.loops import logged_step
 from src.callbacks.run_directory import run_directory
 
 log = logging.getLogger(__name__)
@@ -50,4 +51,4 @@ class BeforeAfterTable(Callback):
         log.info("Answers before and after: %s", file)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("before_after", list(columns), cells, step=trainer.global_step)
+                logger.log_table("before_after", list(columns), cells, step=logged_step(trainer))

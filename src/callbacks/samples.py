@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from src.callbacks.gather import Prediction, gather, predictions_of
+from src.callbacks.loops import logged_step
 from src.callbacks.run_directory import run_directory
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,11 @@ class SampleTable(Callback):
             if isinstance(logger, WandbLogger):
                 table = [[row.id, row.prompt, "\n".join(row.references), row.prediction] for row in rows]
                 logger.log_table(
-                    "samples", ["id", "prompt", "references", "prediction"], table, step=trainer.global_step
+                    "samples", ["id", "prompt", "references", "prediction"], table, step=logged_step(trainer)
                 )
             elif isinstance(logger, TensorBoardLogger):
                 text = "\n\n---\n\n".join(f"{row.prompt}\n\n**{row.prediction}**" for row in rows)
-                logger.experiment.add_text("samples", text, trainer.global_step)
+                logger.experiment.add_text("samples", text, logged_step(trainer))
 
 
 class PredictionWriter(Callback):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -109,6 +111,31 @@ def decode_answers(tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: Ite
     """
     ends = set(endings)
     return list(tokenizer.batch_decode([until_end(row, ends) for row in ids.tolist()], skip_special_tokens=True))
+
+
+def answer_mask(
+    ids: Tensor, ending_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str] = ()
+) -> Tensor:
+    """Which tokens belong to generated answers: (answers, time) 1 = up to the one that ended it, which counts.
+
+    Args:
+        ids: (answers, time), filled up with anything after their ends.
+        ending_ids: Each of these ends an answer.
+        tokenizer: The model's.
+        stop_strings: Texts that end an answer too: with the token that completes one.
+    """
+    ends = torch.isin(ids, torch.tensor(list(ending_ids), dtype=torch.long, device=ids.device)).long()
+    mask = (ends.cumsum(-1) - ends == 0).long()
+    if not stop_strings:
+        return mask
+    for row, length in zip(ids, mask, strict=True):
+
+        def has_stopped(size: int, row: Tensor = row) -> bool:
+            text = tokenizer.decode(row[:size], skip_special_tokens=True)
+            return any(stop in text for stop in stop_strings)
+
+        length[bisect_left(range(1, len(row) + 1), True, key=has_stopped) + 1 :] = 0
+    return mask
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:

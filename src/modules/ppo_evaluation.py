@@ -15,8 +15,8 @@ from src.contracts import Batch
 from src.metrics.rouge import TokenizerName
 from src.metrics.rouge_scorer import ExampleScorer
 from src.metrics.toxicity import Toxicity, percent_improvement
-from src.models.endings import decode_answers, ending_ids
-from src.models.generation import GenerationOptions, generate_ids
+from src.models.endings import answer_mask, decode_answers, ending_ids
+from src.models.generation import GenerationOptions, generate_ids, until_stop
 from src.models.logits import Recorder, truncation
 from src.models.reference import Reference
 from src.models.responses import Model, output_head, response_states
@@ -120,11 +120,12 @@ class Evaluator:
         with reference.active(model) as frozen:
             if any(key not in self._before for key in keys):
                 before_ids = _generate(frozen, tokenizer, batch, options, seed)
-                self._before |= zip(keys, _texts(tokenizer, before_ids, endings), strict=True)
+                self._before |= zip(keys, _texts(tokenizer, before_ids, endings, options), strict=True)
         kl = _kl(model, reference, tokenizer, batch, ids, recorder.drawable, options, encoder_hidden)
         queries = [batch["prompt"][row] for row in rows]
         references = [batch["references"][row] for row in rows]
-        after = [_texts(tokenizer, ids, endings)[row] for row in rows]
+        texts = _texts(tokenizer, ids, endings, options)
+        after = [texts[row] for row in rows]
         before = [self._before[keys[row]] for row in rows]
         rewards = score_responses(self.reward, queries * 2, before + after, references * 2).tolist()
         toxicities: Sequence[float | None] = [None] * len(rewards)
@@ -171,8 +172,11 @@ def _generate(
     return ids
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: list[int]) -> list[str]:
-    return [text.strip() for text in decode_answers(tokenizer, ids, endings)]
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: list[int], options: GenerationOptions
+) -> list[str]:
+    texts = decode_answers(tokenizer, ids, endings)
+    return [until_stop(text, options.stop_strings).strip() for text in texts]
 
 
 @torch.no_grad()
@@ -187,11 +191,7 @@ def _kl(
     encoder_hidden: Tensor | None,
 ) -> list[float]:
     """KL along each answer of the policy."""
-    eos = torch.tensor(ending_ids(tokenizer, model), device=ids.device, dtype=torch.long)
-    is_eos = torch.isin(ids, eos).long()
-    mask = is_eos.cumsum(-1) - is_eos == 0  # EOS counts, what follows does not
-    if not torch.isin(torch.tensor(tokenizer.pad_token_id, device=ids.device), eos):
-        mask &= (ids != tokenizer.pad_token_id).flip(-1).cumsum(-1).flip(-1) > 0  # nor what follows a stop string
+    mask = answer_mask(ids, ending_ids(tokenizer, model), tokenizer, options.stop_strings).bool()
     given = (batch["prompt_ids"], batch["prompt_attention_mask"], ids, mask.long(), encoder_hidden)
 
     def of_reference(function: Callable[[Model], Tensor]) -> Tensor:

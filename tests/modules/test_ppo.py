@@ -8,18 +8,18 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoTokenizer
 
 from src.callbacks import BeforeAfterTable
-from src.callbacks.samples import run_directory
+from src.callbacks.samples import SampleTable, run_directory
 from src.datamodules import DialogSumDataModule
 from src.errors import ParleyError
 from src.inference.export import export, restore
 from src.models.adapters import save_adapter
-from src.models.generation import GenerationOptions
+from src.models.generation import GenerationOptions, until_stop
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
 from src.models.rollout import RolloutOptions
@@ -455,6 +455,54 @@ def test_validation_s_kl_leaves_out_an_eos_that_is_forbidden(make):
         found.append(sum(row.kl for row in module.comparisons))
     assert found[0] == pytest.approx(0, abs=1e-5)
     assert found[1] > 1e-3
+
+
+def test_tables_stand_at_the_step_of_their_metrics(make, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    class Recorder(WandbLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.append((step, "val/kl" in metrics))
+
+        def log_table(self, key, columns=None, data=None, dataframe=None, step=None):
+            tables.append((key, step))
+
+    logged, tables = [], []
+    module, data, trainer = make(
+        batches=2,
+        ppo=PPOConfig(ppo_epochs=2),
+        trainer={
+            "limit_val_batches": 1,
+            "max_epochs": 2,
+            "callbacks": [BeforeAfterTable(), SampleTable()],
+            "logger": Recorder(save_dir=str(tmp_path)),
+        },
+    )
+    trainer.fit(module, data)
+    steps = [step for step, is_validation in logged if is_validation]
+    assert len(set(steps)) == 2
+    for key in ("before_after", "samples"):
+        assert [step for name, step in tables if name == key] == steps
+
+
+def test_validation_of_a_policy_that_stops_at_a_text(make):
+    options = GenerationOptions(max_new_tokens=24, min_new_tokens=24)
+    free, data, trainer = make("gpt2", batches=2, trainer={"limit_val_batches": 1}, generation=options)
+    trainer.fit(free, data)
+    place, said = max(enumerate(row.response_after for row in free.comparisons), key=lambda row: len(row[1]))
+    stop = "".join(said.split())[len("".join(said.split())) // 2]  # white space at an answer's ends is stripped
+    options = GenerationOptions(max_new_tokens=24, min_new_tokens=24, stop_strings=[stop])
+    module, data, trainer = make("gpt2", batches=2, trainer={"limit_val_batches": 1}, generation=options)
+    module.configure_model()
+    module.load_state_dict(free.state_dict())
+    module.reference = free.reference
+    trainer.validate(module, data, verbose=False)
+    for before, after in zip(free.comparisons, module.comparisons, strict=True):
+        assert stop not in after.response_before + after.response_after
+        assert after.response_after == until_stop(before.response_after, [stop]).strip()
+        assert 0 < after.kl <= before.kl * 1.001
+    assert module.comparisons[place].kl < 0.95 * free.comparisons[place].kl
 
 
 def test_an_untrained_policy_answers_as_its_reference_does_also_when_sampling(make):
