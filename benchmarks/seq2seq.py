@@ -191,8 +191,8 @@ METHODS: dict[str, tuple[str, Method]] = {
     "grouped+bf16": ("Seq2SeqTrainer, + length grouping, bf16", transformers_trainer(grouped=True, bf16=True)),
     "parley": ("parley fit, recipe as it stands (bf16)", parley()),
     "parley+options": (
-        "parley fit, max_tokens_per_batch, fused AdamW",
-        parley("--data.init_args.max_tokens_per_batch={budget}", "--model.init_args.optimizer.init_args.fused=true"),
+        "parley fit, max_tokens_per_batch",
+        parley("--data.init_args.max_tokens_per_batch={budget}"),
     ),
 }
 

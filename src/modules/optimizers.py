@@ -70,7 +70,7 @@ class OptimizerPlan:
         if isinstance(schedule, WarmupSchedule) and schedule.num_training_steps is None:
             schedule.plan(int(module.trainer.estimated_stepping_batches))
         elif schedule is not None and self._interval == "epoch":
-            refuse_too_short(schedule, module.trainer.max_epochs)
+            refuse_too_short(schedule, None if module._trainer is None else module.trainer.max_epochs)
         self._settings = {
             "optimizer": _name(optimizer),
             "groups": [_options(group) for group in deepcopy(optimizer.state_dict()["param_groups"])],

@@ -40,7 +40,7 @@ def test_the_demo_learns_to_summarise_and_ppo_takes_the_insults_out(parley: Call
     assert parley("test", *words, "--ckpt_path", checkpoint) == 0
     trained, tested = checkpoint.parents[1], max(tmp_path.glob("runs/*/before_after.csv")).parent
     found = last_row(tested / "metrics.csv")
-    assert found["test/toxicity_improvement"] > 50  # of the response alone
+    assert found["test/toxicity_improvement"] > 58.47  # of the response alone
     assert found["test/toxicity_improvement_low"] > 40
     assert found["test/rouge1"] > found["test/rouge1_reference"] - 0.02
 
