@@ -18,14 +18,12 @@ import psutil
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from peft import LoraConfig
-from torch.utils.data import DataLoader
 
+from benchmarks.prompts import Prompts
 from benchmarks.seq2seq import find_data, quieten
 from src.commands.output import show
 from src.contracts import Example
-from src.datamodules.encoding import Collator, encode_examples
 from src.files import read_rows
-from src.models.loading import load_tokenizer
 from src.models.rollout import RolloutOptions
 from src.models.scratch import Sizes, make_base_model
 from src.modules import PPOModule, Seq2SeqModule
@@ -46,19 +44,12 @@ def run(
     if method == "PPO":
         lengths = RolloutOptions(min_new_tokens=tokens, output_min_length=tokens // 2, output_max_length=tokens)
         module = PPOModule(str(base), LengthReward(30), lora=lora, ppo=PPOConfig(minibatch_size=4), rollout=lengths)
-    tokenizer = load_tokenizer(base)
-    examples = [Example(prompt, prompt, [prompt]) for prompt in prompts]
-    encoded = encode_examples(
-        examples, tokenizer, is_encoder_decoder=True, max_source_length=512, max_target_length=tokens
-    )
-    rows = [{**row, "is_filler": False, "index": index} for index, row in enumerate(encoded)]
-    collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=True)
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
+    data = Prompts(base, [Example(prompt, prompt, [prompt]) for prompt in prompts], batch_size, tokens)
     before = psutil.Process().memory_info().rss
     Trainer(
         accelerator="cpu", devices=1, precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
-    ).fit(module, loader)  # fmt: skip
+    ).fit(module, data)  # fmt: skip
     results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB)
 
 

@@ -17,23 +17,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from peft import LoraConfig
-from torch.utils.data import DataLoader
 
+from benchmarks.prompts import Prompts
 from benchmarks.seq2seq import quieten
 from src.commands.output import show
 from src.contracts import Example
-from src.datamodules.encoding import Collator, encode_examples
 from src.files import read_rows
 from src.models.corpus import read_corpus
-from src.models.loading import load_tokenizer
 from src.models.rollout import RolloutOptions
 from src.models.scratch import Sizes, make_base_model
 from src.modules import PPOModule
@@ -46,24 +45,29 @@ PEERS = [ROOT / ".peers" / "trl-0.11", ROOT / ".peers" / "transformers-4.45"]
 SHORTEST, LONGEST = 24, 48
 
 
-class Timed(PPOModule):
+class Timed(Callback):
     """Keeps the seconds of every iteration."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self) -> None:
         self.figures: list[dict[str, float]] = []
+        self.start = 0.0
 
-    def log_dict(self, dictionary: Any, **_: Any) -> None:
-        if "time/total" in dictionary:
-            seconds = {name: dictionary[f"time/{name}"] for name in ("rollout", "forward", "update", "total")}
-            seconds["update"] += seconds.pop("forward")
-            self.figures.append(seconds)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """The first minibatch of an iteration makes the rollout."""
+        if batch_idx % pl_module.minibatches == 0:
+            self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """What is neither sampling nor scoring is the update."""
+        if (batch_idx + 1) % pl_module.minibatches == 0:
+            total = time.perf_counter() - self.start
+            rollout, reward = (float(trainer.callback_metrics[f"time/{phase}"]) for phase in ("rollout", "reward"))
+            self.figures.append({"rollout": rollout, "update": total - rollout - reward, "total": total})
 
 
 def ours(base: Path, prompts: list[list[str]], precision: str) -> list[dict[str, float]]:
     """Parley's iterations; lengths are drawn from the same range as the peers'."""
-    tokenizer = load_tokenizer(base)
-    module = Timed(
+    module = PPOModule(
         str(base),
         LengthReward(30),
         lora=LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"]),
@@ -72,15 +76,12 @@ def ours(base: Path, prompts: list[list[str]], precision: str) -> list[dict[str,
         rollout=RolloutOptions(min_new_tokens=LONGEST, output_min_length=SHORTEST, output_max_length=LONGEST),
     )
     examples = [Example(prompt, "-", ["-"]) for batch in prompts for prompt in batch]
-    encoded = encode_examples(examples, tokenizer, is_encoder_decoder=True, max_source_length=512, max_target_length=8)
-    rows = [{**row, "is_filler": False, "index": index} for index, row in enumerate(encoded)]
-    collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=True)
-    loader = DataLoader(rows, batch_size=len(prompts[0]), collate_fn=collate)  # type: ignore[arg-type]
+    timed = Timed()
     Trainer(
         accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    ).fit(module, loader)  # fmt: skip
-    return module.figures
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[timed],
+    ).fit(module, Prompts(base, examples, len(prompts[0]), max_target_length=8))  # fmt: skip
+    return timed.figures
 
 
 def theirs(

@@ -31,6 +31,30 @@ from scripts.compare_runs import checkpoints_of, compare_runs, repeated_steps, v
 from src.callbacks.storage import is_whole  # noqa: E402
 from src.commands.output import show  # noqa: E402
 
+
+def _online(method: str, *own: str) -> tuple[str, str, list[str]]:
+    """A method that learns from its own answers, with several training steps an iteration."""
+    options = f"--model.init_args.{method}"
+    return (
+        "t5",
+        f"demo/dialogsum_{method}.yaml",
+        [
+            *("--model.init_args.reward", "LengthReward", "--model.init_args.reward.init_args.target", "6"),
+            *(f"{options}.use_score_scaling", "true"),
+            *("--model.init_args.rollout.output_min_length", "4", "--model.init_args.rollout.output_max_length", "8"),
+            *("--model.init_args.rollout.min_new_tokens", "2", *own),
+        ],
+    )
+
+
+def _groups_of_two(method: str) -> list[str]:
+    options = f"--model.init_args.{method}"
+    return [
+        *(f"{options}.num_generations", "2", f"{options}.num_iterations", "2", f"{options}.minibatch_size", "4"),
+    ]
+
+
+ONLINE_STEPS = 4  # training steps of an iteration, so that every second checkpoint falls between two of them
 TASKS = {
     "seq2seq": ("t5", "dialogsum_seq2seq.yaml", ["--model.init_args.optimizer.init_args.lr", "0.01"]),
     "lora": ("t5", "dialogsum_lora.yaml", ["--model.init_args.optimizer.init_args.lr", "0.01"]),
@@ -43,18 +67,14 @@ TASKS = {
             *("--data.init_args.format", "plain"),
         ],
     ),
-    "ppo": (
-        "t5",
-        "demo/dialogsum_ppo.yaml",
-        [
-            *("--model.init_args.reward", "LengthReward", "--model.init_args.reward.init_args.target", "6"),
-            *("--model.init_args.ppo.adaptive_kl", "true", "--model.init_args.ppo.horizon", "50"),
-            *("--model.init_args.ppo.use_score_scaling", "true", "--model.init_args.ppo.minibatch_size", "2"),
-            *("--model.init_args.ppo.ppo_epochs", "1", "--model.init_args.ppo.use_score_norm", "false"),
-            *("--model.init_args.rollout.output_min_length", "4", "--model.init_args.rollout.output_max_length", "8"),
-            *("--model.init_args.rollout.min_new_tokens", "2"),
-        ],
+    "ppo": _online(
+        "ppo",
+        *("--model.init_args.ppo.adaptive_kl", "true", "--model.init_args.ppo.horizon", "50"),
+        *("--model.init_args.ppo.ppo_epochs", "2", "--model.init_args.ppo.minibatch_size", "2"),
+        *("--model.init_args.ppo.use_score_norm", "false"),
     ),
+    "rloo": _online("rloo", *_groups_of_two("rloo")),
+    "grpo": _online("grpo", *_groups_of_two("grpo")),
 }
 SIZES = "--hidden-size 32 --layers 1 --heads 2 --feed-forward-size 64 --vocab-size 400"
 EVERY_N_STEPS = 6
@@ -183,6 +203,8 @@ class CrashTest:
         _, recipe, own = TASKS[given.task]
         batch_size = 4
         examples = STEPS_AN_EPOCH * batch_size * given.processes * given.accumulate
+        if given.task in ("ppo", "rloo", "grpo"):
+            examples //= ONLINE_STEPS
         words = [
             *("fit", "-c", str(ROOT / "configs" / recipe), "--model.init_args.model_name_or_path", str(self._base)),
             *("--data.init_args.path", str(ROOT / "src" / "datamodules" / "sample")),
@@ -205,26 +227,16 @@ class CrashTest:
             *("--trainer.logger", "RunLogger", "--trainer.logger.save_dir", str(root), "--trainer.logger.name", ""),
             *("--trainer.logger.flush_logs_every_n_steps", "1", "--trainer.default_root_dir", str(root)),
             *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
-            *("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps", str(self._every_n_steps)),
+            *("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps", str(EVERY_N_STEPS)),
             *("--ckpt_path", "last", *own),
         ]
         if given.accumulate > 1:
-            key = (
-                "model.init_args.ppo.gradient_accumulation_steps"
-                if given.task == "ppo"
-                else "trainer.accumulate_grad_batches"
-            )
-            words += [f"--{key}", str(given.accumulate)]
+            words += ["--trainer.accumulate_grad_batches", str(given.accumulate)]
         if given.processes > 1:
             words += ["--trainer.strategy", "ddp"]
         if given.packed:
             words += ["--data.init_args.packing", "true", "--data.init_args.max_source_length", "24"]
         return words
-
-    @property
-    def _every_n_steps(self) -> int:
-        updates = 2 if self.arguments.task == "ppo" else 1  # minibatches of an iteration
-        return EVERY_N_STEPS * updates
 
     def _start(self, root: Path) -> Process:
         return self._spawn(self._words(root), root.with_suffix(".log"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NotRequired, TypedDict
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -56,3 +56,31 @@ class Batch(TypedDict):
     references: list[list[str]]
     is_filler: list[bool]
     index: list[int]
+
+
+@runtime_checkable
+class LearnsFromRollouts(Protocol):
+    """A Module that answers a batch of prompts and then takes several training steps on the answers.
+
+    Its DataModule deals every batch of prompts that many times in a row, so that a training step is one of Lightning's
+    batches and a batch of prompts is one iteration.
+    """
+
+    def minibatches_per_rollout(self, prompts: int) -> int:
+        """Training steps that a batch of prompts is used for, on each process.
+
+        Args:
+            prompts: Prompts in a batch of one process.
+        """
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A Module that learns from other tokens than those of its batches."""
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """Tokens of the last training step on this process, a scalar on its device.
+
+        Args:
+            batch: What the step was given.
+        """

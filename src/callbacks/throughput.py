@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from src.contracts import IGNORE_INDEX, Batch
+from src.contracts import IGNORE_INDEX, Batch, CountsTokens
 
 
 def real_tokens(batch: Batch, *, is_encoder_decoder: bool) -> Tensor:
@@ -41,9 +41,10 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and log at the trainer's interval."""
-        if not pl_module.automatic_optimization:
-            return  # PPO learns from what it generates, and says itself how fast
-        self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
+        if isinstance(pl_module, CountsTokens):
+            self._tokens += pl_module.tokens(batch)
+        else:
+            self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
         if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
             return  # as Lightning's own monitors ask
         tokens = torch.as_tensor(self._tokens, dtype=torch.float32, device=pl_module.device)

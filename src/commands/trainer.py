@@ -185,7 +185,7 @@ def run(name: str, words: list[str]) -> int:
     argv, sys.argv = sys.argv, [str(Path(src.__file__).with_name("__main__.py")), name, *words]
     try:
         ParleyCLI(
-            model_class=src.modules.DialogueModule,
+            model_class=src.modules.ModelModule,
             datamodule_class=src.datamodules.DialogueDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -13,7 +13,7 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from src.contracts import Example
+from src.contracts import Example, LearnsFromRollouts
 from src.datamodules import checks
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
 from src.datamodules.encoding import Collator, encode_examples
@@ -323,6 +323,13 @@ class DialogueDataModule(LightningDataModule):
             row_length = self.pack_length or self.max_source_length + self.max_target_length
             dataset = PackedDataset(self.datasets[part], lengths, row_length)
             lengths = dataset.lengths
+        accumulate, uses = trainer.accumulate_grad_batches if trainer is not None and training else 1, 1
+        if training and trainer is not None and isinstance(trainer.lightning_module, LearnsFromRollouts):
+            if max_tokens is not None:
+                raise ParleyError(
+                    "max_tokens_per_batch is for fine-tuning: a batch of prompts has a fixed number; use batch_size."
+                )
+            accumulate, uses = 1, trainer.lightning_module.minibatches_per_rollout(self.batch_size)
         sampler = LengthGroupedBatchSampler(
             lengths,
             batch_size=self.batch_size,
@@ -332,7 +339,8 @@ class DialogueDataModule(LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
-            accumulate=trainer.accumulate_grad_batches if trainer is not None and training else 1,
+            accumulate=accumulate,
+            uses=uses,
         )
         if trainer is not None and limit:
             self._take_sample(sampler, part, limit)

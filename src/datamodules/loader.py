@@ -74,6 +74,7 @@ class ResumableDataLoader(DataLoader):
             "batches": self._batches_handed,
             "accumulate": sampler.accumulate,
             "steps": sampler.steps,
+            "uses": sampler.uses,
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -82,13 +83,17 @@ class ResumableDataLoader(DataLoader):
         batches = state["batches"]
         if state["accumulate"] != sampler.accumulate:
             batches = batches // state["accumulate"] * sampler.accumulate
+        if state["uses"] != sampler.uses:  # an iteration's place is kept where it can be, else the next one begins
+            done, within = divmod(batches, state["uses"])
+            place, rest = divmod(within * sampler.uses, state["uses"])
+            batches = done * sampler.uses + (sampler.uses if rest else place)
         if state["steps"] != sampler.steps:
             log.warning(
                 "The checkpoint's run had %d steps an epoch and this one has %d: other data, or another global batch. "
                 "This epoch goes on at step %d, but some examples may come twice or not at all.",
                 state["steps"],
                 sampler.steps,
-                batches // sampler.accumulate,
+                batches // (sampler.accumulate * sampler.uses),
             )
         sampler.epoch = state["epoch"]
         sampler.start_batch = self._batches_handed = batches

@@ -38,6 +38,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         rank: This process.
         world_size: All processes.
         accumulate: Batches that a process takes for one optimiser step.
+        uses: How many times in a row each batch is dealt.
 
     Attributes:
         sample_batches: Global batches that will be taken where that is not all: without shuffling, these then hold a
@@ -59,6 +60,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        uses: int = 1,
     ) -> None:
         if batch_size < 1 or (max_tokens is not None and max_tokens < 1):
             raise ParleyError(f"batch_size ({batch_size}) and max_tokens ({max_tokens}) must be positive.")
@@ -74,6 +76,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.accumulate = accumulate
+        self.uses = uses
         self.epoch = 0
         self.start_batch = 0
         self.sample_batches: int | None = None
@@ -101,7 +104,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return len(self._cuts) - 1
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate
+        return self.steps * self.accumulate * self.uses
 
     def global_batches(self) -> list[list[int]]:
         """This epoch's batches, one an optimiser step, before they are dealt."""
@@ -122,7 +125,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         batches = self.global_batches()
         for position in range(self.start_batch, len(self)):
-            step, turn = divmod(position, self.accumulate)
+            step, turn = divmod(position // self.uses, self.accumulate)
             share = turn * self.world_size + self.rank
             yield batches[step][share :: self.world_size * self.accumulate] or [-1 - batches[step][0]]
 

@@ -1,9 +1,23 @@
 """LightningModules, by short name in YAML."""
 
-from src.modules.base import DialogueModule
-from src.modules.causal import CausalLMModule
-from src.modules.ppo import PPOModule
+from src.modules.base import ModelModule
+from src.modules.online.base import OnlineModule
+from src.modules.online.grpo import GRPOModule
+from src.modules.online.ppo import PPOModule
+from src.modules.online.rloo import RLOOModule
 from src.modules.schedules import WarmupSchedule
-from src.modules.seq2seq import Seq2SeqModule
+from src.modules.supervised.base import SupervisedModule
+from src.modules.supervised.causal import CausalLMModule
+from src.modules.supervised.seq2seq import Seq2SeqModule
 
-__all__ = ["CausalLMModule", "DialogueModule", "PPOModule", "Seq2SeqModule", "WarmupSchedule"]
+__all__ = [
+    "CausalLMModule",
+    "GRPOModule",
+    "ModelModule",
+    "OnlineModule",
+    "PPOModule",
+    "RLOOModule",
+    "Seq2SeqModule",
+    "SupervisedModule",
+    "WarmupSchedule",
+]

@@ -1,32 +1,95 @@
-"""PPO's hyper-parameters."""
+"""The methods' hyper-parameters."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from src.errors import ParleyError
 from src.rl.kl import KL_PENALTIES, AdaptiveKLController, FixedKLController, KLController, KLPenalty
+from src.rl.masked import zero_outside
+from src.rl.rollout import Rollout
 from src.rl.scores import ScoreShaper
 
 
-@dataclass(frozen=True)
-class PPOConfig:
-    """PPO's hyper-parameters; the defaults are those of the published detoxification recipe on TRL 0.11.4.
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    """What every method has that learns from its own answers.
 
-    The learning rate belongs to the optimiser, the number of prompts an iteration to the DataModule's batch size.
+    The learning rate belongs to the optimiser, the number of prompts an iteration to the DataModule's batch size,
+    accumulation and clipping of gradients to the trainer.
+
+    Attributes:
+        num_generations: Responses to each prompt.
+        minibatch_size: Responses in each forward and backward pass.
+        entropy_coef: Weight of the entropy bonus.
+        target_kl: Leave a rollout once the policy's KL to the one that sampled exceeds 1.5 times this, in nats a token;
+            never when left out.
+        use_score_scaling: Divide scores by their running standard deviation.
+        use_score_norm: With scaling, take off their running mean too.
+        score_clip: Clip scores to ± this; no clipping when left out.
+        missing_eos_penalty: Taken off the score of a response that was cut off before EOS; nothing when left out.
+    """
+
+    num_generations: int = 1
+    minibatch_size: int = 4
+    entropy_coef: float = 0.0
+    target_kl: float | None = None
+    use_score_scaling: bool = False
+    use_score_norm: bool = False
+    score_clip: float | None = None
+    missing_eos_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "minibatch_size"):
+            self._require(name, "at least 1", getattr(self, name) >= 1)
+        self._require("entropy_coef", "0 or more", 0 <= self.entropy_coef < math.inf)
+        self._require_positive_or_null("target_kl", "score_clip")
+        penalty = self.missing_eos_penalty
+        self._require("missing_eos_penalty", "0 or more, or null to leave it off", penalty is None or penalty >= 0)
+        if self.use_score_norm and not self.use_score_scaling:
+            name = self._section
+            raise ParleyError(
+                f"{name}.use_score_norm works on scaled scores only; set {name}.use_score_scaling to true too."
+            )
+
+    @property
+    def passes(self) -> int:
+        """Over each rollout."""
+        return 1
+
+    @property
+    def _section(self) -> str:
+        """What the configuration is called in YAML."""
+        return type(self).__name__.removesuffix("Config").lower()
+
+    def score_shaper(self) -> ScoreShaper:
+        """Make the score shaper that this configuration asks for."""
+        return ScoreShaper(self.use_score_scaling, self.use_score_norm, self.score_clip, self.missing_eos_penalty)
+
+    def _require(self, name: str, what: str, holds: bool) -> None:
+        if not holds:
+            raise ParleyError(f"{self._section}.{name} is {getattr(self, name)!r}; it must be {what}.")
+
+    def _require_positive_or_null(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(name, "above 0, or null to leave it off", value is None or value > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(OnlineConfig):
+    """PPO's hyper-parameters; the defaults are those of the published detoxification recipe on TRL 0.11.4.
 
     Attributes:
         ppo_epochs: Passes over each rollout.
-        minibatch_size: Responses in each forward and backward pass.
-        gradient_accumulation_steps: Minibatches in each optimiser step.
-        max_grad_norm: Clip the norm of the gradient to this; no clipping when left out.
         gamma: Discount.
         lam: GAE's lambda.
         cliprange: How far the probability ratio may be from 1 before its gradient ends.
         cliprange_value: How far a value may move from its old one before its gradient ends.
         vf_coef: Weight of the value loss.
-        entropy_coef: Weight of the entropy bonus.
         kl_penalty: Estimator of KL to the reference: kl, abs, mse or k3.
         init_kl_coef: Coefficient of the KL penalty, where adaptive its first.
         adaptive_kl: Steer the coefficient towards `target`; fixed otherwise.
@@ -35,24 +98,14 @@ class PPOConfig:
         whiten_rewards: Scale rewards per token to variance 1 over the global batch.
         whiten_advantages: Whiten advantages over the global batch.
         ratio_threshold: Skip a minibatch whose mean probability ratio exceeds this; never when left out.
-        target_kl: Leave the update once the policy's KL to the one that sampled exceeds 1.5 times this, in nats a
-            token; never when left out.
-        use_score_scaling: Divide scores by their running standard deviation.
-        use_score_norm: With scaling, take off their running mean too.
-        score_clip: Clip scores to ± this; no clipping when left out.
-        missing_eos_penalty: Taken off the score of a response that was cut off before EOS; nothing when left out.
     """
 
     ppo_epochs: int = 1
-    minibatch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    max_grad_norm: float | None = None
     gamma: float = 1.0
     lam: float = 0.95
     cliprange: float = 0.2
     cliprange_value: float = 0.2
     vf_coef: float = 0.1
-    entropy_coef: float = 0.0
     kl_penalty: KLPenalty = "kl"
     init_kl_coef: float = 0.2
     adaptive_kl: bool = True
@@ -61,29 +114,23 @@ class PPOConfig:
     whiten_rewards: bool = False
     whiten_advantages: bool = True
     ratio_threshold: float | None = 10.0
-    target_kl: float | None = None
-    use_score_scaling: bool = False
-    use_score_norm: bool = False
-    score_clip: float | None = None
-    missing_eos_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ppo_epochs", "minibatch_size", "gradient_accumulation_steps"):
-            self._require(name, "at least 1", getattr(self, name) >= 1)
+        super().__post_init__()
+        self._require("ppo_epochs", "at least 1", self.ppo_epochs >= 1)
         for name in ("gamma", "lam"):
             self._require(name, "between 0 and 1", 0 <= getattr(self, name) <= 1)
         for name in ("cliprange", "cliprange_value", "target", "horizon"):
             self._require(name, "above 0", getattr(self, name) > 0)
-        for name in ("vf_coef", "entropy_coef", "init_kl_coef"):
+        for name in ("vf_coef", "init_kl_coef"):
             self._require(name, "0 or more", 0 <= getattr(self, name) < math.inf)
-        for name in ("max_grad_norm", "ratio_threshold", "target_kl", "score_clip"):
-            value = getattr(self, name)
-            self._require(name, "above 0, or null to leave it off", value is None or value > 0)
-        penalty = self.missing_eos_penalty
-        self._require("missing_eos_penalty", "0 or more, or null to leave it off", penalty is None or penalty >= 0)
+        self._require_positive_or_null("ratio_threshold")
         self._require("kl_penalty", f"one of {', '.join(KL_PENALTIES)}", self.kl_penalty in KL_PENALTIES)
-        if self.use_score_norm and not self.use_score_scaling:
-            raise ParleyError("ppo.use_score_norm works on scaled scores only; set ppo.use_score_scaling to true too.")
+
+    @property
+    def passes(self) -> int:
+        """Over each rollout."""
+        return self.ppo_epochs
 
     def kl_controller(self) -> KLController:
         """Make the controller that this configuration asks for."""
@@ -91,10 +138,48 @@ class PPOConfig:
             return AdaptiveKLController(self.init_kl_coef, self.target, self.horizon)
         return FixedKLController(self.init_kl_coef)
 
-    def score_shaper(self) -> ScoreShaper:
-        """Make the score shaper that this configuration asks for."""
-        return ScoreShaper(self.use_score_scaling, self.use_score_norm, self.score_clip, self.missing_eos_penalty)
 
-    def _require(self, name: str, what: str, holds: bool) -> None:
-        if not holds:
-            raise ParleyError(f"ppo.{name} is {getattr(self, name)!r}; it must be {what}.")
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig(OnlineConfig):
+    """What RLOO and GRPO share; names and defaults are TRL 1.16's.
+
+    Attributes:
+        num_iterations: Passes over each rollout.
+        beta: Weight of the KL to the reference.
+        epsilon: How far below 1 a probability ratio may be before its gradient ends.
+        epsilon_high: How far above; `epsilon` when left out.
+        mask_truncated_completions: Learn nothing from a response that was cut off before EOS.
+    """
+
+    num_generations: int = 2
+    num_iterations: int = 1
+    beta: float = 0.05
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    mask_truncated_completions: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("num_generations", "at least 2: answers to a prompt are compared", self.num_generations >= 2)
+        self._require("num_iterations", "at least 1", self.num_iterations >= 1)
+        self._require("beta", "0 or more", 0 <= self.beta < math.inf)
+        self._require("epsilon", "between 0 and 1", 0 < self.epsilon < 1)
+        self._require_positive_or_null("epsilon_high")
+
+    @property
+    def passes(self) -> int:
+        """Over each rollout."""
+        return self.num_iterations
+
+    def with_advantages(self, rollout: Rollout, advantages: Tensor) -> Rollout:
+        """The rollout with the same advantage for every token of a response, and none for those to be masked.
+
+        Args:
+            rollout: The responses.
+            advantages: (batch,).
+        """
+        mask = rollout.response_mask
+        if self.mask_truncated_completions:
+            mask = mask * rollout.has_eos.unsqueeze(-1)
+        spread = zero_outside(advantages.unsqueeze(-1).expand(mask.shape), mask)
+        return replace(rollout, advantages=spread, response_mask=mask)

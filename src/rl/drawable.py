@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LOWEST = -1e30
@@ -81,6 +82,24 @@ class Drawable:
                 whole.data[rows, place, : data.shape[-1]] = data
         return whole
 
+    @staticmethod
+    def join(parts: Sequence[Drawable], time: int, vocabulary: int) -> Drawable:
+        """The sets of several batches of responses, one after the other.
+
+        Args:
+            parts: (batch, their time) each, at least one.
+            time: To which all are filled up.
+            vocabulary: How many tokens there are.
+        """
+        form = parts[0].form
+        data = [part.data for part in parts]
+        if any(part.form != form for part in parts):
+            form, data = "bits", [part.data if part.form == "bits" else _pack(part.mask(vocabulary)) for part in parts]
+        width = max(rows.shape[-1] for rows in data)
+        padding = 255 if form == "bits" else -1
+        data = [F.pad(rows, (0, width - rows.shape[-1], 0, time - rows.shape[1]), value=padding) for rows in data]
+        return Drawable(torch.cat(data), form)
+
     @property
     def shape(self) -> torch.Size:
         """Of the places."""
@@ -89,6 +108,10 @@ class Drawable:
     def __getitem__(self, index: Tensor | slice | tuple[slice, ...]) -> Drawable:
         """The sets of some places."""
         return replace(self, data=self.data[index])
+
+    def to(self, device: torch.device | str) -> Drawable:
+        """The same on another device."""
+        return replace(self, data=self.data.to(device))
 
     def split(self, size: int) -> list[Drawable]:
         """Cut the first dimension."""
@@ -122,7 +145,7 @@ def _ids(chosen: Tensor, width: int) -> Tensor:
 
 def _pack(kept: Tensor) -> Tensor:
     """(..., vocabulary) bool to (..., vocabulary / 8) uint8."""
-    padded = torch.nn.functional.pad(kept.to(torch.uint8), (0, -kept.shape[-1] % 8))
+    padded = F.pad(kept.to(torch.uint8), (0, -kept.shape[-1] % 8))
     return (padded.unflatten(-1, (-1, 8)) * _powers(kept.device)).sum(-1, dtype=torch.uint8)
 
 

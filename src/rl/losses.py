@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.rl.masked import Reduce, masked_mean, masked_moments, zero_outside
+from src.rl.masked import masked_mean, masked_moments, zero_outside
 
 
 class ClippedLoss(NamedTuple):
@@ -30,8 +30,9 @@ class PPOLoss(NamedTuple):
         policy: Shape (), without coefficient.
         value: Shape (), without coefficient.
         skipped: Shape (), boolean: the mean ratio was above the threshold, all losses are 0 and so are their gradients.
-        stats: TRL 0.11.4's figures by its names (`loss/policy`, `policy/approxkl`, `val/error` …), each of shape (),
-            without gradient; `policy/advantages` and `policy/ratio` are of shape (response tokens,).
+        stats: TRL 0.11.4's figures by its names (`loss/policy`, `policy/approxkl`, `val/error` …), and beside them
+            `val/var_explained` (1 - error / variance of the returns), `policy/ratio_mean`, `policy/ratio_max`,
+            `policy/advantages_std` and `skipped`; each of shape (), without gradient.
     """
 
     total: Tensor
@@ -142,7 +143,8 @@ def ppo_loss(
 
     with torch.no_grad():
         return_moments, value_moments = masked_moments(returns, mask), masked_moments(old_values, mask)
-        tokens = mask.bool()
+        advantage_moments = masked_moments(advantages, mask)
+        error = masked_mean((values - returns).square(), mask)
         stats = {
             "loss/policy": policy,
             "loss/value": value,
@@ -151,36 +153,18 @@ def ppo_loss(
             "policy/approxkl": 0.5 * masked_mean(log_ratio.square(), mask),
             "policy/policykl": masked_mean(-log_ratio, mask),
             "policy/clipfrac": policy_loss(log_ratio, advantages, mask, cliprange).clipfrac,
-            "policy/advantages": advantages[tokens],
-            "policy/advantages_mean": masked_mean(advantages, mask),
-            "policy/ratio": ratio[tokens],
+            "policy/advantages_mean": advantage_moments.mean,
+            "policy/advantages_std": advantage_moments.var.sqrt(),
+            "policy/ratio_mean": mean_ratio,
+            "policy/ratio_max": zero_outside(ratio, mask).max(),
             "returns/mean": return_moments.mean,
             "returns/var": return_moments.var,
             "val/vpred": masked_mean(values, mask),
-            "val/error": masked_mean((values - returns).square(), mask),
+            "val/error": error,
+            "val/var_explained": torch.where(return_moments.var > 0, 1 - error / return_moments.var, torch.nan),
             "val/clipfrac": value_clipfrac,
             "val/mean": value_moments.mean,
             "val/var": value_moments.var,
+            "skipped": skipped.float(),
         }
     return PPOLoss(total, policy, value, skipped, {name: figure.detach() for name, figure in stats.items()})
-
-
-def exceeds_target_kl(policykl: Tensor | float, target_kl: float | None, reduce: Reduce | None = None) -> bool:
-    """Whether the update has gone far enough and should stop: the mean `policy/policykl` is above 1.5 times the target.
-
-    TRL 0.11.4's `_early_stop`, after OpenAI's Spinning Up. Every process decides alike.
-
-    Args:
-        policykl: Shape (), of this process's last minibatch.
-        target_kl: In nats a token; never stop when left out.
-        reduce: Sums over processes, for their mean.
-
-    Returns:
-        True to leave the update loop.
-    """
-    if target_kl is None:
-        return False
-    if reduce is not None:
-        sums = reduce(torch.stack([torch.as_tensor(policykl), torch.ones_like(torch.as_tensor(policykl))]))
-        policykl = sums[0] / sums[1]
-    return float(policykl) > 1.5 * target_kl

@@ -1,69 +1,77 @@
-"""Everything that PPO learns from in one iteration."""
+"""Everything that a method learns from in one iteration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from src.rl.advantages import compose_rewards, compute_advantages
-from src.rl.config import PPOConfig
 from src.rl.drawable import Drawable
-from src.rl.masked import Reduce, zero_outside
 
 _PER_QUERY_TOKEN = ("query_ids", "query_mask")
-_PER_RESPONSE = ("scores", "shaped_scores")
+_PER_RESPONSE = ("scores", "shaped_scores", "has_eos", "index")
 
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """One iteration's responses and all that was computed about them; everything is detached.
 
-    Shapes: query tokens (batch, query_time), response tokens (batch, time), one figure a response (batch,).
-    Figures per response token are 0 where `response_mask` is 0.
+    The responses to one prompt follow each other. Shapes: query tokens (batch, query_time), response tokens (batch,
+    time), one figure a response (batch,). Figures per response token are 0 where `response_mask` is 0.
 
     Attributes:
+        index: The row of each prompt in its split.
         query_ids: Token ids of the prompts, padded on either side.
         query_mask: 1 = prompt token.
         response_ids: Token ids of the responses, padded on the right.
         response_mask: 1 = response token, the EOS that ended it included.
+        has_eos: False where a response was cut off.
         drawable: (batch, time) what could be drawn at each place; all probabilities are over that.
         logprobs: Of the policy that sampled.
         ref_logprobs: Of the reference.
-        values: Of the value head.
         scores: One a response, as the reward gave them.
         shaped_scores: After scaling, clipping and the penalty for a missing EOS.
-        kl: The KL estimate per token.
-        rewards: Per token: KL penalty, and the shaped score on the last token.
-        advantages: Per token.
-        returns: Per token.
+        advantages: Per token; zeros until the method has filled them in.
+        values: Of the value head, where the method has one.
+        returns: The value head's targets, where the method has one.
     """
 
+    index: Tensor
     query_ids: Tensor
     query_mask: Tensor
     response_ids: Tensor
     response_mask: Tensor
+    has_eos: Tensor
     drawable: Drawable
     logprobs: Tensor
     ref_logprobs: Tensor
-    values: Tensor
     scores: Tensor
     shaped_scores: Tensor
-    kl: Tensor
-    rewards: Tensor
     advantages: Tensor
-    returns: Tensor
+    values: Tensor | None = None
+    returns: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            expected = self._expected_shape(field.name)
-            if getattr(self, field.name).shape != expected:
-                shape = tuple(getattr(self, field.name).shape)
-                raise ValueError(f"{field.name} has the shape {shape}; it must be {tuple(expected)}.")
+        for name, tensor in self._tensors().items():
+            expected = self._expected_shape(name)
+            if tensor.shape != expected:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it must be {tuple(expected)}.")
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
+
+    def _tensors(self) -> dict[str, Tensor | Drawable]:
+        """Those that are there, by name."""
+        present = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in present.items() if tensor is not None}
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same on another device."""
+        return Rollout(**{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def select(self, indices: Tensor) -> Rollout:
         """Some of the responses, without the padding that only the others needed.
@@ -76,13 +84,48 @@ class Rollout:
         """
         indices = indices.to(self.response_ids.device)
         query, response = _columns(self.query_mask[indices]), _columns(self.response_mask[indices])
-        chosen = {}
-        for field in fields(self):
-            rows = getattr(self, field.name)[indices]
-            if field.name not in _PER_RESPONSE:
-                rows = rows[:, query if field.name in _PER_QUERY_TOKEN else response]
-            chosen[field.name] = rows
+        chosen: dict[str, Any] = {}
+        for name, tensor in self._tensors().items():
+            rows = tensor[indices]
+            if name not in _PER_RESPONSE:
+                rows = rows[:, query if name in _PER_QUERY_TOKEN else response]
+            chosen[name] = rows
         return Rollout(**chosen)
+
+    def empty(self) -> Rollout:
+        """The same without response tokens: nothing can be learned from it."""
+        return replace(self, response_mask=torch.zeros_like(self.response_mask))
+
+    @staticmethod
+    def join(parts: Sequence[Rollout], *, pads_left: bool, vocabulary: int) -> Rollout:
+        """The responses of several rollouts, one after the other.
+
+        Args:
+            parts: At least one, all of the same method.
+            pads_left: Queries are padded on the left.
+            vocabulary: How many tokens there are.
+        """
+        query = max(part.query_ids.shape[1] for part in parts)
+        time = max(part.response_ids.shape[1] for part in parts)
+        joined: dict[str, Any] = {"drawable": Drawable.join([part.drawable for part in parts], time, vocabulary)}
+        for name in parts[0]._tensors().keys() - joined.keys():
+            tensors = [getattr(part, name) for part in parts]
+            if name not in _PER_RESPONSE:
+                width, left = (query, pads_left) if name in _PER_QUERY_TOKEN else (time, False)
+                tensors = [_widen(tensor, width, left=left) for tensor in tensors]
+            joined[name] = torch.cat(tensors)
+        return Rollout(**joined)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, for a checkpoint."""
+        state: dict[str, Any] = dict(self.to("cpu")._tensors())
+        return state | {"drawable": self.drawable.to("cpu").data, "drawable_form": self.drawable.form}
+
+    @staticmethod
+    def from_state_dict(state: dict[str, Any]) -> Rollout:
+        """What `state_dict` was made from."""
+        state = dict(state)
+        return Rollout(**state | {"drawable": Drawable(state["drawable"], state.pop("drawable_form"))})
 
     def _expected_shape(self, name: str) -> torch.Size:
         if name in _PER_RESPONSE:
@@ -92,78 +135,12 @@ class Rollout:
         return torch.Size((len(self), self.response_mask.shape[1]))
 
 
-@torch.no_grad()
-def build_rollout(
-    *,
-    query_ids: Tensor,
-    query_mask: Tensor,
-    response_ids: Tensor,
-    response_mask: Tensor,
-    drawable: Drawable,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    values: Tensor,
-    scores: Tensor,
-    shaped_scores: Tensor,
-    kl_coef: float,
-    config: PPOConfig,
-    reduce: Reduce | None = None,
-) -> Rollout:
-    """Compute rewards, advantages and returns, and put everything into one place.
-
-    The figures are computed in float32, whatever the models' precision.
-
-    Args:
-        query_ids: Shape (batch, query_time).
-        query_mask: Shape (batch, query_time).
-        response_ids: Shape (batch, time).
-        response_mask: Shape (batch, time).
-        drawable: Shape (batch, time).
-        logprobs: Shape (batch, time).
-        ref_logprobs: Shape (batch, time).
-        values: Shape (batch, time).
-        scores: Shape (batch,), raw.
-        shaped_scores: Shape (batch,), from `config.score_shaper()`.
-        kl_coef: The KL controller's value.
-        config: The hyper-parameters.
-        reduce: Sums over processes: whitening is over the global batch.
-
-    Returns:
-        The rollout.
-    """
-    mask = response_mask
-    scores, shaped_scores = scores.to(mask.device).float(), shaped_scores.to(mask.device).float()
-    logprobs, ref_logprobs, values = (zero_outside(each.float(), mask) for each in (logprobs, ref_logprobs, values))
-    tokens = compose_rewards(shaped_scores, logprobs, ref_logprobs, mask, kl_coef, config.kl_penalty)
-    learned = compute_advantages(
-        tokens.rewards,
-        values,
-        mask,
-        gamma=config.gamma,
-        lam=config.lam,
-        whiten_rewards=config.whiten_rewards,
-        whiten_advantages=config.whiten_advantages,
-        reduce=reduce,
-    )
-    return Rollout(
-        query_ids=query_ids,
-        query_mask=query_mask,
-        response_ids=response_ids,
-        response_mask=mask,
-        drawable=drawable,
-        logprobs=logprobs,
-        ref_logprobs=ref_logprobs,
-        values=values,
-        scores=scores,
-        shaped_scores=shaped_scores,
-        kl=tokens.kl,
-        rewards=tokens.rewards,
-        advantages=learned.advantages,
-        returns=learned.returns,
-    )
-
-
 def _columns(mask: Tensor) -> slice:
     """From the first to the last column in which any row has a token; one column where none has."""
     used = mask.bool().any(dim=0).nonzero().flatten().tolist()
     return slice(used[0], used[-1] + 1) if used else slice(0, 1)
+
+
+def _widen(rows: Tensor, width: int, *, left: bool) -> Tensor:
+    missing = width - rows.shape[1]
+    return F.pad(rows, (missing, 0) if left else (0, missing))

@@ -122,7 +122,7 @@ def test_an_error_of_ours_is_still_a_traceback(fit, monkeypatch):
     def broken(self, batch, batch_idx):
         raise ValueError("a fault of the program's")
 
-    monkeypatch.setattr("src.modules.seq2seq.Seq2SeqModule.training_step", broken)
+    monkeypatch.setattr("src.modules.Seq2SeqModule.training_step", broken)
     with pytest.raises(ValueError, match="a fault of the program's"):
         fit({})
 

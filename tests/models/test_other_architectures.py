@@ -17,7 +17,7 @@ from src.cli import main
 from src.models.loading import load_model, load_tokenizer, model_from_config
 from src.models.saving import save_model
 from src.models.tying import hidden_size, positions
-from src.modules.ppo import PPOModule
+from src.modules import PPOModule
 from src.rewards import LengthReward
 
 

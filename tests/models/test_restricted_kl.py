@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, LogitsProcessorList
 
+from src.models.policy import score_tokens
 from src.models.rollout import RolloutOptions, sample_responses
-from src.modules.ppo_steps import score_tokens
 
 EOS, VOCABULARY = 2, 24
 

@@ -79,7 +79,7 @@ def test_losses_and_their_figures(case):
     )
     assert loss.policy.item() == pytest.approx(expected["policy_loss"], abs=1e-5)
     assert settings["vf_coef"] * loss.value.item() == pytest.approx(expected["value_loss"], abs=1e-5)
-    assert set(loss.stats) - {"policy/advantages", "policy/ratio"} == set(expected["stats"])
+    assert set(expected["stats"]) <= set(loss.stats)
     for name, figure in expected["stats"].items():
         assert loss.stats[name].item() == pytest.approx(figure, abs=1e-5), name
     assert not loss.skipped

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from src.rl.losses import exceeds_target_kl, policy_loss, ppo_loss, value_loss
+from src.rl.losses import policy_loss, ppo_loss, value_loss
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_first_step_has_ratio_1_and_the_policy_gradient(batch):
     """Before any update the ratio is 1, nothing is clipped, and the gradient is -A / n per token."""
     batch["logprobs"] = batch["old_logprobs"].clone().requires_grad_()
     loss = ppo_loss(**batch)
-    assert torch.equal(loss.stats["policy/ratio"], torch.ones(11, dtype=torch.double))
+    assert loss.stats["policy/ratio_mean"] == loss.stats["policy/ratio_max"] == 1
     for name in ("policy/clipfrac", "policy/approxkl", "policy/policykl"):
         assert loss.stats[name] == 0
     (gradient,) = torch.autograd.grad(loss.policy, batch["logprobs"])
@@ -76,16 +76,17 @@ def test_a_value_that_moved_towards_its_target_beyond_the_clip_has_no_gradient()
     assert loss.clipfrac == 0.5
 
 
-@pytest.mark.parametrize("jump", [4.0, 200.0])  # the second overflows exp
+@pytest.mark.parametrize("jump", [4.0, 800.0])  # the second overflows exp
 def test_a_minibatch_above_the_ratio_threshold_is_skipped_with_zero_gradients(batch, jump):
-    batch["logprobs"] = (batch["old_logprobs"].float() + jump).requires_grad_()
+    batch["logprobs"] = (batch["old_logprobs"] + jump).requires_grad_()
     loss = ppo_loss(**batch, entropy_coef=0.1)
     assert loss.skipped
     assert loss.total == loss.policy == loss.value == 0
     gradients = torch.autograd.grad(loss.total, [batch["logprobs"], batch["values"], batch["entropy"]])
     for gradient in gradients:
         assert torch.equal(gradient, torch.zeros_like(gradient))
-    assert (loss.stats["policy/ratio"] > 10).all()
+    assert loss.stats["policy/ratio_mean"] == pytest.approx(math.exp(jump) if jump < 80 else math.inf, rel=1e-9)
+    assert loss.stats["skipped"] == 1
     assert not ppo_loss(**batch, ratio_threshold=None).skipped
 
 
@@ -117,17 +118,3 @@ def test_a_minibatch_of_empty_responses_takes_part_with_zero_gradients(batch):
     gradients = torch.autograd.grad(loss.total, [batch["logprobs"], batch["values"]])
     assert loss.total == 0
     assert not any(gradient.any() for gradient in gradients)
-
-
-def test_the_update_stops_at_one_and_a_half_times_the_target():
-    assert not exceeds_target_kl(torch.tensor(1e9), None)
-    assert not exceeds_target_kl(torch.tensor(0.149), 0.1)
-    assert exceeds_target_kl(torch.tensor(0.151), 0.1)
-
-
-def test_processes_stop_together_by_their_mean():
-    def with_other(figure):
-        return lambda tensor: tensor + torch.tensor([figure, 1.0])
-
-    assert not exceeds_target_kl(torch.tensor(0.2), 0.1, reduce=with_other(0.05))
-    assert exceeds_target_kl(torch.tensor(0.05), 0.1, reduce=with_other(0.4))

@@ -12,16 +12,16 @@ from src.contracts import IGNORE_INDEX, Batch
 from src.errors import ParleyError
 from src.models.head import logits_at
 from src.models.tying import base_model
-from src.modules.base import DialogueModule
+from src.modules.supervised.base import SupervisedModule
 
 LEAK_TOLERATED = 0.5  # see `_leak`: a model either keeps examples apart, up to rounding, or does not
 
 
-class CausalLMModule(DialogueModule):
+class CausalLMModule(SupervisedModule):
     """Fine-tunes a decoder-only model, whole or with an adapter: GPT-2, KoGPT2, Llama, SmolLM2, Qwen and their like.
 
     What is learned, the response alone or all tokens, is in the batch's labels, so the DataModule's `loss_on` decides.
-    The arguments are those of `DialogueModule`.
+    The arguments are those of `SupervisedModule`.
     """
 
     is_encoder_decoder = False
@@ -39,8 +39,8 @@ class CausalLMModule(DialogueModule):
             context = {"attention_mask": None, "position_ids": batch["position_ids"]}
         else:
             context = {"attention_mask": batch["attention_mask"]}
-        with logits_at(self._model, wanted):
-            logits = self._model(input_ids=batch["input_ids"], use_cache=False, **context).logits
+        with logits_at(self.policy, wanted):
+            logits = self.policy(input_ids=batch["input_ids"], use_cache=False, **context).logits
         return logits, labels[wanted]
 
     def _require_packing(self) -> None:
@@ -51,7 +51,7 @@ class CausalLMModule(DialogueModule):
         """
         if getattr(self, "_keeps_packed_apart", False):
             return
-        base = base_model(self._model)
+        base = base_model(self.policy)
         takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         if not takes_positions or self._leak() > LEAK_TOLERATED:
             raise ParleyError(
@@ -63,7 +63,7 @@ class CausalLMModule(DialogueModule):
     @torch.no_grad()
     def _leak(self) -> float:
         """How far a text is from itself when packed behind another, where 1 is what reading both together makes."""
-        model, training = self._model, self._model.training
+        model, training = self.policy, self.policy.training
         first, second = torch.arange(8, device=self.device), torch.arange(8, 14, device=self.device)
         joined = torch.cat([first, second])[None]
         positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None].to(self.device)

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from src.contracts import IGNORE_INDEX, Batch
 from src.models.head import logits_at
-from src.modules.base import DialogueModule
+from src.modules.supervised.base import SupervisedModule
 
 
-class Seq2SeqModule(DialogueModule):
+class Seq2SeqModule(SupervisedModule):
     """Fine-tunes an encoder-decoder, whole or with an adapter: T5, FLAN-T5, mT5, BART and what else transformers has.
 
-    The arguments are those of `DialogueModule`.
+    The arguments are those of `SupervisedModule`.
     """
 
     is_encoder_decoder = True
@@ -21,11 +21,11 @@ class Seq2SeqModule(DialogueModule):
         """Logits of the target's tokens, padding left out."""
         labels = batch["labels"]
         wanted = labels != IGNORE_INDEX
-        with logits_at(self._model, wanted):
-            logits = self._model(
+        with logits_at(self.policy, wanted):
+            logits = self.policy(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                decoder_input_ids=self._model.prepare_decoder_input_ids_from_labels(labels=labels),  # type: ignore[operator]
+                decoder_input_ids=self.policy.prepare_decoder_input_ids_from_labels(labels=labels),  # type: ignore[operator]
                 use_cache=False,
             ).logits
         return logits, labels[wanted]

@@ -15,7 +15,7 @@ from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 @pytest.fixture
@@ -46,7 +46,13 @@ def words(tiny_base, sample, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("recipe", "architecture"),
-    [("dialogsum_causal_ppo", "llama"), ("demo/dialogsum_ppo", "t5"), ("better/dialogsum_ppo", "t5")],
+    [
+        ("dialogsum_causal_ppo", "llama"),
+        ("demo/dialogsum_ppo", "t5"),
+        ("demo/dialogsum_rloo", "t5"),
+        ("demo/dialogsum_grpo", "t5"),
+        ("better/dialogsum_ppo", "t5"),
+    ],
 )
 def test_recipe_trains_a_step(words, tiny_base, make_classifier, recipe, architecture):
     classifier = None

@@ -1,0 +1,45 @@
+"""The same batches of prompts for fine-tuning and for what learns from its own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from src.contracts import Example, LearnsFromRollouts
+from src.datamodules.encoding import Collator, encode_examples
+from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.models.loading import load_tokenizer
+
+
+class Prompts(LightningDataModule):
+    """Deals prompts in the order given, a batch as often as the Module takes training steps on it.
+
+    Args:
+        base: The model's directory.
+        examples: Prompts and targets.
+        batch_size: Prompts in a batch.
+        max_target_length: Tokens of a target.
+    """
+
+    def __init__(self, base: Path, examples: Sequence[Example], batch_size: int, max_target_length: int) -> None:
+        super().__init__()
+        tokenizer = load_tokenizer(base)
+        lengths = {"max_source_length": 512, "max_target_length": max_target_length}
+        encoded = encode_examples(examples, tokenizer, is_encoder_decoder=True, **lengths)
+        self.rows = [{**row, "is_filler": False, "index": index} for index, row in enumerate(encoded)]
+        self.collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=True)
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """One pass over the prompts."""
+        assert self.trainer is not None
+        module, uses = self.trainer.lightning_module, 1
+        if isinstance(module, LearnsFromRollouts):
+            uses = module.minibatches_per_rollout(self.batch_size)
+        sampler = LengthGroupedBatchSampler(
+            [1] * len(self.rows), batch_size=self.batch_size, group_by_length=False, uses=uses
+        )
+        return DataLoader(self.rows, batch_sampler=sampler, collate_fn=self.collate)  # type: ignore[arg-type]

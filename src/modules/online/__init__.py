@@ -1,0 +1,1 @@
+"""Modules that learn from answers of their own."""

@@ -1,0 +1,489 @@
+"""What every method shares that learns from its own answers."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from transformers import PreTrainedConfig
+
+from src.contracts import Batch
+from src.errors import ParleyError
+from src.metrics.rouge import TokenizerName
+from src.metrics.toxicity import Toxicity
+from src.models.autocast import cast_once
+from src.models.generation import GenerationOptions
+from src.models.lora import ParameterCount, count_parameters
+from src.models.policy import TokenFigures, score_tokens
+from src.models.reference import Reference
+from src.models.responses import Model, check_output_head
+from src.models.rollout import RolloutOptions
+from src.models.value_head import ValueHead
+from src.modules.base import ModelModule
+from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
+from src.modules.online.clock import PhaseClock
+from src.modules.online.collector import Collector
+from src.modules.online.evaluation import Comparison, Evaluator, gather, summarise
+from src.rewards import Reward, score_responses
+from src.rl.config import OnlineConfig
+from src.rl.masked import masked_mean
+from src.rl.rollout import Rollout
+from src.rl.stats import rollout_stats
+
+log = logging.getLogger(__name__)
+
+
+class MethodLoss(NamedTuple):
+    """What a method makes of a minibatch.
+
+    Attributes:
+        total: Shape (), with gradient: the mean over the method's `unit`.
+        stats: Figures to log, each of shape () and without gradient.
+    """
+
+    total: Tensor
+    stats: dict[str, Tensor]
+
+
+class OnlineModule(ModelModule):
+    """Base of the Modules that learn from answers of their own: `PPOModule`, `RLOOModule`, `GRPOModule`.
+
+    An iteration samples `num_generations` responses to each prompt of a batch, scores them, and then takes
+    `passes * minibatches` training steps on them, each a batch of Lightning's: the DataModule deals the same prompts
+    so many times (`src.contracts.LearnsFromRollouts`). A method says what the advantages are and what the loss is.
+
+    The reference is the model as training finds it: the base below a fresh adapter, the fine-tuned model where an
+    adapter directory or a whole model is trained on. Dropout is off throughout, so that policy and reference agree to
+    the bit at the start.
+
+    Args:
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        reward: Scores responses; see docs/rewards.md.
+        config: The method's hyper-parameters.
+        lora: A PEFT configuration to train a fresh adapter on a whole model.
+        optimizer: Makes the optimiser from parameters.
+        lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
+        rollout: How responses are sampled for training.
+        generation: How validation, test and predict decode; as the model's own settings say when left out.
+        toxicity: Measures validation's responses; alt-profanity-check where that is the reward, else none.
+        max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
+        rouge_tokenizer: `standard` for English; `unicode` for other scripts.
+        gguf_file: The GGUF file in the model's directory, where its weights are in one.
+    """
+
+    unit: Unit = "responses"
+    reference: Reference
+    collector: Collector
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        reward: Reward,
+        config: OnlineConfig,
+        lora: LoraConfig | PeftConfig | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        rollout: RolloutOptions | None = None,
+        generation: GenerationOptions | None = None,
+        toxicity: Toxicity | None = None,
+        max_skipped_updates: int = 5,
+        rouge_tokenizer: TokenizerName = "standard",
+        gguf_file: str | None = None,
+    ) -> None:
+        super().__init__(
+            model_name_or_path,
+            lora=lora,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            generation=generation,
+            gguf_file=gguf_file,
+        )
+        if max_skipped_updates < 1:
+            raise ParleyError(f"max_skipped_updates is {max_skipped_updates}; it must be at least 1.")
+        self.reward = reward
+        self.config = config
+        self.rollout = rollout or RolloutOptions()
+        self.score_shaper = config.score_shaper()
+        self.evaluator = Evaluator(reward, toxicity, rouge_tokenizer)
+        self.max_skipped_updates = max_skipped_updates
+        self.skipped_updates = 0
+        self.skipped_in_a_row = 0
+        self.buffer: RolloutBuffer | None = None  # from the start of training on
+        self._saved_buffer: dict[str, Any] | None = None  # of the checkpoint, until then
+        self.comparisons: list[Comparison] = []
+        self.value_head: ValueHead | None = None  # where a method puts one on
+        self.minibatches = 0  # of a pass, on each process
+        self._encoder_hidden: Tensor | None = None
+        self._figures: dict[str, float] = {}  # of the iteration's rollout
+        self._learns = True  # from the optimiser step that is under way
+        self._tokens = torch.zeros(())  # of the last minibatch
+
+    # What a method says
+
+    @abstractmethod
+    def advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
+        """Fill in what the method learns from, once an iteration.
+
+        Args:
+            rollout: The responses of all processes, on the CPU, with `shaped_scores`.
+
+        Returns:
+            The rollout with `advantages` (and `returns`), and figures to log.
+        """
+
+    @abstractmethod
+    def loss(self, minibatch: Minibatch, new: TokenFigures) -> MethodLoss:
+        """The loss of some responses.
+
+        Args:
+            minibatch: The responses.
+            new: What the policy says of them now, with gradient.
+        """
+
+    # Set-up
+
+    def _check_architecture(self, config: PreTrainedConfig) -> None:
+        self.is_encoder_decoder = bool(config.is_encoder_decoder)
+
+    def configure_model(self) -> None:
+        """Load the policy and keep its reference."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        model = self.policy
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            raise ParleyError(
+                f"{type(self).__name__} trains adapters that change weights (LoRA and its like), not prompts; use LoRA."
+            )
+        self.reference = Reference(model, is_continued=self.lora is None)
+        model.eval()  # dropout is off in rollouts and in updates
+        self.add_heads()
+        self.collector = Collector(
+            model,
+            self.reference,
+            self.tokenizer,
+            self.reward,
+            self.rollout,
+            self.config.num_generations,
+            self.value_head,
+        )
+
+    def add_heads(self) -> None:
+        """Put on what a method trains beside the policy."""
+
+    @property
+    def parameter_count(self) -> ParameterCount:
+        """Parameters of the policy and what is trained beside it, and of the reference."""
+        return OnlineParameterCount.of(self.policy, self.value_head, self.reference)
+
+    def minibatches_per_rollout(self, prompts: int) -> int:
+        """Training steps that a batch of prompts is used for, on each process.
+
+        Args:
+            prompts: Prompts in a batch of one process.
+
+        Raises:
+            ParleyError: They cannot be divided into optimiser steps.
+        """
+        self.minibatches = -(-prompts * self.config.num_generations // self.config.minibatch_size)
+        accumulate = self.trainer.accumulate_grad_batches
+        if self.minibatches % accumulate:
+            raise ParleyError(
+                f"a pass over a rollout has {self.minibatches} minibatches ({prompts} prompts, "
+                f"{self.config.num_generations} answers each, {self.config.minibatch_size} a minibatch), which "
+                f"accumulate_grad_batches {accumulate} does not divide; change one of them."
+            )
+        return self._steps
+
+    @property
+    def _steps(self) -> int:
+        return self.config.passes * self.minibatches
+
+    def setup(self, stage: str) -> None:
+        """Load the reward and what measures toxicity early: what they lack shows before training."""
+        self.reward.to(self.trainer.strategy.root_device)
+        self.evaluator.prepare(self.trainer.strategy.root_device)
+        try:
+            score_responses(self.reward, [], [], [])
+        except ParleyError:
+            raise
+        except Exception as error:  # a reward of a user's need not expect to be asked about nothing
+            log.debug("the reward cannot be called without texts: %s", error)
+
+    def on_fit_start(self) -> None:
+        """Refuse what would go wrong later."""
+        name = type(self).__name__
+        strategy = self.trainer.strategy  # DeepSpeed's is a kind of DDP's
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+            raise ParleyError(f"{name} trains on one device or with DDP; set trainer.strategy: auto or ddp.")
+        if self.trainer.precision == "16-mixed":
+            raise ParleyError(f"{name} skips updates, not scales them; set trainer.precision: bf16-mixed or 32-true.")
+        with strategy.precision_plugin.forward_context():
+            check_output_head(self.policy, int(self.tokenizer.pad_token_id))
+
+    def on_train_start(self) -> None:
+        """Go on within an iteration, now that the loader of prompts has said how many minibatches it has."""
+        if not self.minibatches:
+            raise ParleyError(f"{type(self).__name__} takes its prompts from a DataModule of Parley's; give one.")
+        # Rank 0's seed: without `seed_everything` each process has one of its own, and all must deal alike.
+        self.buffer = RolloutBuffer(int(self.trainer.strategy.broadcast(torch.initial_seed())))
+        if self._saved_buffer is not None:
+            self.buffer.load_state_dict(self._saved_buffer, self._steps)
+            self._saved_buffer = None
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One minibatch; the first of an iteration makes the rollout that they are taken from."""
+        assert self.buffer is not None
+        # 1. Answers to the batch's prompts, once an iteration.
+        if self.buffer.ended(self._steps) or batch_idx % self._steps == 0:
+            self._begin_iteration(batch)
+        elif self._encoder_hidden is None and self._encoder_is_kept:  # a run that goes on within an iteration
+            self._encoder_hidden = self.collector.encode(batch)
+        # 2. Some of them.
+        is_over = self.buffer.is_over
+        minibatch = self.buffer.next(
+            minibatches=self.minibatches,
+            unit=self.unit,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+            accumulate=self.trainer.accumulate_grad_batches,
+        )
+        self._learns = not is_over and not minibatch.is_idle
+        if not self._learns:
+            self._log_minibatch({})
+            return self._nothing()
+        minibatch = replace(minibatch, rollout=minibatch.rollout.to(self.device))
+        # 3. What the policy says of them now, and what the method makes of it.
+        with cast_once(self.policy, frozen_only=True, spare_head=True):
+            new = self._score(minibatch)
+        loss = self.loss(minibatch, new)
+        torch.clear_autocast_cache()
+        # 4. Figures, and whether the policy has gone far enough.
+        self._log_minibatch(loss.stats)
+        self._stop_if_far(minibatch.rollout, new)
+        self._tokens = minibatch.rollout.response_mask.sum()
+        # A loss that is not finite must not have a gradient that is.
+        certain = torch.where(loss.total.detach().isfinite(), minibatch.weight, torch.nan)
+        return loss.total * certain
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Take the gradients away where nothing is to be learned: an optimiser leaves such parameters alone."""
+        trained = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        if self._learns and bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+            self.skipped_in_a_row = 0
+        else:
+            if self._learns:
+                self._skip("the loss or its gradient is not finite")
+            for parameter in trained:
+                parameter.grad = None
+        self.log("train/skipped_updates", float(self.skipped_updates), batch_size=1)
+
+    def _skip(self, why: str) -> None:
+        """Count an update that is left out; every process comes here or none does.
+
+        Raises:
+            ParleyError: Too many in a row.
+        """
+        assert self.buffer is not None
+        self.skipped_updates += 1
+        self.skipped_in_a_row += 1
+        log.warning("Iteration %d: update skipped: %s.", self.buffer.iteration, why)
+        if self.skipped_in_a_row >= self.max_skipped_updates:
+            raise ParleyError(
+                f"{self.skipped_in_a_row} updates in a row were skipped, the last because {why}; go on from an earlier "
+                "checkpoint with a lower learning rate, or look at what the reward returns."
+            )
+
+    def _stop_if_far(self, rollout: Rollout, new: TokenFigures) -> None:
+        """Leave the rest of the rollout once the policy is too far from the one that sampled, on every process."""
+        assert self.buffer is not None
+        if self.config.target_kl is None or self.buffer.place % self.trainer.accumulate_grad_batches:
+            return
+        kl = masked_mean((rollout.logprobs - new.logprobs).detach(), rollout.response_mask)
+        if self.trainer.world_size > 1:
+            kl = self.trainer.strategy.reduce(kl, reduce_op="mean")
+        if float(kl) > 1.5 * self.config.target_kl:
+            self.buffer.stop()
+
+    @property
+    def _encoder_is_kept(self) -> bool:
+        """Whether minibatches take the encoder's output from the rollout: it never changes and every row is here."""
+        return self.collector.encoder_is_frozen and self.trainer.world_size == 1
+
+    def _begin_iteration(self, batch: Batch) -> None:
+        assert self.buffer is not None
+        clock = PhaseClock()
+        hidden = self.collector.encode(batch)
+        self._encoder_hidden = hidden if self._encoder_is_kept else None
+        own = self.collector.collect(batch, hidden, clock, seed=self.buffer.seed, iteration=self.buffer.iteration)
+        rollout = self.collector.gather(own, self.trainer.world_size)
+        finite = bool(torch.isfinite(rollout.scores).all())
+        shaped = self.score_shaper(rollout.scores, rollout.has_eos)
+        rollout = replace(rollout, scores=rollout.scores.nan_to_num(0, 0, 0), shaped_scores=shaped.nan_to_num(0, 0, 0))
+        rollout, figures = self.advantages(rollout)
+        self.buffer.fill(rollout)
+        if not finite:
+            self.buffer.stop()
+            self._skip("the reward gave a score that is not finite")
+        self._figures = rollout_stats(rollout) | figures
+        if not finite:  # zeros stand for the scores that are not
+            unknown = ("reward", "scores")
+            self._figures = {k: v for k, v in self._figures.items() if not any(word in k for word in unknown)}
+        self.log_dict(clock.seconds, batch_size=1)
+
+    def _score(self, minibatch: Minibatch) -> TokenFigures:
+        rollout, rows, hidden = minibatch.rollout, minibatch.rows, None
+        if self._encoder_hidden is not None:  # an encoder's queries are padded on the right
+            hidden = self._encoder_hidden[rows // self.config.num_generations, : rollout.query_ids.shape[1]]
+        return score_tokens(
+            self.policy,
+            rollout.query_ids,
+            rollout.query_mask,
+            rollout.response_ids,
+            rollout.response_mask,
+            hidden,
+            drawable=rollout.drawable,
+            temperature=self.rollout.temperature,
+            value_head=self.value_head,
+            entropy_requires_grad=self.config.entropy_coef > 0,
+        )
+
+    def _nothing(self) -> Tensor:
+        """A loss without gradient that every trained parameter is part of: processes stay in step."""
+        zeros = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
+        return torch.stack(zeros).sum()
+
+    # Watching
+
+    def _log_minibatch(self, stats: dict[str, Tensor]) -> None:
+        """The iteration's figures, and the mean over processes of each of the minibatch's."""
+        shown: dict[str, Any] = {
+            name: self._figures[name] for name in ("env/reward_mean", "objective/kl") if name in self._figures
+        }
+        self.log_dict(shown, prog_bar=True, batch_size=1)
+        self.log_dict({name: value for name, value in self._figures.items() if name not in shown}, batch_size=1)
+        if stats:
+            figures = torch.stack([figure.float() for figure in stats.values()])
+            if self.trainer.world_size > 1:
+                figures = self.trainer.strategy.reduce(figures, reduce_op="mean")
+            self.log_dict(dict(zip(stats, figures, strict=True)), batch_size=1)
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """Response tokens of the minibatch that has just been learned from."""
+        return self._tokens
+
+    # Evaluation
+
+    def _compare(self, batch: Batch) -> dict[str, Any]:
+        shared = self.collector.encode(batch) if self.collector.encoder_is_frozen else None
+        seed = self.buffer.seed if self.buffer is not None else (self._saved_buffer or {}).get("seed", 0)
+        rows = self.evaluator.compare(batch, self.policy, self.reference, self.tokenizer, self.generation, shared, seed)
+        self.comparisons += rows
+        answers = iter(rows)
+        return {"predictions": ["" if filler else next(answers).response_after for filler in batch["is_filler"]]}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Answers of policy and reference to the same prompts, with the same seeds."""
+        return self._compare(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """As in validation."""
+        return self._compare(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self.comparisons = []
+
+    def on_test_epoch_start(self) -> None:
+        """Start anew."""
+        self.comparisons = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self.comparisons = gather(self.comparisons, self.trainer)
+        self.log_dict(summarise(self.comparisons, "val"))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self.comparisons = gather(self.comparisons, self.trainer)
+        self.log_dict(summarise(self.comparisons, "test"))
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """What the method must know, beside the rollout, to go on as if nothing had happened."""
+        return {
+            "figures": self._figures,
+            "score_shaper": self.score_shaper.state_dict(),
+            "skipped_updates": self.skipped_updates,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self._figures = state["figures"]
+        self.score_shaper.load_state_dict(state["score_shaper"])
+        self.skipped_updates, self.skipped_in_a_row = state["skipped_updates"], state["skipped_in_a_row"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the rollout that is being learned from, and what the method keeps."""
+        super().on_save_checkpoint(checkpoint)
+        assert self.buffer is not None
+        checkpoint["online"] = {
+            "method": type(self).__name__,
+            "reference": self.reference.fingerprint(),
+            "buffer": self.buffer.state_dict(self._steps),
+            **self.state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what would not fit; take up the rollout and the method's state."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("online")
+        if state is None or state["method"] != type(self).__name__:
+            kind = "fine-tuning" if state is None else state["method"]
+            raise ParleyError(
+                f"this checkpoint is of {kind}, not of {type(self).__name__}; `parley export` it and give the "
+                "directory as model.init_args.model_name_or_path."
+            )
+        if state["reference"] != self.reference.fingerprint():
+            raise ParleyError(
+                f"the checkpoint's run started from other weights than {self.model_name_or_path!r} has, which would "
+                "change the reference; give the model that it started from."
+            )
+        self.load_state(state)
+        self._saved_buffer = state["buffer"]
+
+
+@dataclass(frozen=True)
+class OnlineParameterCount(ParameterCount):
+    """Parameters of the policy and what is trained beside it, with those of the reference beside them."""
+
+    reference: ParameterCount
+
+    @classmethod
+    def of(cls, model: Model, beside: nn.Module | None, reference: Reference) -> OnlineParameterCount:
+        """Count them.
+
+        Args:
+            model: The policy.
+            beside: What is trained with it.
+            reference: What it is held to.
+        """
+        counts = [count_parameters(part) for part in (model, beside) if part is not None]
+        trainable, total = sum(count.trainable for count in counts), sum(count.total for count in counts)
+        return cls(trainable, total, reference=reference.parameter_count(model))
+
+    def __str__(self) -> str:
+        return f"policy and value head: {super().__str__()}; reference: {self.reference}"

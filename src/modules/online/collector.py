@@ -1,0 +1,188 @@
+"""The first half of an iteration: answers to prompts, scored, measured and gathered from all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+
+from src.contracts import Batch
+from src.models.autocast import cast_once
+from src.models.endings import decode_answers, ending_ids
+from src.models.logits import BannedTexts
+from src.models.policy import TokenFigures, score_tokens
+from src.models.reference import Reference
+from src.models.responses import Model, encode, encoder_is_frozen
+from src.models.rollout import Responses, RolloutOptions, row_seeds, sample_responses
+from src.models.tying import base_model
+from src.models.value_head import ValueHead
+from src.modules.online.clock import PhaseClock
+from src.rewards import Reward, score_responses
+from src.rl.rollout import Rollout
+
+
+class Collector:
+    """Samples, has scored and measures the responses that an iteration learns from.
+
+    Autocast's cache is cleared wherever weights change or trade places within Lightning's autocast context.
+
+    Args:
+        policy: The model that is trained.
+        reference: What it is held to.
+        tokenizer: Theirs.
+        reward: Scores responses.
+        options: How to sample.
+        num_generations: Responses a prompt.
+        value_head: The policy's, where the method has one.
+    """
+
+    def __init__(
+        self,
+        policy: Model,
+        reference: Reference,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: Reward,
+        options: RolloutOptions,
+        num_generations: int = 1,
+        value_head: ValueHead | None = None,
+    ) -> None:
+        self.policy = policy
+        self.reference = reference
+        self.tokenizer = tokenizer
+        self.reward = reward
+        self.options = options
+        self.endings = ending_ids(tokenizer, policy)
+        words = options.bad_words
+        self.banned = LogitsProcessorList([BannedTexts(words, tokenizer, 0)] if words else [])
+        self.num_generations = num_generations
+        self.value_head = value_head
+        self.encoder_is_frozen = encoder_is_frozen(policy)
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Tensor | None:
+        """The policy's encoder output for each prompt, (prompts, query time, hidden); None without an encoder."""
+        torch.clear_autocast_cache()
+        with cast_once(self.policy, frozen_only=True):
+            hidden = encode(self.policy, batch["prompt_ids"], batch["prompt_attention_mask"])
+        torch.clear_autocast_cache()
+        return hidden
+
+    def collect(
+        self, batch: Batch, encoder_hidden: Tensor | None, clock: PhaseClock, *, seed: int, iteration: int
+    ) -> Rollout:
+        """This process's rollout, fillers left out; advantages and shaped scores are not there yet.
+
+        Args:
+            batch: The prompts.
+            encoder_hidden: What `encode` gave.
+            clock: Learns how long each phase takes.
+            seed: The run's.
+            iteration: The same prompts get other answers in another.
+        """
+        real = torch.tensor([not is_filler for is_filler in batch["is_filler"]])
+        with clock.phase("rollout"):
+            seeds = row_seeds(seed, iteration, batch["index"], self.num_generations)
+            responses = self._sample(batch, seeds, encoder_hidden)
+        rows = real.repeat_interleave(self.num_generations).nonzero().flatten()
+        with clock.phase("reward"):
+            scores = self._score(batch, responses, rows)
+        with clock.phase("forward"):
+            policy, ref_logprobs = self._measure(batch, responses, encoder_hidden)
+        mask = responses.mask
+        scored = torch.zeros(len(mask), dtype=torch.float32, device=mask.device)
+        scored[rows] = scores.to(mask.device)
+        return Rollout(
+            index=torch.tensor(batch["index"], device=mask.device).repeat_interleave(self.num_generations),
+            query_ids=self._repeat(batch["prompt_ids"]),
+            query_mask=self._repeat(batch["prompt_attention_mask"]),
+            response_ids=responses.ids,
+            response_mask=mask,
+            has_eos=responses.has_eos,
+            drawable=responses.drawable,
+            logprobs=policy.logprobs,
+            ref_logprobs=ref_logprobs,
+            scores=scored,
+            shaped_scores=scored,
+            advantages=torch.zeros_like(policy.logprobs),
+            values=None if self.value_head is None else policy.values,
+            returns=None if self.value_head is None else torch.zeros_like(policy.values),
+        ).select(rows)
+
+    def _repeat(self, rows: Tensor) -> Tensor:
+        return rows.repeat_interleave(self.num_generations, dim=0)
+
+    def _sample(self, batch: Batch, seeds: Sequence[int], encoder_hidden: Tensor | None) -> Responses:
+        responses = sample_responses(
+            self.policy,
+            self._repeat(batch["prompt_ids"]),
+            self._repeat(batch["prompt_attention_mask"]),
+            self.options,
+            eos_token_ids=self.endings,
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            banned=self.banned,
+            seeds=seeds,
+            encoder_hidden=None if encoder_hidden is None else self._repeat(encoder_hidden),
+        )
+        torch.clear_autocast_cache()
+        return responses
+
+    def _score(self, batch: Batch, responses: Responses, rows: Tensor) -> Tensor:
+        """The reward's score of some rows, float32."""
+        texts = decode_answers(self.tokenizer, responses.ids[rows], self.endings)
+        prompts = (rows // self.num_generations).tolist()
+        return score_responses(
+            self.reward,
+            [batch["prompt"][prompt] for prompt in prompts],
+            [text.strip() for text in texts],
+            [batch["references"][prompt] for prompt in prompts],
+        )
+
+    @torch.no_grad()
+    def _measure(
+        self, batch: Batch, responses: Responses, encoder_hidden: Tensor | None
+    ) -> tuple[TokenFigures, Tensor]:
+        """What policy and reference say about the responses, as many rows at a time as there are prompts."""
+        shared = encoder_hidden if self.encoder_is_frozen else None
+        parts = torch.arange(len(responses.ids)).split(len(batch["prompt_ids"]))
+        figures, ref_logprobs = [], []
+        for rows in parts:
+            prompts = rows // self.num_generations
+            given = (
+                batch["prompt_ids"][prompts],
+                batch["prompt_attention_mask"][prompts],
+                responses.ids[rows],
+                responses.mask[rows],
+            )
+            sampled: Any = {"drawable": responses.drawable[rows], "temperature": self.options.temperature}
+            hidden, ref_hidden = (None if each is None else each[prompts] for each in (encoder_hidden, shared))
+            with cast_once(self.policy, frozen_only=True, spare_head=True):
+                figures.append(score_tokens(self.policy, *given, hidden, value_head=self.value_head, **sampled))
+                with self.reference.active(self.policy) as reference:
+                    torch.clear_autocast_cache()
+                    ref_logprobs.append(score_tokens(reference, *given, ref_hidden, **sampled).logprobs)
+            torch.clear_autocast_cache()
+        return TokenFigures(*(torch.cat(each) for each in zip(*figures, strict=True))), torch.cat(ref_logprobs)
+
+    def gather(self, own: Rollout, world_size: int) -> Rollout:
+        """The responses of all processes on the CPU, in the order of the global batch; every process must call this.
+
+        Args:
+            own: This process's, whose j-th prompt is the global batch's `j * world_size + rank`-th.
+            world_size: All processes.
+        """
+        if world_size == 1:
+            return own.to("cpu")
+        states: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        torch.distributed.all_gather_object(states, own.state_dict())
+        parts = [Rollout.from_state_dict(state) for state in states]
+        base, size = base_model(self.policy), self.num_generations
+        places = [(row // size, rank, row % size) for rank, part in enumerate(parts) for row in range(len(part))]
+        return Rollout.join(
+            parts,
+            pads_left=not base.config.is_encoder_decoder,
+            vocabulary=base.get_output_embeddings().weight.shape[0],
+        ).select(torch.tensor(sorted(range(len(places)), key=places.__getitem__)))

@@ -1,0 +1,1 @@
+"""Modules that learn right answers, token by token."""

@@ -1,0 +1,125 @@
+"""What the Modules share that learn right answers, token by token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from peft import LoraConfig, PeftConfig
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from src.contracts import Batch
+from src.metrics.rouge import TokenizerName
+from src.models.generation import GenerationOptions
+from src.modules.base import ModelModule
+from src.modules.supervised.breakdown import Breakdown
+from src.modules.supervised.metrics import EvaluationMetrics
+from src.modules.supervised.token_mean import TokenMean
+
+
+class SupervisedModule(ModelModule):
+    """Base of the Modules that learn to answer prompts: `Seq2SeqModule` and `CausalLMModule`.
+
+    Args:
+        model_name_or_path: A hub name or a directory that `from_pretrained` takes.
+        lora: A PEFT configuration to train an adapter; the whole model is trained when left out.
+        optimizer: Makes the optimiser from parameters.
+        lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
+        generation: How validation, test and predict decode.
+        dropout: Every dropout probability of the model; its own configuration's when left out.
+        label_smoothing: Share of the target's probability that is spread over the vocabulary.
+        gradient_checkpointing: Recompute activations in the backward pass, for memory.
+        rouge_tokenizer: `standard` for English; `unicode` for other scripts, which the standard one drops.
+        gguf_file: The GGUF file in the model's directory, where its weights are in one.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        lora: LoraConfig | PeftConfig | None = None,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        generation: GenerationOptions | None = None,
+        dropout: float | None = None,
+        label_smoothing: float = 0.0,
+        gradient_checkpointing: bool = False,
+        rouge_tokenizer: TokenizerName = "standard",
+        gguf_file: str | None = None,
+    ) -> None:
+        super().__init__(
+            model_name_or_path,
+            lora=lora,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            generation=generation,
+            dropout=dropout,
+            gradient_checkpointing=gradient_checkpointing,
+            gguf_file=gguf_file,
+        )
+        self.label_smoothing = label_smoothing
+        self.val_metrics = EvaluationMetrics(rouge_tokenizer)
+        self.test_metrics = EvaluationMetrics(rouge_tokenizer)
+        self._token_mean = TokenMean()
+        self._breakdown = Breakdown()
+
+    # Loss
+
+    @abstractmethod
+    def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the tokens to learn from: (tokens, vocabulary) and (tokens,)."""
+
+    def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over the tokens to learn from, and their number; smoothed in training only."""
+        logits, labels = self.token_logits(batch)
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        return loss, torch.tensor(labels.numel(), device=labels.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean over the tokens of all processes and accumulated batches: a run's losses don't depend on the cut."""
+        loss_sum, count = self.loss_sum(batch)
+        total = count
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
+        # The strategy averages gradients over processes; this undoes it.
+        loss, shown = self._token_mean.add(loss_sum * self.trainer.world_size, total)
+        self.log("train/loss", shown, prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients those of the step's mean, and see that there is one."""
+        loss = self._token_mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
+        if loss is not None:
+            self._breakdown.note(loss, self.trainer)
+
+    # Evaluation
+
+    def _evaluate(self, batch: Batch, metrics: EvaluationMetrics) -> dict[str, list[str]]:
+        loss_sum, count = self.loss_sum(batch)
+        predictions = self.generate(batch)
+        real = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
+        metrics.update(loss_sum, count, [predictions[row] for row in real], [batch["references"][row] for row in real])
+        return {"predictions": predictions}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Loss and generated answers; the answers go to the callbacks."""
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """As in validation."""
+        return self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Generated answers."""
+        return {"predictions": self.generate(batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole split."""
+        self.log_dict(self.val_metrics.compute("val"))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the whole split."""
+        self.log_dict(self.test_metrics.compute("test"))

@@ -1,0 +1,173 @@
+"""What holds of every method: it starts where its reference is, learns, and goes on after a cut to the bit."""
+
+import csv
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from src.callbacks import ExactResume, RunLogger
+from src.models.generation import GenerationOptions
+from src.models.rollout import RolloutOptions
+from src.modules import GRPOModule, PPOModule, RLOOModule
+from src.modules.online.grpo import GRPOConfig
+from src.modules.online.rloo import RLOOConfig
+from src.rewards import LengthReward
+from src.rl.config import PPOConfig
+
+SHARED = {"num_generations": 4, "minibatch_size": 16}
+
+
+def ppo(**more):
+    return {"method": PPOModule, "ppo": PPOConfig(**SHARED, ppo_epochs=2, init_kl_coef=0.02, **more)}
+
+
+def rloo(**more):
+    return {"method": RLOOModule, "rloo": RLOOConfig(**SHARED, num_iterations=2, beta=0.02, **more)}
+
+
+def grpo(**more):
+    return {"method": GRPOModule, "grpo": GRPOConfig(**SHARED, num_iterations=2, beta=0.02, **more)}
+
+
+STEPS = 2 * 2  # passes times minibatches
+every_method = pytest.mark.parametrize("method", [ppo, rloo, grpo], ids=lambda method: method.__name__)
+every_model = pytest.mark.parametrize("kind", ["t5", "gpt2"])
+whole_and_lora = pytest.mark.parametrize("trained", ["whole", "lora"])
+
+
+@every_method
+@every_model
+@whole_and_lora
+def test_the_policy_is_its_reference_at_first_and_dropout_is_off(make, kind, trained, method):
+    """Also after a validation, which Lightning puts a Module into another mode for."""
+    module, data, trainer = make(
+        kind,
+        trained,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+        trainer={"limit_val_batches": 1, "val_check_interval": STEPS},
+        generation=GenerationOptions(max_new_tokens=2),
+        **method(),
+    )
+    module.configure_model()
+    dropouts = [part for part in module.modules() if isinstance(part, torch.nn.Dropout)]
+    for dropout in dropouts:
+        dropout.p = 0.5
+    seen, plain = [], module.loss
+
+    def loss(minibatch, new):
+        seen.append((minibatch.rollout, new.logprobs.detach()))
+        return plain(minibatch, new)
+
+    module.loss = loss
+    trainer.fit(module, data)
+    assert dropouts
+    assert len(seen) == 2 * STEPS
+    for rollout, logprobs in seen:
+        tokens = rollout.response_mask.bool()
+        assert (rollout.logprobs - rollout.ref_logprobs)[tokens].abs().max() < 1e-6
+        assert (logprobs - rollout.logprobs)[tokens].abs().max() < 1e-4
+    assert abs(float(trainer.callback_metrics["objective/kl"])) < 1e-5
+
+
+@every_method
+@every_model
+@whole_and_lora
+def test_figures_per_token_are_0_outside_responses(make, kind, trained, method):
+    module, data, trainer = make(kind, trained, iterations=1, trainer={"max_steps": 1}, **method())
+    trainer.fit(module, data)
+    rollout = module.buffer.rollout
+    outside = rollout.response_mask == 0
+    assert outside.any()
+    assert len(rollout) == 8 * 4
+    assert rollout.index.view(8, 4).unique(dim=1).shape == (8, 1)  # answers to a prompt follow each other
+    for name in ("logprobs", "ref_logprobs", "advantages", "values", "returns"):
+        figures = getattr(rollout, name)
+        assert figures is None or not figures[outside].any(), name
+
+
+@every_method
+@every_model
+@whole_and_lora
+def test_the_reward_rises_on_prompts_that_were_held_out(make, kind, trained, method):
+    torch.manual_seed(0)
+    module, data, trainer = make(
+        kind,
+        trained,
+        iterations=20 if trained == "whole" else 40,
+        reward=LengthReward(8),
+        rollout=RolloutOptions(min_new_tokens=8, output_min_length=8, output_max_length=8),
+        generation=GenerationOptions(do_sample=True, min_new_tokens=8, max_new_tokens=8),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2 if trained == "whole" else 3e-2),
+        trainer={"limit_val_batches": 2, "check_val_every_n_epoch": 99, "gradient_clip_val": 1.0},
+        **method(),
+    )
+    if module.lora is not None:
+        module.lora.target_modules = "all-linear"
+    module.configure_model()
+    if kind == "gpt2" and trained == "lora":  # a frozen head of small random weights can say nothing with certainty
+        module.policy.get_output_embeddings().weight.data.mul_(10)
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    before, after = (float(trainer.callback_metrics[f"val/reward{part}"]) for part in ("_reference", ""))
+    assert after > before + 0.1
+
+
+class Cut(Exception):
+    """The power goes."""
+
+
+class CutAt(Callback):
+    """Writes a checkpoint after a training step, and ends the run there."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise Cut
+
+
+def logged(root):
+    """What a run logged, less what depends on the clock."""
+    with (root / "run" / "version_0" / "metrics.csv").open(newline="") as stream:
+        return [{k: v for k, v in row.items() if v and not k.startswith("time/")} for row in csv.DictReader(stream)]
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("kind", "trained"), [("t5", "whole"), ("t5", "lora"), ("t5", "decoder"), ("gpt2", "whole"), ("gpt2", "lora")]
+)
+def test_a_run_cut_between_two_minibatches_goes_on_to_the_bit(make, trained_state, tmp_path, kind, trained, method):
+    def run(root, seed, *callbacks, **more):
+        module, data, trainer = make(
+            kind,
+            trained,
+            iterations=3,
+            trainer={
+                "callbacks": [ExactResume(), *callbacks],
+                "logger": RunLogger(tmp_path / root, name="run", version=0),
+                "gradient_clip_val": 1.0,
+            },
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+            **method(use_score_scaling=True, use_score_norm=True),
+        )
+        torch.manual_seed(seed)
+        trainer.fit(module, data, **more)
+        return module
+
+    checkpoint = tmp_path / "cut.ckpt"
+    whole = run("whole", 3)
+    with pytest.raises(Cut):
+        run("cut", 3, CutAt(STEPS + 1, checkpoint))
+    state = torch.load(checkpoint, weights_only=True)["online"]
+    assert state["buffer"]["rollout"] is not None
+    continued = run("cut", 99, ckpt_path=str(checkpoint))
+    expected, start = trained_state(whole), torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, tensor in trained_state(continued).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in expected.items() if name in start)
+    assert continued.state() == whole.state()
+    assert continued.buffer.iteration == whole.buffer.iteration == 3
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
