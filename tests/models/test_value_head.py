@@ -11,7 +11,7 @@ from src.models.policy import score_tokens
 from src.models.reference import Reference
 from src.models.responses import check_output_head, encode, encoder_is_frozen, output_head, response_states
 from src.models.value_head import ValueHead
-from src.modules.online.base import OnlineParameterCount
+from src.modules.online.counts import OnlineParameterCount
 
 LENGTHS = [7, 3, 5]
 

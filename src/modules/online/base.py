@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from peft import LoraConfig, PeftConfig, PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedConfig
 
@@ -21,17 +21,18 @@ from src.metrics.rouge import TokenizerName
 from src.metrics.toxicity import Toxicity
 from src.models.autocast import cast_once
 from src.models.generation import GenerationOptions
-from src.models.lora import ParameterCount, count_parameters
+from src.models.lora import ParameterCount
 from src.models.policy import TokenFigures, score_tokens
 from src.models.reference import Reference
-from src.models.responses import Model, check_output_head
+from src.models.responses import check_output_head
 from src.models.rollout import RolloutOptions
 from src.models.value_head import ValueHead
-from src.modules.base import ModelModule
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
 from src.modules.online.collector import Collector
-from src.modules.online.evaluation import Comparison, Evaluator, gather, summarise
+from src.modules.online.comparing import ComparingModule
+from src.modules.online.counts import OnlineParameterCount
+from src.modules.online.evaluation import Evaluator
 from src.rewards import Reward, score_responses
 from src.rl.config import OnlineConfig
 from src.rl.masked import masked_mean
@@ -53,7 +54,7 @@ class MethodLoss(NamedTuple):
     stats: dict[str, Tensor]
 
 
-class OnlineModule(ModelModule):
+class OnlineModule(ComparingModule):
     """Base of the Modules that learn from answers of their own: `PPOModule`, `RLOOModule`, `GRPOModule`.
 
     An iteration samples `num_generations` responses to each prompt of a batch, scores them, and then takes
@@ -80,8 +81,6 @@ class OnlineModule(ModelModule):
     """
 
     unit: Unit = "responses"
-    reference: Reference
-    collector: Collector
 
     def __init__(
         self,
@@ -118,7 +117,7 @@ class OnlineModule(ModelModule):
         self.skipped_in_a_row = 0
         self.buffer: RolloutBuffer | None = None  # from the start of training on
         self._saved_buffer: dict[str, Any] | None = None  # of the checkpoint, until then
-        self.comparisons: list[Comparison] = []
+        self.comparisons = []
         self.value_head: ValueHead | None = None  # where a method puts one on
         self.minibatches = 0  # of a pass, on each process
         self._encoder_hidden: Tensor | None = None
@@ -238,6 +237,11 @@ class OnlineModule(ModelModule):
         if self._saved_buffer is not None:
             self.buffer.load_state_dict(self._saved_buffer, self._steps)
             self._saved_buffer = None
+
+    @property
+    def seed(self) -> int:
+        """The run's, in training and where a checkpoint is tested; 0 for a model that is not trained."""
+        return self.buffer.seed if self.buffer is not None else int((self._saved_buffer or {}).get("seed", 0))
 
     # Training
 
@@ -383,42 +387,6 @@ class OnlineModule(ModelModule):
         """Response tokens of the minibatch that has just been learned from."""
         return self._tokens
 
-    # Evaluation
-
-    def _compare(self, batch: Batch) -> dict[str, Any]:
-        shared = self.collector.encode(batch) if self.collector.encoder_is_frozen else None
-        seed = self.buffer.seed if self.buffer is not None else (self._saved_buffer or {}).get("seed", 0)
-        rows = self.evaluator.compare(batch, self.policy, self.reference, self.tokenizer, self.generation, shared, seed)
-        self.comparisons += rows
-        answers = iter(rows)
-        return {"predictions": ["" if filler else next(answers).response_after for filler in batch["is_filler"]]}
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Answers of policy and reference to the same prompts, with the same seeds."""
-        return self._compare(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """As in validation."""
-        return self._compare(batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Start anew."""
-        self.comparisons = []
-
-    def on_test_epoch_start(self) -> None:
-        """Start anew."""
-        self.comparisons = []
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole split."""
-        self.comparisons = gather(self.comparisons, self.trainer)
-        self.log_dict(summarise(self.comparisons, "val"))
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole split."""
-        self.comparisons = gather(self.comparisons, self.trainer)
-        self.log_dict(summarise(self.comparisons, "test"))
-
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
@@ -464,26 +432,3 @@ class OnlineModule(ModelModule):
             )
         self.load_state(state)
         self._saved_buffer = state["buffer"]
-
-
-@dataclass(frozen=True)
-class OnlineParameterCount(ParameterCount):
-    """Parameters of the policy and what is trained beside it, with those of the reference beside them."""
-
-    reference: ParameterCount
-
-    @classmethod
-    def of(cls, model: Model, beside: nn.Module | None, reference: Reference) -> OnlineParameterCount:
-        """Count them.
-
-        Args:
-            model: The policy.
-            beside: What is trained with it.
-            reference: What it is held to.
-        """
-        counts = [count_parameters(part) for part in (model, beside) if part is not None]
-        trainable, total = sum(count.trainable for count in counts), sum(count.total for count in counts)
-        return cls(trainable, total, reference=reference.parameter_count(model))
-
-    def __str__(self) -> str:
-        return f"policy and value head: {super().__str__()}; reference: {self.reference}"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import LoraConfig, PeftConfig
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from src.contracts import Batch
 from src.metrics.rouge import TokenizerName
-from src.models.generation import GenerationOptions
 from src.modules.base import ModelModule
 from src.modules.supervised.breakdown import Breakdown
 from src.modules.supervised.metrics import EvaluationMetrics
@@ -25,40 +23,19 @@ class SupervisedModule(ModelModule):
 
     Args:
         model_name_or_path: A hub name or a directory that `from_pretrained` takes.
-        lora: A PEFT configuration to train an adapter; the whole model is trained when left out.
-        optimizer: Makes the optimiser from parameters.
-        lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
-        generation: How validation, test and predict decode.
-        dropout: Every dropout probability of the model; its own configuration's when left out.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
-        gradient_checkpointing: Recompute activations in the backward pass, for memory.
         rouge_tokenizer: `standard` for English; `unicode` for other scripts, which the standard one drops.
-        gguf_file: The GGUF file in the model's directory, where its weights are in one.
+        **kwargs: What every Module takes (`ModelModule`).
     """
 
     def __init__(
         self,
         model_name_or_path: str,
-        lora: LoraConfig | PeftConfig | None = None,
-        optimizer: OptimizerCallable = AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        generation: GenerationOptions | None = None,
-        dropout: float | None = None,
         label_smoothing: float = 0.0,
-        gradient_checkpointing: bool = False,
         rouge_tokenizer: TokenizerName = "standard",
-        gguf_file: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model_name_or_path,
-            lora=lora,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            generation=generation,
-            dropout=dropout,
-            gradient_checkpointing=gradient_checkpointing,
-            gguf_file=gguf_file,
-        )
+        super().__init__(model_name_or_path, **kwargs)
         self.label_smoothing = label_smoothing
         self.val_metrics = EvaluationMetrics(rouge_tokenizer)
         self.test_metrics = EvaluationMetrics(rouge_tokenizer)
