@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from src.contracts import Example
+from src.contracts import Batch, Example
 from src.datamodules.encoding import encode_examples
 from src.inference.chat import Talk
 from src.inference.export import export
@@ -18,8 +18,13 @@ from src.inference.loading import FinishedModel, load_finished
 from src.models.endings import close_answer, decode_answers, ending_ids, until_end
 from src.models.generation import GenerationOptions, generate_text
 from src.models.loading import load_model, load_tokenizer
+from src.models.reference import Reference
+from src.models.rollout import RolloutOptions
 from src.models.saving import save_model
 from src.modules.checkpoint import describe
+from src.modules.online.clock import PhaseClock
+from src.modules.online.collector import Collector
+from src.rewards import Reward
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -176,3 +181,40 @@ def test_a_whole_models_checkpoint_keeps_its_settings(tiny_base: Callable[..., P
         own = load_finished(str(tmp_path / place), device="cpu").model.generation_config
         assert (own.eos_token_id, own.forced_bos_token_id, own.suppress_tokens) == ([2, 40], 77, [9])
         assert own.num_beams == 3
+
+
+def test_a_rollout_s_answers_end_where_turns_do(
+    chatml: Callable[..., PreTrainedTokenizerBase], tiny_base: Callable[..., Path]
+) -> None:
+    tokenizer, model = chatml(), load_model(tiny_base("llama"))
+    model.resize_token_embeddings(len(tokenizer))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    first, second, third = tokenizer("What a day", add_special_tokens=False).input_ids[:3]
+    saying(model, [first, second, third, end])
+    model.get_output_embeddings().weight.data.mul_(50)  # so certainly that sampling says nothing else
+    seen: list[str] = []
+
+    class Listener(Reward):
+        def __call__(self, prompts: list[str], responses: list[str]) -> torch.Tensor:
+            seen.extend(responses)
+            return torch.ones(len(responses))
+
+    options = RolloutOptions(min_new_tokens=0, output_min_length=12, output_max_length=12)
+    collector = Collector(model.eval(), Reference(model, is_continued=False), tokenizer, Listener(), options)
+    query = torch.tensor([[first]] * 2)
+    batch = Batch(
+        input_ids=query,
+        attention_mask=torch.ones_like(query),
+        labels=query,
+        prompt_ids=query,
+        prompt_attention_mask=torch.ones_like(query),
+        id=["0", "1"],
+        prompt=["What"] * 2,
+        references=[["day"]] * 2,
+        is_filler=[False, False],
+        index=[0, 1],
+    )
+    rollout = collector.collect(batch, None, PhaseClock(), seed=0, iteration=0)
+    assert rollout.response_ids.tolist() == [[second, third, end]] * 2
+    assert rollout.has_eos.all()
+    assert seen == [tokenizer.decode([second, third]).strip()] * 2
