@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.rl.kl import KLPenalty, kl_penalty
-from src.rl.masked import Reduce, masked_whiten, zero_outside
+from src.rl.masked import masked_whiten, zero_outside
 
 
 class TokenRewards(NamedTuple):
@@ -109,7 +109,6 @@ def compute_advantages(
     lam: float = 0.95,
     whiten_rewards: bool = False,
     whiten_advantages: bool = True,
-    reduce: Reduce | None = None,
 ) -> Advantages:
     """Advantages and returns of a batch, TRL 0.11.4's `compute_advantages`, with padding at 0.
 
@@ -121,7 +120,6 @@ def compute_advantages(
         lam: GAE's lambda.
         whiten_rewards: Scale the rewards to variance 1 first, keeping their mean.
         whiten_advantages: Whiten the advantages (not the returns).
-        reduce: Sums over processes: whitening is over the global batch.
 
     Returns:
         Advantages and returns, without gradient.
@@ -129,9 +127,9 @@ def compute_advantages(
     rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
     if whiten_rewards:
         # TRL 0.11.4 left padding at what whitening made of it, from where GAE carried it into the response.
-        rewards = zero_outside(masked_whiten(rewards, mask, shift_mean=False, reduce=reduce), mask)
+        rewards = zero_outside(masked_whiten(rewards, mask, shift_mean=False), mask)
     advantages = gae(rewards, values, gamma, lam)
     returns = zero_outside(advantages + values, mask)
     if whiten_advantages:
-        advantages = masked_whiten(advantages, mask, reduce=reduce)
+        advantages = masked_whiten(advantages, mask)
     return Advantages(zero_outside(advantages, mask), returns)

@@ -1,8 +1,4 @@
-"""Mean, variance and whitening over the response tokens of a batch, of one process or of all of them.
-
-Every function takes an optional `reduce`: a callable that gets a tensor and returns it summed over all processes
-(`all_reduce` with SUM). With it the statistics are those of the global batch, without it those of the tensors given.
-So nothing in `src/rl` knows `torch.distributed`, and a test can be its own second process.
+"""Mean, variance and whitening over the response tokens of a batch.
 
 What is masked out never reaches a statistic, not even as NaN or infinity, and an empty mask gives 0 rather than NaN, so
 that a process whose minibatch holds no response token still takes part in the step.
@@ -10,14 +6,10 @@ that a process whose minibatch holds no response token still takes part in the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all processes; every process must call it, in the same order, with the same shape."""
 
 
 class Moments(NamedTuple):
@@ -34,14 +26,13 @@ class Moments(NamedTuple):
     size: Tensor
 
 
-def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None, reduce: Reduce | None = None) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of the values where the mask is 1, as TRL 0.11.4's `masked_mean`.
 
     Args:
         values: Shape (...).
         mask: Shape (...), 1 where a value counts.
         dim: Mean along this dimension alone; over everything when left out.
-        reduce: Sums over processes, for the mean of the global batch.
 
     Returns:
         Shape () without `dim`, else (...) without that dimension; 0 where the mask is empty.
@@ -49,42 +40,31 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None, reduce: Re
     kept = zero_outside(values, mask)
     counts = mask.to(kept.dtype)
     total, count = (kept.sum(), counts.sum()) if dim is None else (kept.sum(dim), counts.sum(dim))
-    if reduce is not None:
-        total, count = reduce(torch.stack([total, count])).unbind()
     return total / count.clamp(min=1)
 
 
-def masked_moments(values: Tensor, mask: Tensor, unbiased: bool = True, reduce: Reduce | None = None) -> Moments:
+def masked_moments(values: Tensor, mask: Tensor, unbiased: bool = True) -> Moments:
     """Mean and variance of the values where the mask is 1, in two passes.
 
-    The second pass sums squares of what is left after the *global* mean is taken off, so that values far from 0 lose
-    no digits (the one-pass form, E[x²] - E[x]², does). Two small reductions instead of one.
+    The second pass sums squares of what is left after the mean is taken off, so that values far from 0 lose
+    no digits (the one-pass form, E[x²] - E[x]², does).
 
     Args:
         values: Shape (...).
         mask: Shape (...), 1 where a value counts.
         unbiased: Apply Bessel's correction, n / (n - 1), as TRL 0.11.4's `masked_var` does by default.
-        reduce: Sums over processes, for the statistics of the global batch.
 
     Returns:
         The moments.
     """
     kept = zero_outside(values, mask)
-    sums = torch.stack([kept.sum(), mask.to(kept.dtype).sum()])
-    total, count = (sums if reduce is None else reduce(sums)).unbind()
-    mean = total / count.clamp(min=1)
+    count = mask.to(kept.dtype).sum()
+    mean = kept.sum() / count.clamp(min=1)
     squares = zero_outside(kept - mean, mask).square().sum()
-    if reduce is not None:
-        squares = reduce(squares)
     return Moments(mean=mean, var=squares / (count - float(unbiased)).clamp(min=1), size=count)
 
 
-def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True, reduce: Reduce | None = None) -> Tensor:
-    """Variance of the values where the mask is 1, shape (): see `masked_moments`."""
-    return masked_moments(values, mask, unbiased, reduce).var
-
-
-def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, reduce: Reduce | None = None) -> Tensor:
+def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Bring the masked values to variance 1 and, with `shift_mean`, to mean 0.
 
     `(values - mean) / sqrt(var + 1e-8)`, as TRL 0.11.4's `masked_whiten` and OpenAI's lm-human-preferences, see
@@ -95,12 +75,11 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, reduce:
         values: Shape (...).
         mask: Shape (...), 1 where a value counts in the statistics.
         shift_mean: Take the mean off; without it the values keep their mean.
-        reduce: Sums over processes, for whitening over the global batch.
 
     Returns:
         Shape (...).
     """
-    mean, var, _ = masked_moments(values, mask, reduce=reduce)
+    mean, var, _ = masked_moments(values, mask)
     whitened = (values - mean) * torch.rsqrt(var + 1e-8)
     return whitened if shift_mean else whitened + mean
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.rl.masked import Reduce, masked_moments, zero_outside
+from src.rl.masked import masked_moments, zero_outside
 
 _ROUNDING = 1e-6
 """Scores that differ by no more than this share of their mean are equal: float32 says no more."""
@@ -40,14 +40,13 @@ class RunningMoments:
         return std if std > _ROUNDING * abs(self.mean) else 1.0
 
     @torch.no_grad()
-    def update(self, scores: Tensor, reduce: Reduce | None = None) -> None:
+    def update(self, scores: Tensor) -> None:
         """Take in one batch.
 
         Args:
             scores: Shape (batch,).
-            reduce: Sums over processes, so that each of them holds the moments of all.
         """
-        moments = masked_moments(scores.float(), torch.isfinite(scores), unbiased=False, reduce=reduce)
+        moments = masked_moments(scores.float(), torch.isfinite(scores), unbiased=False)
         mean, var, count = (float(figure) for figure in moments)
         if count == 0:
             return
@@ -136,7 +135,7 @@ class ScoreShaper:
         self.missing_eos_penalty = missing_eos_penalty
         self.moments = RunningMoments()
 
-    def __call__(self, scores: Tensor, has_eos: Tensor, reduce: Reduce | None = None) -> Tensor:
+    def __call__(self, scores: Tensor, has_eos: Tensor) -> Tensor:
         """Shape one batch of scores, updating the running moments.
 
         A score that is not finite says nothing: it does not move the moments, and 0 stands for it in the result.
@@ -144,14 +143,13 @@ class ScoreShaper:
         Args:
             scores: Shape (batch,), raw.
             has_eos: Shape (batch,), true where the response ends in EOS.
-            reduce: Sums over processes.
 
         Returns:
             Shape (batch,).
         """
         finite = torch.isfinite(scores)
         if self.use_score_scaling:
-            self.moments.update(scores, reduce)
+            self.moments.update(scores)
             scores = scale_scores(scores, self.moments, center=self.use_score_norm)
         if self.score_clip is not None:
             scores = clip_scores(scores, self.score_clip)

@@ -111,16 +111,3 @@ def test_a_batch_of_empty_responses_gives_zeros():
     assert torch.equal(learned.advantages, zeros)
     assert torch.equal(learned.returns, zeros)
     assert not compose_rewards(torch.ones(2), zeros, zeros + 1, zeros, 0.2).rewards.any()
-
-
-def test_whitening_is_over_the_batches_of_all_processes(batch, on_two_processes):
-    rewards, values, _, _, mask = batch
-    whole = compute_advantages(rewards, values, mask, whiten_rewards=True)
-    halves = on_two_processes(
-        lambda r, v, m, reduce: compute_advantages(r, v, m, whiten_rewards=True, reduce=reduce), rewards, values, mask
-    )
-    for name in ("advantages", "returns"):
-        joined = torch.cat([getattr(half, name) for half in halves])
-        torch.testing.assert_close(joined, getattr(whole, name), rtol=1e-5, atol=1e-6)
-    alone = compute_advantages(rewards[:3], values[:3], mask[:3])
-    assert not torch.allclose(alone.advantages, whole.advantages[:3], atol=0.01)

@@ -31,16 +31,6 @@ def test_scores_that_are_not_finite_are_left_out(stream):
     assert dirty.state_dict() == pytest.approx(clean.state_dict())
 
 
-def test_moments_over_processes_are_those_of_the_whole_batch(stream):
-    whole, shared = RunningMoments(), RunningMoments()
-    whole.update(stream[0])
-    left, right = stream[0][:5], stream[0][5:]
-    mean = stream[0].mean()
-    others = iter([torch.stack([right.sum(), torch.tensor(11.0)]), (right - mean).square().sum()])
-    shared.update(left, reduce=lambda tensor: tensor + next(others))
-    assert shared.state_dict() == pytest.approx(whole.state_dict(), rel=1e-5)
-
-
 def test_moments_go_on_from_their_state(stream):
     straight, first, second = RunningMoments(), RunningMoments(), RunningMoments()
     for batch in stream:
