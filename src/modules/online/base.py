@@ -8,32 +8,19 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from transformers import PreTrainedConfig
+from torch.optim import Optimizer
 
 from src.contracts import Batch
 from src.errors import ParleyError
-from src.metrics.rouge import TokenizerName
-from src.metrics.toxicity import Toxicity
 from src.models.autocast import cast_once
-from src.models.generation import GenerationOptions
-from src.models.lora import ParameterCount
 from src.models.policy import TokenFigures, score_tokens
-from src.models.reference import Reference
 from src.models.responses import check_output_head
-from src.models.rollout import RolloutOptions
-from src.models.value_head import ValueHead
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
-from src.modules.online.collector import Collector
-from src.modules.online.comparing import ComparingModule
-from src.modules.online.counts import OnlineParameterCount
-from src.modules.online.evaluation import Evaluator
-from src.rewards import Reward, score_responses
+from src.modules.online.policy import PolicyModule
+from src.rewards import Reward
 from src.rl.config import OnlineConfig
 from src.rl.masked import masked_mean
 from src.rl.rollout import Rollout
@@ -54,30 +41,19 @@ class MethodLoss(NamedTuple):
     stats: dict[str, Tensor]
 
 
-class OnlineModule(ComparingModule):
+class OnlineModule(PolicyModule):
     """Base of the Modules that learn from answers of their own: `PPOModule`, `RLOOModule`, `GRPOModule`.
 
     An iteration samples `num_generations` responses to each prompt of a batch, scores them, and then takes
     `passes * minibatches` training steps on them, each a batch of Lightning's: the DataModule deals the same prompts
     so many times (`src.contracts.LearnsFromRollouts`). A method says what the advantages are and what the loss is.
 
-    The reference is the model as training finds it: the base below a fresh adapter, the fine-tuned model where an
-    adapter directory or a whole model is trained on. Dropout is off throughout, so that policy and reference agree to
-    the bit at the start.
-
     Args:
         model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
         reward: Scores responses; see docs/rewards.md.
         config: The method's hyper-parameters.
-        lora: A PEFT configuration to train a fresh adapter on a whole model.
-        optimizer: Makes the optimiser from parameters.
-        lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
-        rollout: How responses are sampled for training.
-        generation: How validation, test and predict decode; as the model's own settings say when left out.
-        toxicity: Measures validation's responses; alt-profanity-check where that is the reward, else none.
         max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
-        rouge_tokenizer: `standard` for English; `unicode` for other scripts.
-        gguf_file: The GGUF file in the model's directory, where its weights are in one.
+        **kwargs: What a policy takes beside it (`PolicyModule`).
     """
 
     unit: Unit = "responses"
@@ -87,38 +63,18 @@ class OnlineModule(ComparingModule):
         model_name_or_path: str,
         reward: Reward,
         config: OnlineConfig,
-        lora: LoraConfig | PeftConfig | None = None,
-        optimizer: OptimizerCallable = AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        rollout: RolloutOptions | None = None,
-        generation: GenerationOptions | None = None,
-        toxicity: Toxicity | None = None,
         max_skipped_updates: int = 5,
-        rouge_tokenizer: TokenizerName = "standard",
-        gguf_file: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model_name_or_path,
-            lora=lora,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            generation=generation,
-            gguf_file=gguf_file,
-        )
+        super().__init__(model_name_or_path, reward, config, **kwargs)
         if max_skipped_updates < 1:
             raise ParleyError(f"max_skipped_updates is {max_skipped_updates}; it must be at least 1.")
-        self.reward = reward
-        self.config = config
-        self.rollout = rollout or RolloutOptions()
         self.score_shaper = config.score_shaper()
-        self.evaluator = Evaluator(reward, toxicity, rouge_tokenizer)
         self.max_skipped_updates = max_skipped_updates
         self.skipped_updates = 0
         self.skipped_in_a_row = 0
         self.buffer: RolloutBuffer | None = None  # from the start of training on
         self._saved_buffer: dict[str, Any] | None = None  # of the checkpoint, until then
-        self.comparisons = []
-        self.value_head: ValueHead | None = None  # where a method puts one on
         self.minibatches = 0  # of a pass, on each process
         self._encoder_hidden: Tensor | None = None
         self._figures: dict[str, float] = {}  # of the iteration's rollout
@@ -149,40 +105,6 @@ class OnlineModule(ComparingModule):
 
     # Set-up
 
-    def _check_architecture(self, config: PreTrainedConfig) -> None:
-        self.is_encoder_decoder = bool(config.is_encoder_decoder)
-
-    def configure_model(self) -> None:
-        """Load the policy and keep its reference."""
-        if self.model is not None:
-            return
-        super().configure_model()
-        model = self.policy
-        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-            raise ParleyError(
-                f"{type(self).__name__} trains adapters that change weights (LoRA and its like), not prompts; use LoRA."
-            )
-        self.reference = Reference(model, is_continued=self.lora is None)
-        model.eval()  # dropout is off in rollouts and in updates
-        self.add_heads()
-        self.collector = Collector(
-            model,
-            self.reference,
-            self.tokenizer,
-            self.reward,
-            self.rollout,
-            self.config.num_generations,
-            self.value_head,
-        )
-
-    def add_heads(self) -> None:
-        """Put on what a method trains beside the policy."""
-
-    @property
-    def parameter_count(self) -> ParameterCount:
-        """Parameters of the policy and what is trained beside it, and of the reference."""
-        return OnlineParameterCount.of(self.policy, self.value_head, self.reference)
-
     def minibatches_per_rollout(self, prompts: int) -> int:
         """Training steps that a batch of prompts is used for, on each process.
 
@@ -205,17 +127,6 @@ class OnlineModule(ComparingModule):
     @property
     def _steps(self) -> int:
         return self.config.passes * self.minibatches
-
-    def setup(self, stage: str) -> None:
-        """Load the reward and what measures toxicity early: what they lack shows before training."""
-        self.reward.to(self.trainer.strategy.root_device)
-        self.evaluator.prepare(self.trainer.strategy.root_device)
-        try:
-            score_responses(self.reward, [], [], [])
-        except ParleyError:
-            raise
-        except Exception as error:  # a reward of a user's need not expect to be asked about nothing
-            log.debug("the reward cannot be called without texts: %s", error)
 
     def on_fit_start(self) -> None:
         """Refuse what would go wrong later."""
