@@ -110,7 +110,7 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
         axes.set_title(label, loc="left", color=color, size=10)
         axes.set_xlim(1, len(points))
         axes.set_ylim(0, None)
-    axes.set_xlabel("iterations")
+    axes.set_xlabel("training steps")
 
     result = read_run(tested)
     measured, changes = result.figures, result.changes

@@ -1,0 +1,87 @@
+"""Options that every method or both group methods have, seen in what a minibatch's loss becomes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from src.models.rollout import RolloutOptions
+from src.modules import GRPOModule, PPOModule, RLOOModule
+from src.modules.online.grpo import GRPOConfig
+from src.modules.online.rloo import RLOOConfig
+from src.rl.config import PPOConfig
+
+METHODS = {"ppo": (PPOModule, PPOConfig), "rloo": (RLOOModule, RLOOConfig), "grpo": (GRPOModule, GRPOConfig)}
+
+
+def losses(make, name, **options):
+    """A Module that took one step without moving; its first minibatch and what the policy said of it, by its `loss`."""
+    method, config = METHODS[name]
+    module, data, trainer = make(
+        iterations=1,
+        method=method,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+        **{name: config(num_generations=2, minibatch_size=16, **options)},
+        rollout=RolloutOptions(min_new_tokens=1, output_min_length=2, output_max_length=40, temperature=3.0),
+    )
+    seen, plain = [], module.loss
+
+    def loss(minibatch, new):
+        seen.append((minibatch, new))
+        return plain(minibatch, new)
+
+    module.loss = loss
+    trainer.fit(module, data)
+    return module, *seen[0], plain
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_entropy_bonus_is_the_coefficient_times_the_mean_entropy_of_tokens(make, name):
+    module, minibatch, new, loss = losses(make, name, entropy_coef=0.3)
+    mask = minibatch.rollout.response_mask.bool()
+    with_bonus = loss(minibatch, new).total
+    module.config = replace(module.config, entropy_coef=0.0)
+    without = loss(minibatch, new).total
+    torch.testing.assert_close(without - with_bonus, 0.3 * new.entropy[mask].mean())
+    assert new.entropy.requires_grad
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_nothing_is_learned_from_a_response_that_was_cut_off(make, name):
+    module, minibatch, _, _ = losses(make, name, mask_truncated_completions=True)
+    rollout = module.buffer.rollout
+    cut = ~rollout.has_eos
+    assert cut.any()
+    assert (~cut).any()
+    assert not rollout.response_mask[cut].any()
+    assert not rollout.advantages[cut].any()
+    assert rollout.response_mask[~cut].any(-1).all()
+    # The others are compared with it all the same: its reward is one of the group's.
+    kept, _ = module.advantages(replace(rollout, response_mask=(rollout.logprobs != 0).long()))
+    module.config = replace(module.config, mask_truncated_completions=False)
+    everything, _ = module.advantages(replace(rollout, response_mask=(rollout.logprobs != 0).long()))
+    torch.testing.assert_close(kept.advantages[~cut], everything.advantages[~cut])
+    assert everything.advantages[cut].any()
+    assert minibatch.tokens_per_minibatch == rollout.response_mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("rloo", {"num_generations": 1}, "rloo.num_generations is 1; it must be at least 2"),
+        ("grpo", {"beta": -1.0}, "grpo.beta is -1.0"),
+        ("grpo", {"epsilon": 1.0}, "grpo.epsilon is 1.0"),
+        ("grpo", {"epsilon_high": 0.0}, "grpo.epsilon_high is 0.0"),
+        ("grpo", {"scale_rewards": "row"}, "grpo.scale_rewards is 'row'; it must be one of group, batch, none"),
+        ("grpo", {"loss_type": "gspo"}, "grpo.loss_type is 'gspo'; it must be one of grpo, bnpo, dr_grpo, dapo"),
+        ("rloo", {"num_iterations": 0}, "rloo.num_iterations is 0"),
+        ("ppo", {"num_generations": 0}, "ppo.num_generations is 0"),
+    ],
+)
+def test_what_cannot_work_is_one_line_with_its_name(name, options, line):
+    from src.errors import ParleyError
+
+    with pytest.raises(ParleyError, match=line):
+        METHODS[name][1](**options)
