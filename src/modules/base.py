@@ -133,7 +133,12 @@ class ModelModule(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule; weight decay spares what transformers' Trainer spares."""
-        return self._plan.configure(self)
+        return self._plan.configure(self, self.learning_rates)
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Rates of parts that have one of their own, by how the names of their parameters begin."""
+        return {}
 
     # Generation
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -33,16 +34,25 @@ log = logging.getLogger(__name__)
 SCHEDULED = {"lr", "initial_lr", "betas", "momentum", "max_lr", "min_lr", "max_momentum", "base_momentum"}
 
 
-def parameter_groups(module: torch.nn.Module) -> list[dict[str, Any]]:
-    """Trained parameters with their names: those that decay, and those that transformers' Trainer spares."""
+def parameter_groups(module: torch.nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Trained parameters with their names: those that decay, and those that transformers' Trainer spares.
+
+    Args:
+        module: Whose.
+        rates: Learning rates of their own, by how names begin; these parts have groups of their own.
+    """
     from transformers import Trainer
 
     decayed = set(Trainer.get_decay_parameter_names(None, module))  # type: ignore[arg-type]
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [(name, parameter) for name, parameter in trained if name in decayed]},
-        {"params": [(name, parameter) for name, parameter in trained if name not in decayed], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for start in ("", *rates):
+        own = {"lr": rates[start]} if start else {}
+        part = [one for one in trained if next((s for s in rates if one[0].startswith(s)), "") == start]
+        groups += [
+            {"params": [one for one in part if one[0] in decayed], **own},
+            {"params": [one for one in part if one[0] not in decayed], "weight_decay": 0.0, **own},
+        ]
     return [group for group in groups if group["params"]]
 
 
@@ -63,9 +73,14 @@ class OptimizerPlan:
         self._saved_schedules: list[dict[str, Any]] = []
         self._saved_rates: list[Any] = []
 
-    def configure(self, module: LightningModule) -> Any:
-        """Make both, as Lightning's `configure_optimizers` returns them."""
-        optimizer = self._make_optimizer(parameter_groups(module))
+    def configure(self, module: LightningModule, rates: Mapping[str, float] | None = None) -> Any:
+        """Make both, as Lightning's `configure_optimizers` returns them.
+
+        Args:
+            module: Whose parameters.
+            rates: Learning rates of their own, by how names begin.
+        """
+        optimizer = self._make_optimizer(parameter_groups(module, rates or {}))
         schedule = self._schedule = None if self._make_schedule is None else self._make_schedule(optimizer)
         if isinstance(schedule, WarmupSchedule) and schedule.num_training_steps is None:
             schedule.plan(int(module.trainer.estimated_stepping_batches))

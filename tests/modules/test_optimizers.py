@@ -177,7 +177,7 @@ def test_decay_spares_what_transformers_spares(tmp_path):
     settings = TrainingArguments(output_dir=str(tmp_path), weight_decay=0.1, use_cpu=True, report_to=[])
     peer = Trainer(model, settings).create_optimizer()
     expected = [{id(p) for p in group["params"]} for group in peer.param_groups]
-    groups = parameter_groups(model)
+    groups = parameter_groups(model, {})
     assert [{id(p) for _, p in group["params"]} for group in groups] == expected
     spared = [name for name, _ in groups[1]["params"]]
     assert any("relative_attention_bias" in name for name in spared)

@@ -38,7 +38,13 @@ class PPOModule(OnlineModule):
 
     def add_heads(self) -> None:
         """Put on the value head."""
-        self.value_head = ValueHead(hidden_size(self.policy))
+        self.value_head = ValueHead(hidden_size(self.policy), self.config.value_head_init)
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The value head's, where it has one of its own."""
+        rate = self.config.value_head_lr
+        return {} if rate is None else {"value_head.": rate}
 
     def advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
         """GAE over the score on the last token and the KL penalty on every one; then steer the KL coefficient."""

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from src.models.rollout import RolloutOptions
-from src.modules import GRPOModule, PPOModule, RLOOModule
+from src.models.value_head import ValueHead
+from src.modules import GRPOModule, PPOModule, RLOOModule, WarmupSchedule
 from src.modules.online.grpo import GRPOConfig
 from src.modules.online.rloo import RLOOConfig
 from src.rl.config import PPOConfig
@@ -85,3 +87,39 @@ def test_what_cannot_work_is_one_line_with_its_name(name, options, line):
 
     with pytest.raises(ParleyError, match=line):
         METHODS[name][1](**options)
+
+
+@pytest.mark.parametrize("decay", ["linear", "constant"])
+def test_the_value_head_learns_at_a_rate_of_its_own(make, trained_state, decay):
+    """Adam's first step moves every weight by its learning rate, whatever the gradient."""
+    moved = []
+
+    class Moves(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.before = trained_state(pl_module)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            after = trained_state(pl_module)
+            moved.append({name: (after[name] - self.before[name]).abs().max().item() for name in after})
+
+    module, data, trainer = make(
+        iterations=2,
+        method=PPOModule,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3, betas=(0.0, 0.0), eps=1e-20),
+        lr_scheduler=lambda optimizer: WarmupSchedule(optimizer, decay=decay, num_training_steps=4),
+        ppo=PPOConfig(value_head_lr=1e-2, minibatch_size=4),
+        trainer={"callbacks": [Moves()]},
+    )
+    trainer.fit(module, data)
+    for step, moves in enumerate(moved):
+        share = 1 - step / 4 if decay == "linear" else 1
+        for name, size in moves.items():
+            rate = 1e-2 if name.startswith("value_head") else 1e-3
+            assert size == pytest.approx(rate * share, rel=1e-3), name
+
+
+def test_a_value_head_starts_from_zero_or_at_random():
+    hidden = torch.randn(2000, 64)
+    assert not ValueHead(64)(hidden).any()
+    values = torch.cat([ValueHead(64, "random")(hidden) for _ in range(50)])
+    assert values.std().item() == pytest.approx((64 / 65) ** 0.5, rel=0.1)
