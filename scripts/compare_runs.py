@@ -104,8 +104,8 @@ def _compare_tables(first: Path, second: Path) -> list[str]:
     tables = [
         {
             str(file.relative_to(run)): file.read_bytes()
-            for folder in ("samples", "before_after")
-            for file in (run / folder).glob("*")
+            for pattern in ("samples/*", "before_after/*", "rollouts.jsonl")
+            for file in run.glob(pattern)
         }
         for run in (first, second)
     ]

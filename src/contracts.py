@@ -84,3 +84,34 @@ class CountsTokens(Protocol):
         Args:
             batch: What the step was given.
         """
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """One response that a Module learned from.
+
+    Attributes:
+        iteration: Counted from 1.
+        index: The prompt's row in its split.
+        prompt: As text.
+        response: As text, without the token that ended it.
+        score: What the reward gave.
+        advantage: The mean over the response's tokens, as the method learns from it.
+        ended: False where the response was cut off.
+    """
+
+    iteration: int
+    index: int
+    prompt: str
+    response: str
+    score: float
+    advantage: float
+    ended: bool
+
+
+@runtime_checkable
+class ShowsRollouts(Protocol):
+    """A Module that says what it learns from."""
+
+    def rollout_records(self) -> list[RolloutRecord]:
+        """The responses of the iteration that the last training step began; none where it began none."""

@@ -4,6 +4,7 @@ from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.csv_logger import RunLogger
 from src.callbacks.exact_resume import ExactResume
 from src.callbacks.ppo import BeforeAfterTable
+from src.callbacks.rollout_log import RolloutLog
 from src.callbacks.run_directory import run_directory
 from src.callbacks.run_record import RunRecord
 from src.callbacks.samples import PredictionWriter, SampleTable
@@ -20,6 +21,7 @@ __all__ = [
     "ExactResume",
     "ParameterSummary",
     "PredictionWriter",
+    "RolloutLog",
     "RunLogger",
     "RunRecord",
     "SampleTable",

@@ -104,6 +104,7 @@ class ParleyCLI(LightningCLI):
             src.callbacks.SampleTable,
             src.callbacks.PredictionWriter,
             src.callbacks.BeforeAfterTable,
+            src.callbacks.RolloutLog,
             src.callbacks.Throughput,
             src.callbacks.ExactResume,
             src.callbacks.Checkpoints,

@@ -12,9 +12,10 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from torch import Tensor
 from torch.optim import Optimizer
 
-from src.contracts import Batch
+from src.contracts import Batch, RolloutRecord
 from src.errors import ParleyError
 from src.models.autocast import cast_once
+from src.models.endings import decode_answers
 from src.models.policy import TokenFigures, score_tokens
 from src.models.responses import check_output_head
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
@@ -293,6 +294,26 @@ class OnlineModule(PolicyModule):
             if self.trainer.world_size > 1:
                 figures = self.trainer.strategy.reduce(figures, reduce_op="mean")
             self.log_dict(dict(zip(stats, figures, strict=True)), batch_size=1)
+
+    def rollout_records(self) -> list[RolloutRecord]:
+        """The responses of all processes, of the iteration that the last training step began; none of any other."""
+        if self.buffer is None or self.buffer.rollout is None or self.buffer.place != 1:
+            return []
+        rollout = self.buffer.rollout
+        prompts = self.tokenizer.batch_decode(rollout.query_ids, skip_special_tokens=True)
+        responses = decode_answers(self.tokenizer, rollout.response_ids, self.collector.endings)
+        figures = (
+            rollout.index,
+            rollout.scores,
+            masked_mean(rollout.advantages, rollout.response_mask, dim=-1),
+            rollout.has_eos,
+        )
+        return [
+            RolloutRecord(self.buffer.iteration, index, prompt.strip(), response.strip(), score, advantage, ended)
+            for prompt, response, index, score, advantage, ended in zip(
+                prompts, responses, *(figure.tolist() for figure in figures), strict=True
+            )
+        ]
 
     def tokens(self, batch: Batch) -> Tensor:
         """Response tokens of the minibatch that has just been learned from."""

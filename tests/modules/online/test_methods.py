@@ -171,3 +171,28 @@ def test_a_run_cut_between_two_minibatches_goes_on_to_the_bit(make, trained_stat
     assert continued.state() == whole.state()
     assert continued.buffer.iteration == whole.buffer.iteration == 3
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+
+
+@every_method
+def test_what_is_learned_from_is_told_response_by_response(make, method):
+    told, scored = [], []
+
+    class Ask(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            told.append(pl_module.rollout_records())
+
+    class Listener(LengthReward):
+        def __call__(self, prompts, responses):
+            scores = super().__call__(prompts, responses)
+            scored.extend(zip(prompts, responses, scores.tolist(), strict=True))
+            return scores
+
+    module, data, trainer = make(reward=Listener(5), trainer={"callbacks": [Ask()]}, **method())
+    trainer.fit(module, data)
+    assert [bool(records) for records in told] == [True, False, False, False] * 2
+    records = [record for part in told for record in part]
+    assert [record.iteration for record in records] == [1] * 32 + [2] * 32
+    assert [record.response for record in records] == [response for _, response, _ in scored]
+    assert [record.score for record in records] == pytest.approx([score for _, _, score in scored])
+    assert len({record.index for record in records[:32]}) == 8
+    assert any(record.advantage for record in records)

@@ -1,0 +1,56 @@
+"""What a Module learned from, response by response."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from src.callbacks.run_directory import run_directory
+from src.contracts import ShowsRollouts
+
+
+class RolloutLog(Callback):
+    """Writes every response of every iteration to `rollouts.jsonl` in the run's directory.
+
+    A line is `step`, the optimiser steps by then, and a `RolloutRecord`: iteration, index, prompt, response, score,
+    advantage and whether it ended. A run that goes on from a checkpoint takes back what was written after it. Modules
+    that make no rollouts are left alone.
+    """
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._size = 0  # bytes that belong to the run as far as it has come
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take back what a checkpoint does not know of."""
+        directory = run_directory(trainer)  # every process must ask
+        if not isinstance(pl_module, ShowsRollouts) or not trainer.is_global_zero:
+            return
+        self._file = directory / "rollouts.jsonl"
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("ab") as stream:
+            self._size = min(self._size, stream.tell())
+            stream.truncate(self._size)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the iteration that this step began."""
+        if self._file is None or not isinstance(pl_module, ShowsRollouts):
+            return
+        lines = [{"step": trainer.global_step} | asdict(record) for record in pl_module.rollout_records()]
+        with self._file.open("a", encoding="utf-8", newline="") as stream:
+            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        self._size = self._file.stat().st_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the file is."""
+        return {"size": self._size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._size = state_dict["size"]
