@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -115,3 +116,27 @@ class ShowsRollouts(Protocol):
 
     def rollout_records(self) -> list[RolloutRecord]:
         """The responses of the iteration that the last training step began; none where it began none."""
+
+
+def batches_per_global_batch(loader_state: Mapping[str, int]) -> int:
+    """Batches that a process takes of one global batch: those of an optimiser step, or of an iteration's rollout.
+
+    Args:
+        loader_state: What the loader of training data keeps in a checkpoint.
+    """
+    return loader_state["accumulate"] * loader_state["uses"]
+
+
+def converted_batches(batches: int, before: int, now: int) -> int:
+    """A number of batches, counted as a run does that cuts its global batches otherwise.
+
+    The place within a global batch is kept where there is one such place; else the next global batch begins.
+
+    Args:
+        batches: Done by then.
+        before: Batches of a global batch, as they were counted.
+        now: As they are counted now.
+    """
+    done, within = divmod(batches, before)
+    place, rest = divmod(within * now, before)
+    return done * now + (now if rest else place)

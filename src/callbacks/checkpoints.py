@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from src.callbacks.run_directory import DirectoryLock, run_directory
 from src.callbacks.wandb_logger import WandbRun
 from src.errors import ParleyError
+from src.internals import is_accumulating, is_epoch_full, place
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Checkpoints(Checkpoint):
             self._written = []  # of another directory
         self._drop_old(trainer)  # what a run that was killed did not come to
         self._last_step = trainer.global_step
-        self._saved = _place(trainer) if trainer.global_step else None
+        self._saved = place(trainer) if trainer.global_step else None
         self._last_time = time.monotonic()
 
     def on_train_batch_end(
@@ -113,10 +114,10 @@ class Checkpoints(Checkpoint):
 
     def is_saved(self, trainer: Trainer) -> bool:
         """Whether the present state is written already."""
-        return _place(trainer) == self._saved
+        return place(trainer) == self._saved
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.fit_loop._should_accumulate():  # gradients that wait for their step are in no checkpoint
+        if is_accumulating(trainer):  # gradients that wait for their step are in no checkpoint
             return False
         if (
             self.every_n_steps is not None
@@ -154,7 +155,7 @@ class Checkpoints(Checkpoint):
 
     def _ended_within_epoch(self, trainer: Trainer) -> bool:
         """Whether training stopped before the epoch did, at a step that is written already."""
-        return trainer.global_step == self._last_step and not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        return trainer.global_step == self._last_step and not is_epoch_full(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state, if it is not yet written, and hand it to W&B where that was asked for."""
@@ -177,7 +178,7 @@ class Checkpoints(Checkpoint):
         self._written = [*(other for other in self._written if other != name), name]
         self.last_path = self._write(trainer, name)
         self._last_step = trainer.global_step
-        self._saved = _place(trainer)
+        self._saved = place(trainer)
         self._last_time = time.monotonic()
         self._drop_old(trainer)
         return self.last_path
@@ -223,9 +224,3 @@ def _refuse_broken(trainer: Trainer) -> None:
             "was written; use trainer.precision bf16-mixed in place of float16, or go on from an earlier checkpoint "
             "with a lower learning rate."
         )
-
-
-def _place(trainer: Trainer) -> tuple[int, int]:
-    """Batches and whole epochs so far: optimiser steps say less, for PPO may skip an iteration's."""
-    epochs = trainer.fit_loop.epoch_progress.total
-    return trainer.fit_loop.epoch_loop.total_batch_idx, epochs.processed  # type: ignore[attr-defined]

@@ -10,9 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.companions import go_on, keep_patience, refuse_inexact
 from src.callbacks.csv_logger import RunLogger
-from src.callbacks.loops import COUNTERS, logged_step, mend_loops, mend_saved_loops, position_of
 from src.callbacks.rng import rng_state, set_rng_state
 from src.callbacks.wandb_logger import WandbRun
+from src.contracts import LearnsFromRollouts
+from src.internals import (
+    convert_saved_batches,
+    logged_step,
+    mend_loops,
+    mend_saved_loops,
+    pending_metrics,
+    position_of,
+    restore_loader,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +82,7 @@ class ExactResume(Callback):
             "config": self.config,
             "position": position_of(trainer, in_validation=self._rng_before_validation is not None),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "pending": _pending_metrics(trainer),
+            "pending": pending_metrics(trainer),
             "logged_step": logged_step(trainer),
             "loggers": [logger.resume_state() for logger in _resumable(trainer)],
         }
@@ -101,14 +110,17 @@ class ExactResume(Callback):
             log.warning("Changed since the checkpoint: %s.", difference)
         keep_patience(trainer, checkpoint)
         mend_saved_loops(checkpoint["loops"]["fit_loop"], state.get("position", "within epoch"))
-        _convert_accumulation(checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches)
+        now = trainer.accumulate_grad_batches
+        if isinstance(pl_module, LearnsFromRollouts):
+            now = pl_module.minibatches_per_rollout(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        convert_saved_batches(checkpoint["loops"]["fit_loop"], now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put everything back."""
         if self._restored is None:
             return
         state, self._restored = self._restored, None
-        _restore_loader(trainer)
+        restore_loader(trainer)
         go_on(trainer)
         mend_loops(trainer, state["position"], state["metrics"])
         for logger, logger_state in zip(_resumable(trainer), state["loggers"], strict=False):
@@ -133,42 +145,6 @@ class ExactResume(Callback):
 
 def _resumable(trainer: Trainer) -> list[RunLogger | WandbRun]:
     return [logger for logger in trainer.loggers if isinstance(logger, (RunLogger, WandbRun))]
-
-
-def _restore_loader(trainer: Trainer) -> None:
-    """Put the loader where it was.
-
-    Lightning does this when it makes the loader, but a schedule that asks for the number of training steps makes
-    it before the checkpoint is read.
-    """
-    loop = trainer.fit_loop
-    if loop._combined_loader_states_to_load and loop._combined_loader is not None:
-        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
-        loop._combined_loader_states_to_load = []
-
-
-def _pending_metrics(trainer: Trainer) -> dict[str, float]:
-    """What Lightning is about to log for the step that has just been taken, if anything."""
-    connector = trainer._logger_connector
-    if not trainer.training or connector._first_loop_iter is None or not connector.should_update_logs:
-        return {}
-    if trainer.fit_loop._should_accumulate():
-        return {}
-    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
-    return {**metrics, "epoch": trainer.current_epoch} if metrics else {}
-
-
-def _convert_accumulation(fit_loop: dict[str, Any], accumulate: int) -> None:
-    """Batches are counted in shares of a step; with another accumulation a step has another number of them."""
-    loaders = fit_loop.get("state_dict", {}).get("combined_loader") or []
-    before = loaders[0].get("accumulate", accumulate) if loaders else accumulate
-    if before == accumulate:
-        return
-    for scope in ("current", "total"):
-        progress = fit_loop["epoch_loop.batch_progress"][scope]
-        processed = progress["processed"]  # whole steps; one more than completed where a batch was ending
-        for counter in COUNTERS:
-            progress[counter] += processed // before * accumulate - processed
 
 
 def compare_settings(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from src.callbacks.loops import logged_step
 from src.callbacks.run_directory import run_directory
+from src.internals import logged_step
 
 log = logging.getLogger(__name__)
 COLUMNS = ("query", "response_before", "response_after", "reward_before", "reward_after", "reward_diff")

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from src.callbacks.gather import Prediction, gather, predictions_of
-from src.callbacks.loops import logged_step
 from src.callbacks.run_directory import run_directory
+from src.internals import logged_step
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.checkpoints import Checkpoints
 from src.errors import StoppedBySignalError
+from src.internals import forget_sigterm, is_accumulating
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class StopOnSignal(Callback):
         self._trainer = trainer
         if trainer.received_sigterm:  # while Lightning had them
             self._received = signal.SIGTERM
-            trainer._signal_connector.received_sigterm = False
+            forget_sigterm(trainer)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._note)
 
@@ -69,7 +70,7 @@ class StopOnSignal(Callback):
     ) -> None:
         """Stop here, if any process was told to and no gradients are waiting."""
         received = self._received_by_any(trainer, pl_module)
-        if received and not trainer.fit_loop._should_accumulate():
+        if received and not is_accumulating(trainer):
             self._stop(trainer, received)
 
     def on_validation_batch_end(

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from src.contracts import IGNORE_INDEX, Batch, CountsTokens
+from src.internals import is_accumulating, logs_this_step
 
 
 def real_tokens(batch: Batch, *, is_encoder_decoder: bool) -> Tensor:
@@ -45,7 +46,7 @@ class Throughput(Callback):
             self._tokens += pl_module.tokens(batch)
         else:
             self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
-        if trainer.fit_loop._should_accumulate() or not trainer._logger_connector.should_update_logs:
+        if is_accumulating(trainer) or not logs_this_step(trainer):
             return  # as Lightning's own monitors ask
         tokens = torch.as_tensor(self._tokens, dtype=torch.float32, device=pl_module.device)
         if trainer.world_size > 1:

@@ -25,6 +25,7 @@ from src.datamodules.sources import Rows, read_split
 from src.datamodules.splits import SplitSpec
 from src.datamodules.templates import fill, resolve_template
 from src.errors import ParleyError
+from src.internals import uses_distributed_sampler
 from src.models.loading import is_encoder_decoder, load_config, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -282,7 +283,7 @@ class DialogueDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the splits that a stage needs and say what they hold."""
         trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        if trainer is not None and trainer.world_size > 1 and uses_distributed_sampler(trainer):
             raise ParleyError(
                 "this DataModule deals batches to processes itself; set trainer.use_distributed_sampler: false."
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from src.contracts import batches_per_global_batch, converted_batches
 from src.datamodules.sampler import LengthGroupedBatchSampler
 
 log = logging.getLogger(__name__)
@@ -80,20 +81,15 @@ class ResumableDataLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from a state, also that of a run which dealt the same global batches to more or fewer processes."""
         sampler = self._sampler
-        batches = state["batches"]
-        if state["accumulate"] != sampler.accumulate:
-            batches = batches // state["accumulate"] * sampler.accumulate
-        if state["uses"] != sampler.uses:  # an iteration's place is kept where it can be, else the next one begins
-            done, within = divmod(batches, state["uses"])
-            place, rest = divmod(within * sampler.uses, state["uses"])
-            batches = done * sampler.uses + (sampler.uses if rest else place)
+        now = sampler.accumulate * sampler.uses
+        batches = converted_batches(state["batches"], batches_per_global_batch(state), now)
         if state["steps"] != sampler.steps:
             log.warning(
                 "The checkpoint's run had %d steps an epoch and this one has %d: other data, or another global batch. "
                 "This epoch goes on at step %d, but some examples may come twice or not at all.",
                 state["steps"],
                 sampler.steps,
-                batches // (sampler.accumulate * sampler.uses),
+                batches // now,
             )
         sampler.epoch = state["epoch"]
         sampler.start_batch = self._batches_handed = batches

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from src.contracts import Batch
 from src.errors import ParleyError
+from src.internals import epochs_so_far, is_attached
 from src.models.cpu import speed_up_on_cpu
 from src.models.generation import GenerationOptions, ModelOptions, generate_text
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
@@ -99,9 +100,9 @@ class ModelModule(LightningModule, ABC):
                 )
             identify(model)  # while its files are what they were
             model = add_lora(model, self.lora)
-        if isinstance(model, PeftModel) and self._trainer is not None:
+        if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
-        if self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
+        if is_attached(self) and self.trainer.strategy.root_device.type == "cpu":
             speed_up_on_cpu(model)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
@@ -153,9 +154,7 @@ class ModelModule(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what was trained from what; leave a frozen base out."""
         checkpoint["parley"] = describe(self.policy)
-        epoch = self.trainer.fit_loop.epoch_progress.current
-        epochs = epoch.started - int(not self.trainer.is_last_batch)  # type: ignore[attr-defined]
-        checkpoint["optimizer"] = self._plan.describe(self.trainer.global_step, epochs)
+        checkpoint["optimizer"] = self._plan.describe(self.trainer.global_step, epochs_so_far(self.trainer))
         if isinstance(self.policy, PeftModel):
             checkpoint["state_dict"] = keep_adapter(checkpoint["state_dict"], self, self.policy)
 

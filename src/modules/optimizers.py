@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src.errors import ParleyError
+from src.internals import is_attached
 from src.modules.schedules import WarmupSchedule, refuse_too_short
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class OptimizerPlan:
         if isinstance(schedule, WarmupSchedule) and schedule.num_training_steps is None:
             schedule.plan(int(module.trainer.estimated_stepping_batches))
         elif schedule is not None and self._interval == "epoch":
-            refuse_too_short(schedule, None if module._trainer is None else module.trainer.max_epochs)
+            refuse_too_short(schedule, module.trainer.max_epochs if is_attached(module) else None)
         self._settings = {
             "optimizer": _name(optimizer),
             "groups": [_options(group) for group in deepcopy(optimizer.state_dict()["param_groups"])],

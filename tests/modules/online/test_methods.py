@@ -19,15 +19,15 @@ SHARED = {"num_generations": 4, "minibatch_size": 16}
 
 
 def ppo(**more):
-    return {"method": PPOModule, "ppo": PPOConfig(**SHARED, ppo_epochs=2, init_kl_coef=0.02, **more)}
+    return {"method": PPOModule, "ppo": PPOConfig(**SHARED | more, ppo_epochs=2, init_kl_coef=0.02)}
 
 
 def rloo(**more):
-    return {"method": RLOOModule, "rloo": RLOOConfig(**SHARED, num_iterations=2, beta=0.02, **more)}
+    return {"method": RLOOModule, "rloo": RLOOConfig(**SHARED | more, num_iterations=2, beta=0.02)}
 
 
 def grpo(**more):
-    return {"method": GRPOModule, "grpo": GRPOConfig(**SHARED, num_iterations=2, beta=0.02, **more)}
+    return {"method": GRPOModule, "grpo": GRPOConfig(**SHARED | more, num_iterations=2, beta=0.02)}
 
 
 STEPS = 2 * 2  # passes times minibatches
@@ -196,3 +196,43 @@ def test_what_is_learned_from_is_told_response_by_response(make, method):
     assert [record.score for record in records] == pytest.approx([score for _, _, score in scored])
     assert len({record.index for record in records[:32]}) == 8
     assert any(record.advantage for record in records)
+
+
+@every_method
+@pytest.mark.parametrize(("size", "accumulate"), [(8, 2), (16, 1), (4, 4)])
+def test_a_run_that_accumulates_goes_on_cut_otherwise_too(make, trained_state, tmp_path, method, size, accumulate):
+    """Two optimiser steps a pass, however many minibatches each has; the same steps, validations and log rows."""
+
+    def run(root, size, accumulate, *callbacks, **more):
+        module, data, trainer = make(
+            iterations=3,
+            trainer={
+                "callbacks": [ExactResume(), *callbacks],
+                "logger": RunLogger(tmp_path / root, name="run", version=0),
+                "accumulate_grad_batches": accumulate,
+                "limit_train_batches": 1.0,
+                "limit_val_batches": 1,
+                "max_epochs": epochs,
+            },
+            generation=GenerationOptions(max_new_tokens=2),
+            data={"train_split": "train[:16]"},
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.3),  # Adam makes much of rounding
+            **method(minibatch_size=size),
+        )
+        torch.manual_seed(3)
+        trainer.fit(module, data, **more)
+        return module, trainer
+
+    epochs = 2 if size == 8 else 1  # rounding grows from step to step, until other tokens are sampled
+    whole, trainer = run("whole", 8, 2)
+    assert trainer.global_step == epochs * 2 * 2 * 2  # iterations, passes, steps
+    checkpoint = tmp_path / "cut.ckpt"
+    with pytest.raises(Cut):
+        run("cut", 8, 2, CutAt(2 * 2 + 1, checkpoint))
+    continued, trainer = run("cut", size, accumulate, ckpt_path=str(checkpoint))
+    assert trainer.global_step == epochs * 8
+    expected = trained_state(whole)
+    for name, tensor in trained_state(continued).items():
+        torch.testing.assert_close(tensor, expected[name], atol=0 if size == 8 else 2e-5, rtol=0, msg=name)
+    steps = [[(row["step"], "val/kl" in row) for row in logged(tmp_path / root)] for root in ("cut", "whole")]
+    assert steps[0] == steps[1]

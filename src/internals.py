@@ -1,0 +1,186 @@
+"""Every part of Lightning 2.6 that is private and that Parley touches, and why; `tests/test_internals.py` names each.
+
+Most of it mends what Lightning gets wrong about a checkpoint that falls next to a validation or the end of an epoch.
+It takes a checkpoint that was written before a validation for one that was written after it, and skips the validation;
+at an epoch's last batch it skips the end of the epoch as well. A schedule that watches a metric (`ReduceLROnPlateau`)
+misses its step wherever a resumed run first comes to the end of an epoch. An epoch that `max_steps` cuts short counts
+as done. So a checkpoint says where it was written, and a resumed run is set right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+from src.contracts import batches_per_global_batch, converted_batches
+
+Position = Literal[
+    "within epoch",
+    "before validation",
+    "in validation",
+    "after validation",
+    "before epoch end",
+    "epoch end",
+    "epoch cut short",
+]
+COUNTERS = ("ready", "started", "processed", "completed")
+
+
+def position_of(trainer: Trainer, *, in_validation: bool) -> Position:
+    """Where training is, as a checkpoint that is written now must say.
+
+    Args:
+        trainer: The trainer, fitting.
+        in_validation: Whether a validation has begun and not ended.
+    """
+    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if in_validation:
+        return "in validation"
+    if trainer.validating:
+        return "after validation"
+    epochs = fit_loop.epoch_progress.current
+    if epochs.processed > epochs.completed:  # type: ignore[attr-defined]
+        return "epoch end" if is_epoch_full(trainer) else "epoch cut short"
+    progress = epoch_loop.batch_progress.current
+    if progress.processed == progress.completed or fit_loop._data_fetcher is None:  # type: ignore[attr-defined]
+        return "within epoch"
+    if epoch_loop._should_check_val_fx(fit_loop._data_fetcher):
+        return "before validation"
+    return "before epoch end" if is_epoch_full(trainer) else "within epoch"
+
+
+def mend_saved_loops(fit_loop: dict[str, Any], position: Position) -> None:
+    """Change a checkpoint's loops so that Lightning goes on from the right place.
+
+    Args:
+        fit_loop: The state of Lightning's `fit_loop`, changed in place.
+        position: Where the checkpoint was written.
+    """
+    if position in ("before validation", "before epoch end"):  # the batch is done, and its epoch is not
+        for scope in ("total", "current"):
+            progress = fit_loop["epoch_loop.batch_progress"][scope]
+            progress["completed"] = progress["processed"]
+    if position == "before epoch end":
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+    if position == "epoch cut short":  # by max_steps: Lightning counts the epoch, and leaves out the rest of it
+        for scope in ("total", "current"):
+            fit_loop["epoch_progress"][scope]["processed"] -= 1
+    if position == "in validation":
+        progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+        for counter in COUNTERS:
+            progress["total"][counter] -= progress["current"][counter]
+
+
+def mend_loops(trainer: Trainer, position: Position, metrics: dict[str, float]) -> None:
+    """Set Lightning's loops right when training starts, after they were loaded.
+
+    Args:
+        trainer: The trainer.
+        position: Where the checkpoint was written.
+        metrics: What schedules may watch, as it was then.
+    """
+    fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    trainer._logger_connector._callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    fit_loop._restarting = False  # or schedules that watch a metric are left out at the end of this epoch
+    if position in ("before validation", "in validation"):
+        epoch_loop.val_loop.batch_progress.reset_on_run()
+        epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+    if position == "epoch end":
+        epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step that Lightning logs metrics at, for what is to stand beside them.
+
+    Lightning counts batches that ended in a step; `trainer.global_step` counts the optimiser's steps, of which a batch
+    may take several.
+
+    Args:
+        trainer: In any of its loops.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def is_attached(module: LightningModule) -> bool:
+    """Whether a Module has a Trainer, whose absence its public property reports as an error."""
+    return module._trainer is not None
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Whether gradients wait for their optimiser step after the batch that has just been done."""
+    return bool(trainer.fit_loop._should_accumulate())
+
+
+def logs_this_step(trainer: Trainer) -> bool:
+    """Whether the step under way is one that the trainer logs."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def is_epoch_full(trainer: Trainer) -> bool:
+    """Whether all batches of the epoch are done."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def place(trainer: Trainer) -> tuple[int, int]:
+    """Batches and whole epochs so far: optimiser steps say less, for the batches of a step are several."""
+    epochs = trainer.fit_loop.epoch_progress.total
+    return trainer.fit_loop.epoch_loop.total_batch_idx, epochs.processed  # type: ignore[attr-defined]
+
+
+def epochs_so_far(trainer: Trainer) -> int:
+    """Epochs whose last batch is done, as schedules count them within a step."""
+    return trainer.fit_loop.epoch_progress.current.started - int(not trainer.is_last_batch)  # type: ignore[attr-defined]
+
+
+def forget_sigterm(trainer: Trainer) -> None:
+    """Keep Lightning from ending the run for a SIGTERM that our own handler answers."""
+    trainer._signal_connector.received_sigterm = False
+
+
+def uses_distributed_sampler(trainer: Trainer) -> bool:
+    """Whether Lightning would put a sampler of its own into loaders."""
+    return bool(trainer._accelerator_connector.use_distributed_sampler)
+
+
+def restore_loader(trainer: Trainer) -> None:
+    """Put the loader where the checkpoint was.
+
+    Lightning does this when it makes the loader, but a schedule that asks for the number of training steps makes
+    it before the checkpoint is read.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader_states_to_load and loop._combined_loader is not None:
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
+
+
+def pending_metrics(trainer: Trainer) -> dict[str, float]:
+    """What Lightning is about to log for the step that has just been taken, if anything."""
+    connector = trainer._logger_connector
+    if not trainer.training or connector._first_loop_iter is None or not logs_this_step(trainer):
+        return {}
+    if is_accumulating(trainer):
+        return {}
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return {**metrics, "epoch": trainer.current_epoch} if metrics else {}
+
+
+def convert_saved_batches(fit_loop: dict[str, Any], now: int) -> None:
+    """Count a checkpoint's batches as this run does.
+
+    Args:
+        fit_loop: The state of Lightning's `fit_loop`, changed in place.
+        now: Batches that this run takes of a global batch, on each process.
+    """
+    loaders = fit_loop.get("state_dict", {}).get("combined_loader") or []
+    before = batches_per_global_batch(loaders[0]) if loaders and "accumulate" in loaders[0] else now
+    if before == now:
+        return
+    for scope in ("current", "total"):
+        progress = fit_loop["epoch_loop.batch_progress"][scope]
+        processed = progress["processed"]  # whole steps; one more than completed where a batch was ending
+        for counter in COUNTERS:
+            progress[counter] += converted_batches(processed, before, now) - processed
