@@ -164,7 +164,10 @@ class OnlineModule(PolicyModule):
         if self.buffer.ended(self._steps) or batch_idx % self._steps == 0:
             self._begin_iteration(batch)
         elif self._encoder_hidden is None and self._encoder_is_kept:  # a run that goes on within an iteration
-            self._encoder_hidden = self.collector.encode(batch)
+            if self.buffer.is_of(batch["index"], self.config.num_generations):
+                self._encoder_hidden = self.collector.encode(batch)
+            else:  # with other data, or other numbers of prompts or answers
+                self._begin_iteration(batch)
         # 2. Some of them.
         is_over = self.buffer.is_over
         minibatch = self.buffer.next(

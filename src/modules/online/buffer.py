@@ -114,6 +114,16 @@ class RolloutBuffer:
         """
         return self.rollout is None or self.place >= minibatches
 
+    def is_of(self, index: Sequence[int], num_generations: int) -> bool:
+        """Whether the rollout answers these prompts, each so often.
+
+        Args:
+            index: The rows of all prompts in their split.
+            num_generations: Responses a prompt.
+        """
+        assert self.rollout is not None
+        return self.rollout.index.tolist() == [row for row in index for _ in range(num_generations)]
+
     def state_dict(self, minibatches: int) -> dict[str, Any]:
         """What a checkpoint keeps: the rollout too, where minibatches of it are left.
 

@@ -236,3 +236,35 @@ def test_a_run_that_accumulates_goes_on_cut_otherwise_too(make, trained_state, t
         torch.testing.assert_close(tensor, expected[name], atol=0 if size == 8 else 2e-5, rtol=0, msg=name)
     steps = [[(row["step"], "val/kl" in row) for row in logged(tmp_path / root)] for root in ("cut", "whole")]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("change", [{"data": {"seed": 9}}, {"num_generations": 2}], ids=str)
+def test_a_rollout_of_other_prompts_is_not_gone_on_with(make, tmp_path, change):
+    """Where the encoder is frozen, minibatches take its output for the batch's prompts from the rollout's place."""
+
+    def run(*callbacks, data=None, num_generations=4, **more):
+        module, data, trainer = make(
+            "t5",
+            "decoder",
+            iterations=3,
+            trainer={"callbacks": [ExactResume(), *callbacks]},
+            data=data,
+            **ppo(num_generations=num_generations),
+        )
+        torch.manual_seed(3)
+        trainer.fit(module, data, **more)
+        return module
+
+    checkpoint = tmp_path / "cut.ckpt"
+    with pytest.raises(Cut):
+        run(CutAt(STEPS + 1, checkpoint))
+    used = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rows = pl_module.buffer.rollout.index[:: pl_module.config.num_generations]
+            used.append(rows.tolist() == batch["index"])
+
+    run(Watch(), ckpt_path=str(checkpoint), **change)
+    assert used
+    assert all(used)
