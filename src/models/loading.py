@@ -66,7 +66,7 @@ def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTr
         if gguf_file:
             config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, _modified(Path(name) / gguf_file)))
         else:
-            config = AutoConfig.from_pretrained(name, local_files_only=local_only)
+            config = AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=False)
     _auto_class(config, name)
     return config
 
@@ -74,7 +74,7 @@ def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTr
 @functools.lru_cache(maxsize=4)
 def _gguf_config(name: str, gguf_file: str, local_only: bool, _modified: float) -> PreTrainedConfig:
     """Kept, since transformers goes through the whole file, vocabulary and all, which takes seconds."""
-    return AutoConfig.from_pretrained(name, local_files_only=local_only, gguf_file=gguf_file)
+    return AutoConfig.from_pretrained(name, local_files_only=local_only, gguf_file=gguf_file, trust_remote_code=False)
 
 
 def _modified(file: Path) -> float:
@@ -135,6 +135,7 @@ def load_model(
             config=config,
             dtype=dtype or torch.float32,
             local_files_only=local_only,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # said below, in one line
             **{key: value for key, value in given.items() if value is not None},

@@ -130,6 +130,11 @@ def reading(what: str, name: str) -> Iterator[None]:
     except ParleyError:
         raise
     except Exception as error:  # of every kind: tokenizers, for one, raises nothing more particular
+        if "contains custom code" in str(error):
+            raise ParleyError(
+                f"{name} brings code of its own, which Parley does not run; give a model whose architecture is in "
+                "transformers."
+            ) from error
         raise ParleyError(f"{what} of {name} cannot be read: {first_line(error)}") from error
 
 

@@ -58,7 +58,9 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         if tokenizer is None and not gguf_file:
             tokenizer = _as_its_file_says(name, local_only)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_only, **options)
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, local_files_only=local_only, trust_remote_code=False, **options
+            )
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
@@ -167,7 +169,9 @@ def _as_its_file_says(name: str, local_only: bool) -> PreTrainedTokenizerBase | 
         return None
     backend = Tokenizer.from_file(str(whole))
     try:
-        rebuilt: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+        rebuilt: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(
+            name, local_files_only=local_only, trust_remote_code=False
+        )
     except (TypeError, ValueError):  # a class for another kind of tokenizer than the file's
         rebuilt = None
     if rebuilt is not None and _cuts_alike(backend, rebuilt):

@@ -104,9 +104,13 @@ class _Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            self.model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False
+            )
             # A model that takes its answer from the last token finds it where padding is on the right.
-            self.tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left", padding_side="right")
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                name, truncation_side="left", padding_side="right", trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ParleyError(
