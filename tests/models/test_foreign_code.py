@@ -32,7 +32,11 @@ def stranger(tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     return directory
 
 
-@pytest.mark.parametrize("read", [load_config, load_model, lambda name: ClassifierReward(name)([""], [""])], ids=str)
+@pytest.mark.parametrize(
+    "read",
+    [load_config, load_model, lambda name: ClassifierReward(name)([""], [""])],
+    ids=["config", "model", "classifier"],
+)
 def test_it_is_refused_in_one_line(stranger: Path, tmp_path: Path, read: Callable[[str], object]) -> None:
     with pytest.raises(ParleyError) as refused:
         read(str(stranger))
