@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from src.errors import ParleyError
 from src.internals import is_accumulating, is_epoch_full, place
 
 log = logging.getLogger(__name__)
+OWN_NAME = re.compile(r"step=\d+\.ckpt")
 
 
 class Checkpoints(Checkpoint):
@@ -207,7 +209,8 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state."""
         self.best_score = state_dict["best_score"]
-        self._written = list(state_dict.get("written", []))
+        # What is written down will be deleted one day: a stranger's file must not name files elsewhere.
+        self._written = [name for name in state_dict.get("written", []) if OWN_NAME.fullmatch(str(name))]
 
 
 def _refuse_broken(trainer: Trainer) -> None:

@@ -53,4 +53,4 @@ class RolloutLog(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self._size = state_dict["size"]
+        self._size = max(int(state_dict["size"]), 0)

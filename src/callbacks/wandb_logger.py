@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 import secrets
 import socket
 from collections.abc import Mapping
@@ -15,7 +16,10 @@ from urllib.parse import urlparse
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
+from src.errors import ParleyError
+
 log = logging.getLogger(__name__)
+RUN_ID = re.compile(r"(?!\.{1,2}$)[^/\\#?%:\x00-\x1f]{1,128}")  # as W&B has it, and the name of a directory here
 
 
 class WandbRun(WandbLogger):
@@ -45,6 +49,10 @@ class WandbRun(WandbLogger):
         log_model: bool = False,
         **kwargs: Any,
     ) -> None:
+        if id is not None and not RUN_ID.fullmatch(id):
+            raise ParleyError(
+                f"id is {id!r}; leave / \\ # ? % : out of a W&B run's id, and have 128 characters at most."
+            )
         super().__init__(
             name=name, save_dir=save_dir, project=project, id=id or secrets.token_hex(4), offline=offline, **kwargs
         )
@@ -94,6 +102,11 @@ class WandbRun(WandbLogger):
 
     def continue_run(self, state: dict[str, Any]) -> None:
         """Become the run that a checkpoint names; before anything is logged."""
+        if not RUN_ID.fullmatch(str(state["id"])):
+            raise ParleyError(
+                f"the checkpoint names a W&B run {state['id']!r}, which is no id of a run; --fresh_run true logs as a "
+                "new one."
+            )
         self._id = self._wandb_init["id"] = state["id"]
         ledger = self._ledger
         self._sent = max(int(ledger.read_text() or 0) if ledger.is_file() else 0, state["rows"])
