@@ -9,6 +9,7 @@ from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 from torch import Tensor
 
 IGNORE_INDEX = -100  # in labels: nothing to learn here
+CHECKPOINT_FORMAT = 1  # raise it when an older checkpoint can no longer be read
 
 
 @dataclass(frozen=True)

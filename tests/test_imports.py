@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "rewards": {"metrics"},
     "metrics": {"rewards"},
 }
-FOR_EVERYBODY = {"contracts", "errors", "files", "internals"}
+FOR_EVERYBODY = {"contracts", "errors", "files", "internals", "writing"}
 EXCEPTIONS = {("commands/demo.py", "cli")}  # the demo types commands, as a user would
 
 # Libraries that a package must do without.
@@ -38,6 +38,7 @@ MUST_NOT_IMPORT = {
     "contracts": {"lightning", "transformers", "peft", "trl", "datasets"},
     "errors": {"torch", "lightning", "transformers"},
     "files": {"torch", "lightning", "transformers"},
+    "writing": {"torch", "lightning", "transformers"},
     "internals": {"transformers", "peft", "trl", "datasets"},
     "reporting": {"torch", "lightning", "transformers"},
 }

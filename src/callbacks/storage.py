@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
-import os
-import pickle
+import stat
 import zipfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from src import __version__
+from src.callbacks.digest import content_digest
+from src.contracts import CHECKPOINT_FORMAT
 from src.errors import ParleyError
+from src.writing import system_reason, whole_file
+
+DIGEST = "digest"
+DAMAGED = "it is damaged, or of another program"
+_TO_BE_READ = {
+    "parley.format": int,
+    "parley.version": str,
+    "parley.base.name": str,
+    "parley.config": dict,
+    "state_dict": dict,
+}
+_TO_GO_ON = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "loops.fit_loop": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+
+
+class CheckpointRefusedError(ParleyError):
+    """A file that is no checkpoint to be trusted.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it, as a clause.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be read as a checkpoint: {reason}; give a whole .ckpt file of a run.")
+        self.reason = reason
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name, syncs, renames; reads with `weights_only=True`.
 
-    torch's format is a zip archive with a CRC-32 of every record, so each file carries its own checksums and a
-    damaged one shows (`is_whole`). A kill while writing leaves the checkpoint before it as it was.
+    Each file carries a digest of all that it holds, so that one which is damaged shows (`read_checkpoint`), whatever
+    torch makes of it. A kill while writing leaves the checkpoint before it as it was.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -29,23 +64,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ParleyError: The disk is full or cannot be written; what was there before is intact.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-            _sync_directory(target.parent)
-        except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise ParleyError(
-                f"the checkpoint {target} could not be written ({_reason(error)}); earlier ones "
-                "are intact: make room, then go on with --ckpt_path last."
-            ) from error
+        content = {key: value for key, value in checkpoint.items() if key != DIGEST}
+        advice = "earlier ones are intact: make room, then go on with --ckpt_path last"
+        with whole_file(path, "wb", advice) as stream:
+            torch.save({**content, DIGEST: content_digest(content)}, stream)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: Any = None
@@ -54,71 +76,139 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location=map_location)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said first: torch, closing its archive, hides that behind a complaint of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return str(error).splitlines()[0]
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether every record of a checkpoint file is there and matches its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    # RuntimeError: a flipped byte in a header can name a compression or an encryption that zipfile does not know.
-    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError):
-        return False
-
-
 def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint without running any code that may be in it.
+    """Read a checkpoint that holds what was written, without running any code that may be in it.
+
+    There is one way to read, whatever for, since torch finds a tensor at one place when it maps the file and at another
+    when it copies records, and of these a damaged file may have one right.
 
     Args:
         path: The file.
         map_location: Where its tensors go.
-        mmap: Leave tensors on disk until they are looked at.
+        mmap: Leave tensors on disk, in the system's cache, instead of in memory of this process.
 
     Raises:
-        ParleyError: It is not there, damaged, or not one of Parley's.
+        ParleyError: It is not there, not a file, damaged, not one of Parley's, or has weights that are no numbers.
     """
-    if not Path(path).is_file():
-        raise ParleyError(f"there is no checkpoint {str(path)!r}; give a .ckpt file of a run.")
+    if reason := _not_a_file(Path(path)):
+        raise CheckpointRefusedError(path, reason)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ParleyError(
-            f"{path} cannot be read as a checkpoint: it is damaged or of another program; try --ckpt_path last."
-        ) from error
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        digest = checkpoint.pop(DIGEST, None) if isinstance(checkpoint, dict) else None
+        is_as_written = content_digest(checkpoint) == digest if digest is not None else _has_whole_records(path)
+    except Exception as error:  # of every kind, for a flipped bit may turn up anywhere in what reads it
+        raise CheckpointRefusedError(path, DAMAGED) from error
     if not isinstance(checkpoint, dict) or "parley" not in checkpoint:
-        raise ParleyError(f"{path} was not written by Parley; give a .ckpt file of one of its runs.")
-    return checkpoint
+        raise CheckpointRefusedError(path, "it was not written by Parley")
+    if not is_as_written:
+        raise CheckpointRefusedError(path, "it is damaged: it does not hold what was written")
+    if reason := lacking(checkpoint, _TO_BE_READ) or _too_new(checkpoint) or _not_a_number(checkpoint["state_dict"]):
+        raise CheckpointRefusedError(path, reason)
+    return checkpoint if mmap else _in_memory(checkpoint)
 
 
-def newest_whole(
+def _in_memory(value: Any) -> Any:
+    """Copy tensors out of the file; containers stay what they are, with what torch keeps beside their items."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = _in_memory(item)
+    elif isinstance(value, list):
+        value[:] = map(_in_memory, value)
+    elif type(value) is tuple:
+        return tuple(map(_in_memory, value))
+    return value
+
+
+def _too_new(checkpoint: Mapping[str, Any]) -> str | None:
+    written = checkpoint["parley"]
+    if written["format"] <= CHECKPOINT_FORMAT:
+        return None
+    return f"it needs Parley {written['version']} or newer (this is {__version__})"
+
+
+def _not_a_file(path: Path) -> str | None:
+    """Why a path is no file that can be read, found out without opening it: a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        if path.is_symlink():
+            return "it is a link that leads nowhere"
+        return "there is no such file" if isinstance(error, FileNotFoundError) else system_reason(error) or str(error)
+    if stat.S_ISREG(mode):
+        return None
+    return "it is a directory" if stat.S_ISDIR(mode) else "it is no file but a pipe or a device"
+
+
+def _has_whole_records(path: str | Path) -> bool:
+    """Whether the zip archive's own checksums are right: all that checkpoints had before they carried a digest."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
+
+
+def lacking(checkpoint: Mapping[str, Any], places: Mapping[str, type]) -> str | None:
+    """What a checkpoint does not hold of what it should, as a clause.
+
+    Args:
+        checkpoint: Its contents.
+        places: Keys, joined by dots, and the type of what is there.
+    """
+    for place, kind in places.items():
+        value: Any = checkpoint
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if not isinstance(value, kind):
+            return f"it holds no {place}"
+    return None
+
+
+def lacking_to_go_on(checkpoint: Mapping[str, Any]) -> str | None:
+    """What a checkpoint lacks for training to go on from it, as a clause."""
+    if reason := lacking(checkpoint, _TO_GO_ON):
+        return reason
+    odd = [key for key, state in checkpoint["callbacks"].items() if not isinstance(state, dict)]
+    return f"it holds no state of the callback {odd[0]!r}" if odd else None
+
+
+def _not_a_number(state: Mapping[Any, Any]) -> str | None:
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            return f"it holds no weights under {name!r}"
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            return f"its weights are not finite: {name} holds {int(tensor.isnan().sum()):,} NaN"
+    return None
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a file is a checkpoint that holds what was written."""
+    try:
+        read_checkpoint(path, mmap=True)
+    except ParleyError:
+        return False
+    return True
+
+
+def newest_that_will_do(
     files: Iterable[Path], reject: Callable[[Path], str | None], warn: Callable[[str], None]
 ) -> Path | None:
-    """The newest checkpoint that is whole and not rejected.
+    """The newest file that is not rejected.
 
     Args:
         files: Candidates.
-        reject: Says why a whole file will not do; None when it will.
+        reject: Says why a file will not do, as a clause; None when it will.
         warn: Told of every file that was passed over.
     """
-    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        reason = reject(file) if is_whole(file) else "it is truncated or corrupt"
+    for file in sorted(files, key=_age, reverse=True):
+        reason = reject(file)
         if reason is None:
             return file
         warn(f"Passed over {file}: {reason}.")
     return None
+
+
+def _age(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # a link that leads nowhere, or a file that is gone by now
+        return 0

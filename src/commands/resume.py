@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from src.callbacks.storage import is_whole, newest_whole, read_checkpoint
+from src.callbacks.storage import CheckpointRefusedError, lacking_to_go_on, newest_that_will_do, read_checkpoint
 from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
@@ -29,16 +29,13 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
         ParleyError: The file is not there or damaged, or there is no best one.
     """
     if asked not in ("last", "best"):
-        if not Path(asked).is_file():
-            raise ParleyError(
-                f"there is no checkpoint {asked!r}; give a .ckpt file of a run, or leave --ckpt_path out."
-            )
-        if not is_whole(asked):
-            raise ParleyError(f"{asked} is truncated or corrupt; --ckpt_path last takes the newest whole one.")
+        checkpoint = read_checkpoint(asked, mmap=True)
+        if may_start_fresh and (reason := lacking_to_go_on(checkpoint)):
+            raise CheckpointRefusedError(asked, reason)
         return Path(asked)
     pattern = "best.ckpt" if asked == "best" else "step=*.ckpt"
     files = [file for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}checkpoints/{pattern}")]
-    found = newest_whole(files, lambda file: _why_not(file, settings), log.warning)
+    found = newest_that_will_do(files, lambda file: _why_not(file, settings, to_train=may_start_fresh), log.warning)
     if found is not None:
         log.info("Going on from %s.", found)
     elif asked == "last" and not may_start_fresh:
@@ -50,12 +47,14 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
     return found
 
 
-def _why_not(file: Path, settings: dict[str, Any]) -> str | None:
+def _why_not(file: Path, settings: dict[str, Any], *, to_train: bool) -> str | None:
     try:
         checkpoint = read_checkpoint(file, mmap=True)
-    except ParleyError as error:
-        return str(error)
-    saved = checkpoint["callbacks"].get("ExactResume", {}).get("config") or {}
+    except CheckpointRefusedError as error:
+        return error.reason
+    if to_train and (reason := lacking_to_go_on(checkpoint)):
+        return reason
+    saved = _at(checkpoint, ("callbacks", "ExactResume", "config")) or {}
     for place in (("model", "class_path"), ("data", "class_path"), ("model", "init_args", "model_name_or_path")):
         before, now = _at(saved, place), _at(settings, place)
         if saved and before != now:

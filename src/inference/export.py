@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_config
+from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.callbacks.storage import read_checkpoint
@@ -16,6 +17,7 @@ from src.models.fingerprint import base_record
 from src.models.loading import fit_embeddings, load_model, load_state, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
 from src.models.saving import save_model
+from src.models.sources import reading
 
 MODEL_PREFIX = "model."
 
@@ -43,38 +45,64 @@ def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
         base_model: Where its base is now, if it has moved.
 
     Raises:
-        ParleyError: The base is not to be found, or is another one.
+        ParleyError: The base is not to be found, or is another one; or weights are not finite.
     """
+    restored = _restore(path, base_model)
+    refuse_not_finite(restored.model, str(path))
+    return restored
+
+
+def _restore(path: str | Path, base_model: str | None) -> Restored:
     checkpoint = read_checkpoint(path, mmap=True)
-    description = checkpoint["parley"]
-    base, gguf_file = base_model or description["base"]["name"], description["base"]["gguf_file"]
+    description, saved = checkpoint["parley"], checkpoint["parley"]["base"]
+    base, gguf_file, adapter = base_model or saved["name"], saved.get("gguf_file"), description.get("adapter")
     state = {
         name.removeprefix(MODEL_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(MODEL_PREFIX)
     }
     tokenizer = load_tokenizer(base, gguf_file=gguf_file)
-    if description["adapter"] is None:
-        options = dict(description["config"])
-        model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
-        load_state(model, state)
-        if settings := description.get("generation"):  # older checkpoints have none
-            model.generation_config = GenerationConfig.from_dict(settings)
+    if adapter is None:
+        with reading("the model", str(path)):
+            options = dict(description["config"])
+            model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+            load_state(model, state)
+            if settings := description.get("generation"):  # older checkpoints have none
+                model.generation_config = GenerationConfig.from_dict(settings)
         return Restored(model.eval(), tokenizer, base)
     foundation = load_model(base, gguf_file=gguf_file)
-    if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != description["base"]["fingerprint"]:
+    if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != saved.get("fingerprint"):
         raise ParleyError(
-            f"the checkpoint's adapter was trained on {description['base']['name']!r}, and {base!r} has other weights; "
+            f"the checkpoint's adapter was trained on {saved['name']!r}, and {base!r} has other weights; "
             "give the base model that it was trained on with --base-model."
         )
     fit_embeddings(foundation, tokenizer)
-    adapted = add_lora(foundation, _adapter_config(description["adapter"]))
-    missing = adapted.load_state_dict(state, strict=False)
+    with reading("the adapter", str(path)):
+        adapted = add_lora(foundation, _adapter_config(adapter))
+        missing = adapted.load_state_dict(state, strict=False)
     if missing.unexpected_keys:
         raise ParleyError(
             f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
         )
     return Restored(adapted.eval(), tokenizer, base)
+
+
+def refuse_not_finite(model: nn.Module, name: str) -> None:
+    """Refuse a model that could say nothing: one NaN makes every answer of NaN.
+
+    Args:
+        model: With its weights.
+        name: What the user called it.
+
+    Raises:
+        ParleyError: A weight is NaN or infinite.
+    """
+    for place, weight in model.named_parameters():
+        if broken := int((~weight.isfinite()).sum()):
+            raise ParleyError(
+                f"the weights of {name} are not finite: {place} holds {broken:,} NaN or infinite values; give an "
+                "earlier checkpoint, or another model."
+            )
 
 
 def _adapter_config(options: dict[str, Any]) -> PeftConfig:

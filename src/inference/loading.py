@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
-from src.inference.export import restore
+from src.inference.export import refuse_not_finite, restore
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import can_merge, merge_lora
 from src.models.sources import is_adapter
@@ -67,7 +67,7 @@ def load_finished(
         dtype: Of the weights: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        ParleyError: It cannot be found or read, or an option does not go with it.
+        ParleyError: It cannot be found or read, has weights that are not finite, or an option does not go with it.
     """
     place, where = Path(name_or_path).expanduser(), _device(device)
     weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
@@ -87,6 +87,7 @@ def load_finished(
             exact = None if is_adapter(place) else weights  # an adapter's base is known by its exact weights
             model = load_model(name_or_path, gguf_file=gguf_file, base_model=base_model, dtype=exact)
             tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file)
+            refuse_not_finite(model, name_or_path)
     if isinstance(model, PeftModel) and can_merge(model):
         model = merge_lora(model)
     nn.Module.to(model, device=where, dtype=weights)

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src import __version__
+from src.contracts import CHECKPOINT_FORMAT
 from src.errors import ParleyError
 from src.models.fingerprint import base_record
 from src.models.loading import identify
 from src.models.tying import base_model
-
-FORMAT = 1  # raise it when an older checkpoint can no longer be read
 
 
 def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
     """
     base = identify(model) if isinstance(model, PeftModel) else base_record(model)
     return {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "version": __version__,
         "base": {"name": base.name, "fingerprint": base.fingerprint, "gguf_file": base.gguf_file},
         "config": model.config.to_dict(),
@@ -66,13 +65,11 @@ def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftM
     """Refuse a checkpoint that belongs to another model, before anything is loaded.
 
     Raises:
-        ParleyError: Another program's checkpoint, a newer format, another base below an adapter, or other shapes.
+        ParleyError: Another program's checkpoint, another base below an adapter, or other shapes.
     """
     saved = checkpoint.get("parley")
     if saved is None:
         raise ParleyError("this checkpoint was not written by Parley; give one from a run's checkpoints directory.")
-    if saved["format"] > FORMAT:
-        raise ParleyError(f"this checkpoint needs Parley {saved['version']} or newer (this is {__version__}); upgrade.")
     base, name = saved["base"], base_model(model).name_or_path
     has_adapter = isinstance(model, PeftModel)
     if (saved["adapter"] is not None) != has_adapter:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 from pathlib import Path
 
 import pytest
 import torch
 
+from src.callbacks.digest import content_digest
 from src.callbacks.run_directory import DirectoryLock
-from src.callbacks.storage import AtomicCheckpointIO, is_whole, newest_whole, read_checkpoint
+from src.callbacks.storage import AtomicCheckpointIO, is_whole, newest_that_will_do, read_checkpoint
 from src.errors import ParleyError
 
 
 def checkpoint(size: int = 1000) -> dict:
-    return {"parley": {"format": 1}, "weights": torch.arange(float(size)), "callbacks": {}}
+    description = {"format": 1, "version": "1", "base": {"name": "base"}, "config": {}}
+    return {"parley": description, "weights": torch.arange(float(size)), "state_dict": {}}
 
 
 @pytest.fixture
@@ -31,14 +34,53 @@ def test_what_is_written_is_read(written: Path):
     assert [file.name for file in written.parent.iterdir()] == [written.name]
 
 
-def test_every_flipped_byte_of_the_tensors_is_found(written: Path):
-    data = written.read_bytes()
-    start = data.index(torch.arange(1000.0).numpy().tobytes())
-    for position in range(start, start + 4000, 397):
-        written.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
-        assert not is_whole(written)
-    written.write_bytes(data)
+def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path):
+    """Wherever it is: in tensors, in the pickle, in the archive's headers (its directory flag empties a record)."""
+    path = tmp_path / "small.ckpt"
+    whole = {**checkpoint(16), "state_dict": {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.zeros(())}}
+    AtomicCheckpointIO().save_checkpoint(whole, path)
+    data, found, chance = path.read_bytes(), 0, random.Random(0)
+    headers = [place for place in range(len(data)) if data.startswith((b"PK\1\2", b"PK\3\4", b"PK\5\6"), place)]
+    places = {place + offset for place in headers for offset in range(46)} | set(chance.sample(range(len(data)), 150))
+    for place in sorted(place for place in places if place < len(data)):
+        bit = 0x10 if place - 38 in headers else 1 << chance.randrange(8)
+        path.write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
+        try:
+            read = AtomicCheckpointIO().load_checkpoint(path)
+        except ParleyError as refused:
+            found += "\n" not in str(refused)
+        else:
+            assert content_digest(read) == content_digest(whole)
+    assert found > len(places) / 4
+
+
+def test_a_digest_is_of_what_is_there(written: Path):
+    """Anything that differs makes another digest; how it lies in memory does not."""
+    one = checkpoint(12)
+    for change in ({"weights": torch.arange(12.0).double()}, {"weights": torch.arange(12.0).view(3, 4)}, {"extra": 1}, {"weights": [0, True]}, {"weights": [0, 1]}, {"weights": ["0", "1"]}, {"weights": (0, 1)}, {"weights": {"0": None}}):  # noqa: E501  # fmt: skip
+        assert content_digest({**one, **change}) != content_digest(one)
+    transposed = torch.arange(12.0).view(3, 4).t().contiguous().t()
+    assert content_digest({**one, "weights": transposed}) == content_digest({**one, "weights": transposed.contiguous()})
+    different = [
+        content_digest({"x": value}) for value in ([0, True], [0, 1], ["0", "1"], (0, 1), [0.0, 1.0], [[0], 1])
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_an_older_file_without_a_digest_is_checked_by_its_archive(written: Path):
+    torch.save(checkpoint(), written)
     assert is_whole(written)
+    data = bytearray(written.read_bytes())
+    data[data.index(torch.arange(1000.0).numpy().tobytes()) + 9] ^= 1
+    written.write_bytes(data)
+    assert not is_whole(written)
+
+
+def test_weights_that_are_no_numbers_are_said(written: Path):
+    broken = {**checkpoint(), "state_dict": {"model.a": torch.ones(2), "model.b": torch.tensor([1.0, float("nan")])}}
+    AtomicCheckpointIO().save_checkpoint(broken, written)
+    with pytest.raises(ParleyError, match=r"not finite: model\.b holds 1 NaN"):
+        read_checkpoint(written)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -75,7 +117,7 @@ def test_a_limit_on_the_file_size_leaves_the_old_one(written: Path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(ParleyError, match=r"could not be written \(File too large\)") as refused:
+        with pytest.raises(ParleyError, match=r"cannot be written \(File too large\)") as refused:
             AtomicCheckpointIO().save_checkpoint(checkpoint(1_000_000), written)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -100,24 +142,19 @@ def test_a_full_device_leaves_the_old_one(written: Path, monkeypatch: pytest.Mon
 
 def test_a_directory_that_is_a_file(tmp_path: Path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ParleyError, match="could not be written"):
+    with pytest.raises(ParleyError, match="cannot be written"):
         AtomicCheckpointIO().save_checkpoint(checkpoint(), tmp_path / "taken" / "x.ckpt")
 
 
-def test_the_newest_whole_one_that_will_do(tmp_path: Path):
+def test_the_newest_that_will_do(tmp_path: Path):
     files = [tmp_path / f"{number}.ckpt" for number in range(4)]
     for age, file in enumerate(files):
-        AtomicCheckpointIO().save_checkpoint(checkpoint(), file)
+        file.write_text("")
         os.utime(file, (age, age))
-    files[3].write_bytes(files[3].read_bytes()[:-100])
-    os.utime(files[3], (9, 9))
     told: list[str] = []
-    found = newest_whole(files, lambda file: "other" if file == files[2] else None, told.append)
+    found = newest_that_will_do(files, lambda file: {files[3]: "it is odd", files[2]: "other"}.get(file), told.append)
     assert found == files[1]
-    assert told == [
-        f"Passed over {files[3]}: it is truncated or corrupt.",
-        f"Passed over {files[2]}: other.",
-    ]
+    assert told == [f"Passed over {files[3]}: it is odd.", f"Passed over {files[2]}: other."]
 
 
 def test_a_directory_takes_one_process_at_a_time(tmp_path: Path):

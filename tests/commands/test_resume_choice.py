@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.callbacks.storage import AtomicCheckpointIO, read_checkpoint
 from src.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def test_a_truncated_one_is_passed_over(runs, words, caplog, monkeypatch):
     data = newest.read_bytes()
     newest.write_bytes(data[: len(data) // 2])
     assert main([*words, "--ckpt_path", "last"]) == 0
-    assert f"Passed over {newest}: it is truncated or corrupt." in caplog.text
+    assert f"Passed over {newest}: it is damaged, or of another program." in caplog.text
     assert f"Going on from {checkpoint(runs, 2)}." in caplog.text
     assert torch.load(newest, weights_only=True)["global_step"] == 3  # written anew
 
@@ -73,13 +74,17 @@ def test_a_damaged_one_that_is_asked_for_is_refused(runs, words, capsys):
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    assert "truncated or corrupt; --ckpt_path last" in refused(capsys, *words, "--ckpt_path", str(newest))
+    assert "it is damaged: it does not hold what was written; give a whole" in refused(
+        capsys, *words, "--ckpt_path", str(newest)
+    )
 
 
 def test_none_there(tmp_path, monkeypatch, words, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
-    assert "there is no checkpoint 'x.ckpt'" in refused(capsys, *words, "--ckpt_path", "x.ckpt")
+    assert "x.ckpt cannot be read as a checkpoint: there is no such file" in refused(
+        capsys, *words, "--ckpt_path", "x.ckpt"
+    )
     assert "no best.ckpt of this recipe" in refused(capsys, *words, "--ckpt_path", "best")
     assert main([*words, "--ckpt_path", "last", "--trainer.fast_dev_run", "1"]) == 0
     assert "starting fresh" in caplog.text
@@ -130,9 +135,9 @@ def test_other_settings_are_named(runs, words, caplog, monkeypatch):
 
 def test_a_newer_format_says_what_it_needs(runs, words, capsys):
     path = checkpoint(runs, 2)
-    saved = torch.load(path, weights_only=True)
+    saved = read_checkpoint(path)
     saved["parley"] |= {"format": 99, "version": "9.9"}
-    torch.save(saved, path)
+    AtomicCheckpointIO().save_checkpoint(saved, path)
     assert "needs Parley 9.9 or newer" in refused(capsys, *words, "--ckpt_path", str(path))
 
 

@@ -65,7 +65,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     shutil.copy(places["checkpoint"], run / "checkpoints" / "last.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     cases: list[tuple[str, dict[str, str], str]] = [
-        (str(tmp_path / "none.ckpt"), {}, "there is no checkpoint"),
+        (str(tmp_path / "none.ckpt"), {}, "there is no such file"),
         (str(tmp_path / "text.ckpt"), {}, "cannot be read as a checkpoint"),
         (str(tmp_path / "none"), {}, "there is no model directory"),
         ("nobody/nothing", {}, "neither a directory here nor in the local cache"),
