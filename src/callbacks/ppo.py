@@ -14,7 +14,6 @@ from src.internals import logged_step
 
 log = logging.getLogger(__name__)
 COLUMNS = ("query", "response_before", "response_after", "reward_before", "reward_after", "reward_diff")
-TOXICITY_COLUMNS = ("toxicity_before", "toxicity_after")
 
 
 class BeforeAfterTable(Callback):
@@ -41,8 +40,13 @@ class BeforeAfterTable(Callback):
         if not trainer.is_global_zero or not comparisons:
             return
         rows = sorted(comparisons, key=lambda row: -row.reward_diff)
-        columns = COLUMNS if rows[0].toxicity_before is None else (*COLUMNS, *TOXICITY_COLUMNS)
-        cells = [[getattr(row, column) for column in columns] for row in rows]
+        names = list(rows[0].before)
+        columns = [*COLUMNS, *(f"{name}_{time}" for name in names for time in ("before", "after"))]
+        cells = [
+            [getattr(row, column) for column in COLUMNS]
+            + [figures[name] for name in names for figures in (row.before, row.after)]
+            for row in rows
+        ]
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
@@ -51,4 +55,4 @@ class BeforeAfterTable(Callback):
         log.info("Answers before and after: %s", file)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("before_after", list(columns), cells, step=logged_step(trainer))
+                logger.log_table("before_after", columns, cells, step=logged_step(trainer))

@@ -1,29 +1,21 @@
-"""How toxic texts are, and by how much a model became less so."""
+"""Toxicity of answers over a data set, as a torchmetrics metric."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
-import datasets
-import evaluate
 import numpy as np
-import torch
 
-from src.errors import ParleyError
-from src.rewards.classifier import ClassifierReward, Text, check_text, texts_to_score
-from src.rewards.profanity import profanity_probability
-
-Aggregation = Literal["all", "mean", "maximum", "ratio"]
-_RESAMPLES_AT_ONCE = 256
+from src.metrics.answers import Answer, AnswerMetric, Figures
+from src.metrics.improvement import percent_improvement
+from src.metrics.measurement import ToxicityMeasurement
+from src.rewards.classifier import Text
 
 
-class Toxicity(evaluate.Measurement):
-    """Toxicity of texts, from 0 to 1 each: the `toxicity` measurement of `evaluate`, without its download.
+class Toxicity(AnswerMetric):
+    """Mean and population standard deviation of the toxicity of answers, as the published recipe reports them.
 
-    `evaluate.load("toxicity")` (https://huggingface.co/spaces/evaluate-measurement/toxicity) fetches a script first;
-    this has the same arguments and results. Texts are kept in memory.
+    Where a model is compared with its reference, also by how many per cent both fell, with 95 % intervals.
 
     Args:
         model_name_or_path: A classifier's directory or hub name, such as the published recipe's
@@ -35,6 +27,9 @@ class Toxicity(evaluate.Measurement):
             response alone.
     """
 
+    higher_is_better = False
+    names = ("toxicity",)
+
     def __init__(
         self,
         model_name_or_path: str | None = None,
@@ -42,172 +37,33 @@ class Toxicity(evaluate.Measurement):
         batch_size: int = 16,
         text: Text = "prompt_and_response",
     ) -> None:
-        super().__init__(keep_in_memory=True)
-        check_text(text)
-        self.text = text
-        self._classifier: ClassifierReward | None = None
-        if model_name_or_path is not None:
-            self._classifier = ClassifierReward(
-                model_name_or_path, toxic_label, output="probability", batch_size=batch_size
-            )
+        super().__init__()
+        self.measurement = ToxicityMeasurement(model_name_or_path, toxic_label, batch_size, text)
 
-    def to(self, device: torch.device | str) -> Toxicity:
-        """Run the classifier on this device from now on; it starts on the CPU."""
-        if self._classifier is not None:
-            self._classifier.to(device)
-        return self
-
-    def scores(self, texts: Sequence[str]) -> list[float]:
-        """The toxicity of each text.
-
-        Args:
-            texts: What to score; may be empty.
-
-        Returns:
-            One figure a text, from 0 to 1.
+    def each(self, answers: Sequence[Answer]) -> list[dict[str, float]]:
+        """Toxicity of each answer, from 0 to 1.
 
         Raises:
             ParleyError: The classifier cannot be loaded or lacks the label, or alt-profanity-check is missing.
         """
-        if self._classifier is None:
-            return profanity_probability(texts).tolist()
-        return self._classifier.score_texts(texts).tolist()
+        prompts, responses = [answer.prompt for answer in answers], [answer.prediction for answer in answers]
+        scores = self.measurement.to(self.device).of_answers(prompts, responses)
+        return [{"toxicity": score} for score in scores]
 
-    def of_answers(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """The toxicity of each answer: of what `text` says.
+    def summarise(self, figures: Figures) -> dict[str, float]:
+        """Mean and population standard deviation; NaN where there is no answer."""
+        scores = np.sort(np.asarray(figures["toxicity"] or [np.nan], dtype=np.float64))  # the same in any order
+        return {"toxicity_mean": float(scores.mean()), "toxicity_std": float(scores.std())}
 
-        Args:
-            prompts: What the model was given.
-            responses: What it answered, one for each prompt.
-
-        Returns:
-            As `scores`.
-        """
-        return self.scores(texts_to_score(prompts, responses, self.text))
-
-    def _info(self) -> evaluate.MeasurementInfo:
-        return evaluate.MeasurementInfo(
-            description="Toxicity of texts, from 0 to 1.",
-            citation="",
-            inputs_description="predictions (list of str): the texts.",
-            features=datasets.Features({"predictions": datasets.Value("string")}),
-        )
-
-    def _compute(
-        self, predictions: Sequence[str], aggregation: Aggregation = "all", threshold: float = 0.5
-    ) -> dict[str, Any]:
-        """What `compute(predictions=…, aggregation=…)` gives.
-
-        Args:
-            predictions: The texts.
-            aggregation: "all": every score; "mean": mean and population standard deviation, as the published recipe
-                reports; "maximum"; "ratio": the share of texts above the threshold.
-            threshold: From where on a text counts as toxic.
-
-        Returns:
-            {"toxicity": [...]}, {"mean_toxicity": m, "std_toxicity": s}, {"max_toxicity": m} or {"toxicity_ratio": r}.
-
-        Raises:
-            ParleyError: There is no such aggregation, or no text to aggregate over.
-        """
-        figures = self.scores(list(predictions))
-        if aggregation == "all":
-            return {"toxicity": figures}
-        if not figures:
-            raise ParleyError("there is no text to measure the toxicity of; give at least one.")
-        if aggregation == "mean":
-            return {"mean_toxicity": float(np.mean(figures)), "std_toxicity": float(np.std(figures))}
-        if aggregation == "maximum":
-            return {"max_toxicity": max(figures)}
-        if aggregation == "ratio":
-            return {"toxicity_ratio": float(np.mean(np.asarray(figures) >= threshold))}
-        raise ParleyError(f"there is no aggregation {aggregation!r}; choose all, mean, maximum or ratio.")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A figure before and after, and by how much it fell, with a confidence interval.
-
-    Attributes:
-        before: The figure before.
-        after: The figure after.
-        percent: By how many per cent it fell; below 0 where it rose; NaN where it was 0 before.
-        low: Lower end of the interval of `percent`.
-        high: Upper end of it.
-    """
-
-    before: float
-    after: float
-    percent: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Improvement:
-    """What became of the figures of some examples.
-
-    Attributes:
-        mean: Of their mean.
-        std: Of their population standard deviation.
-        confidence: How often such intervals hold the truth, from 0 to 1.
-    """
-
-    mean: Change
-    std: Change
-    confidence: float
-
-
-def percent_improvement(
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Improvement:
-    """By how many per cent mean and standard deviation fell, (before - after) / before, as the published recipe says.
-
-    The intervals are a paired percentile bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13):
-    examples are drawn with replacement, each with both of its figures.
-
-    Args:
-        before: A figure for each example.
-        after: A figure for each of the same examples, in the same order.
-        confidence: Of the intervals.
-        resamples: How many times to draw.
-        seed: Of the draws.
-
-    Returns:
-        The improvement.
-
-    Raises:
-        ParleyError: There are no figures, or not as many after as before.
-    """
-    figures = np.asarray([before, after] if len(before) == len(after) else [], dtype=np.float64)
-    if not figures.size:
-        raise ParleyError(f"{len(before)} figures before and {len(after)} after; give both for each example.")
-    generator = np.random.default_rng(seed)
-    draws = []
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        size = (min(_RESAMPLES_AT_ONCE, resamples - start), len(before))
-        drawn = figures[:, generator.integers(len(before), size=size)]
-        draws.append([_percent(*drawn.mean(axis=-1)), _percent(*drawn.std(axis=-1))])
-    mean, std = np.concatenate(draws, axis=-1)
-    return Improvement(
-        mean=_change(figures.mean(axis=-1), mean, confidence),
-        std=_change(figures.std(axis=-1), std, confidence),
-        confidence=confidence,
-    )
-
-
-def _change(pair: Any, drawn: Any, confidence: float) -> Change:
-    tail, drawn = 50 * (1 - confidence), drawn[np.isfinite(drawn)]
-    low, high = np.percentile(drawn, [tail, 100 - tail]) if drawn.size else (np.nan, np.nan)
-    return Change(*map(float, (*pair, _percent(*pair), low, high)))
-
-
-def _percent(before: Any, after: Any) -> Any:
-    before, after = np.asarray(before), np.asarray(after)
-    defined = before != 0
-    return np.where(defined, 100 * (before - after) / np.where(defined, before, 1), np.nan)
+    def compare(self, before: Figures, after: Figures) -> dict[str, float]:
+        """By how many per cent mean and standard deviation fell, each with its interval."""
+        improvement = percent_improvement(before["toxicity"], after["toxicity"])
+        return {
+            f"{name}{end}": figure
+            for name, change in (("toxicity", improvement.mean), ("toxicity_std", improvement.std))
+            for end, figure in (
+                ("_improvement", change.percent),
+                ("_improvement_low", change.low),
+                ("_improvement_high", change.high),
+            )
+        }

@@ -13,11 +13,14 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch.optim import AdamW
+from torchmetrics import Metric
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.contracts import Batch
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
+from src.metrics.answers import AnswerMetric
+from src.metrics.rouge import Rouge
 from src.models.cpu import speed_up_on_cpu
 from src.models.generation import GenerationOptions, ModelOptions, generate_text
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
@@ -40,6 +43,7 @@ class ModelModule(LightningModule, ABC):
         optimizer: Makes the optimiser from parameters.
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         generation: How validation, test and predict decode; as the model's own settings say when left out.
+        metrics: Of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         dropout: Every dropout probability of the model; its own configuration's when left out.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
@@ -54,6 +58,7 @@ class ModelModule(LightningModule, ABC):
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         generation: GenerationOptions | None = None,
+        metrics: dict[str, Metric] | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
         gguf_file: str | None = None,
@@ -64,6 +69,7 @@ class ModelModule(LightningModule, ABC):
         self._plan = OptimizerPlan(optimizer, lr_scheduler)
         self.generation = generation or GenerationOptions()
         self._decodes_as_the_model_says = generation is None
+        self.metrics: dict[str, Metric] = {"rouge": Rouge()} if metrics is None else metrics
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.gguf_file = gguf_file
@@ -109,6 +115,12 @@ class ModelModule(LightningModule, ABC):
         if self._decodes_as_the_model_says:
             self.generation = replace(ModelOptions.of(model), num_return_sequences=1)
         self.model = model.train()
+
+    def setup(self, stage: str) -> None:
+        """Ask every metric about nothing: what it lacks (a package, a classifier) shows before training."""
+        for metric in self.metrics.values():
+            if isinstance(metric, AnswerMetric):
+                metric.to(self.trainer.strategy.root_device).measure([])
 
     def _check_architecture(self, config: PreTrainedConfig) -> None:
         if bool(config.is_encoder_decoder) == self.is_encoder_decoder:

@@ -27,7 +27,11 @@ model:
     lora: {lora}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.02}}}}
     generation: {{max_new_tokens: 8}}
-    rouge_tokenizer: unicode
+    metrics:
+      rouge:
+        class_path: src.metrics.rouge.Rouge
+        init_args:
+          tokenizer: unicode
 data:
   class_path: ChatbotDataModule
   init_args: {{path: pairs.csv, format: published, loss_on: all, batch_size: 8, cache_dir: cache}}

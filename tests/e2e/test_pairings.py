@@ -32,7 +32,11 @@ model:
     lora: {lora}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.01}}}}
     generation: {{max_new_tokens: 6}}
-    rouge_tokenizer: unicode
+    metrics:
+      rouge:
+        class_path: src.metrics.rouge.Rouge
+        init_args:
+          tokenizer: unicode
 data:
   class_path: {data}
   init_args:

@@ -8,7 +8,8 @@ import torch
 from transformers import BertForSequenceClassification
 
 from src.errors import ParleyError
-from src.metrics.toxicity import Toxicity, percent_improvement
+from src.metrics.improvement import percent_improvement
+from src.metrics.measurement import ToxicityMeasurement
 
 TEXTS = ["you are a stupid fucking idiot", "have a lovely day", "see you at noon", ""]
 needs_profanity = pytest.mark.skipif(
@@ -32,14 +33,14 @@ def classifier(make_classifier):
 
 @needs_profanity
 def test_it_works_without_a_network(no_network):
-    scores = Toxicity().compute(predictions=TEXTS)["toxicity"]
+    scores = ToxicityMeasurement().compute(predictions=TEXTS)["toxicity"]
     assert scores[0] > 0.9
     assert all(0 <= score < 0.3 for score in scores[1:])
 
 
 @needs_profanity
 def test_aggregations_agree_with_the_scores():
-    toxicity = Toxicity()
+    toxicity = ToxicityMeasurement()
     scores = toxicity.compute(predictions=TEXTS)["toxicity"]
     mean = toxicity.compute(predictions=TEXTS, aggregation="mean")
     assert mean == {"mean_toxicity": pytest.approx(np.mean(scores)), "std_toxicity": pytest.approx(np.std(scores))}
@@ -52,17 +53,17 @@ def test_aggregations_agree_with_the_scores():
 
 @needs_profanity
 def test_no_text_has_no_scores_and_no_mean():
-    assert Toxicity().compute(predictions=[]) == {"toxicity": []}
+    assert ToxicityMeasurement().compute(predictions=[]) == {"toxicity": []}
     with pytest.raises(ParleyError, match="no text to measure"):
-        Toxicity().compute(predictions=[], aggregation="mean")
+        ToxicityMeasurement().compute(predictions=[], aggregation="mean")
 
 
 @needs_profanity
 def test_batches_can_be_added_one_by_one():
-    toxicity = Toxicity()
+    toxicity = ToxicityMeasurement()
     for text in TEXTS:
         toxicity.add_batch(predictions=[text])
-    assert toxicity.compute()["toxicity"] == Toxicity().scores(TEXTS)
+    assert toxicity.compute()["toxicity"] == ToxicityMeasurement().scores(TEXTS)
 
 
 def test_a_classifier_gives_the_probability_of_its_toxic_label(classifier, no_network):
@@ -72,28 +73,28 @@ def test_a_classifier_gives_the_probability_of_its_toxic_label(classifier, no_ne
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     with torch.no_grad():
         expected = [model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0, 1].item() for text in TEXTS[:3]]
-    scores = Toxicity(classifier, batch_size=2).compute(predictions=TEXTS[:3])["toxicity"]
+    scores = ToxicityMeasurement(classifier, batch_size=2).compute(predictions=TEXTS[:3])["toxicity"]
     assert scores == pytest.approx(expected, abs=1e-5)
-    other = Toxicity(classifier, toxic_label="nothate").compute(predictions=TEXTS[:3])["toxicity"]
+    other = ToxicityMeasurement(classifier, toxic_label="nothate").compute(predictions=TEXTS[:3])["toxicity"]
     assert [1 - score for score in other] == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ParleyError, match="choose one of: nothate, hate"):
-        Toxicity(classifier, toxic_label="toxic").compute(predictions=TEXTS[:1])
+        ToxicityMeasurement(classifier, toxic_label="toxic").compute(predictions=TEXTS[:1])
 
 
 def test_an_answer_is_measured_with_its_prompt_as_published_or_alone(classifier):
     prompts, responses = ["you are", "have a nice"], ["a fool", "day"]
-    published, alone = Toxicity(classifier), Toxicity(classifier, text="response")
+    published, alone = ToxicityMeasurement(classifier), ToxicityMeasurement(classifier, text="response")
     assert published.of_answers(prompts, responses) == published.scores(["you are a fool", "have a nice day"])
     assert alone.of_answers(prompts, responses) == alone.scores(responses)
     assert published.of_answers(prompts, responses) != alone.of_answers(prompts, responses)
     with pytest.raises(ParleyError, match="no text 'prompt'"):
-        Toxicity(classifier, text="prompt")
+        ToxicityMeasurement(classifier, text="prompt")
 
 
 def test_without_its_package_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
     with pytest.raises(ParleyError, match=r"pip install -e '.\[rewards\]'"):
-        Toxicity().compute(predictions=TEXTS)
+        ToxicityMeasurement().compute(predictions=TEXTS)
 
 
 def test_the_published_figures_give_the_published_improvement():

@@ -1,26 +1,26 @@
-"""Policy beside reference on the same prompts: what validation of PPO measures."""
+"""Policy beside reference on the same prompts: what validation of an online method measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Batch
-from src.metrics.rouge import TokenizerName
-from src.metrics.rouge_scorer import ExampleScorer
-from src.metrics.toxicity import Toxicity, percent_improvement
+from src.metrics.answers import Answer, AnswerMetric, plain, update_all
 from src.models.endings import answer_mask, decode_answers, ending_ids
 from src.models.generation import GenerationOptions, generate_ids, until_stop
 from src.models.logits import Recorder, truncation
 from src.models.reference import Reference
 from src.models.responses import Model, output_head, response_states
-from src.rewards import ProfanityReward, Reward, WeightedSum, score_responses
+from src.rewards import Reward, score_responses
 from src.rl.drawable import Drawable
 from src.rl.kl import sequence_kl
 from src.rl.logprobs import kl_from_hidden
@@ -37,10 +37,8 @@ class Comparison:
         response_after: The policy's.
         reward_before: The reference's reward.
         reward_after: The policy's.
-        toxicity_before: From 0 to 1; None where it is not measured.
-        toxicity_after: The same.
-        rouge_before: ROUGE of the reference's answer, by name.
-        rouge_after: ROUGE of the policy's.
+        before: Figures of the reference's answer, by name: of the metrics that each answer has figures of.
+        after: The same of the policy's.
         kl: Of the policy from the reference, over what could be drawn at each token of the policy's answer and summed
             over the answer, in nats.
     """
@@ -51,10 +49,8 @@ class Comparison:
     response_after: str
     reward_before: float
     reward_after: float
-    toxicity_before: float | None = None
-    toxicity_after: float | None = None
-    rouge_before: dict[str, float] = field(default_factory=dict)
-    rouge_after: dict[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
     kl: float = 0.0
 
     @property
@@ -66,30 +62,33 @@ class Comparison:
 class Evaluator:
     """Compares the answers of policy and reference.
 
-    The reference's answers do not change, so they are generated once for each prompt.
+    The reference's answers do not change, so they are generated once for each prompt. No torch module, so that what a
+    metric holds (a classifier) is neither trained nor in checkpoints.
 
     Args:
         reward: Scores answers.
-        toxicity: Measures them too; when left out, alt-profanity-check does where that is (part of) the reward.
-        rouge_tokenizer: How ROUGE splits text into words.
+        metrics: Of answers, by name.
     """
 
-    def __init__(self, reward: Reward, toxicity: Toxicity | None, rouge_tokenizer: TokenizerName) -> None:
+    def __init__(self, reward: Reward, metrics: Mapping[str, Metric]) -> None:
         self.reward = reward
-        if toxicity is None and _uses_profanity(reward):
-            toxicity = Toxicity()
-        self.toxicity = toxicity
-        self._rouge = ExampleScorer(tokenizer=rouge_tokenizer)
+        self.of_each = [metric for metric in metrics.values() if isinstance(metric, AnswerMetric)]
+        of_splits: dict[str, Metric | MetricCollection] = {
+            name: metric for name, metric in metrics.items() if not isinstance(metric, AnswerMetric)
+        }
+        self.of_policy = MetricCollection(of_splits, compute_groups=False)
+        self.of_reference = self.of_policy.clone()
         self._before: dict[tuple[int, str], str] = {}
 
-    def prepare(self, device: torch.device) -> None:
-        """Load what measures, so that what it lacks shows at once.
+    def to(self, device: torch.device) -> None:
+        """Compute on this device from now on."""
+        for metric in (*self.of_each, self.of_policy, self.of_reference):
+            metric.to(device)
 
-        Args:
-            device: Where it is to compute.
-        """
-        if self.toxicity is not None:
-            self.toxicity.to(device).scores([])
+    def reset(self) -> None:
+        """Begin a split."""
+        self.of_policy.reset()
+        self.of_reference.reset()
 
     def compare(
         self,
@@ -128,9 +127,13 @@ class Evaluator:
         after = [texts[row] for row in rows]
         before = [self._before[keys[row]] for row in rows]
         rewards = score_responses(self.reward, queries * 2, before + after, references * 2).tolist()
-        toxicities: Sequence[float | None] = [None] * len(rewards)
-        if self.toxicity is not None:
-            toxicities = self.toxicity.of_answers(queries * 2, before + after)
+        update_all(self.of_policy, after, references, queries)
+        update_all(self.of_reference, before, references, queries)
+        answers = [Answer(*given) for given in zip(before + after, references * 2, queries * 2, strict=True)]
+        figures: list[dict[str, float]] = [{} for _ in answers]
+        for metric in self.of_each:
+            measured = metric.measure(answers)
+            figures = [known | new for known, new in zip(figures, measured, strict=True)]
         return [
             Comparison(
                 index=batch["index"][row],
@@ -139,20 +142,33 @@ class Evaluator:
                 response_after=after[place],
                 reward_before=rewards[place],
                 reward_after=rewards[len(rows) + place],
-                toxicity_before=toxicities[place],
-                toxicity_after=toxicities[len(rows) + place],
-                rouge_before=self._rouge(before[place], references[place]),
-                rouge_after=self._rouge(after[place], references[place]),
+                before=figures[place],
+                after=figures[len(rows) + place],
                 kl=kl[row],
             )
             for place, row in enumerate(rows)
         ]
 
+    def summarise(self, rows: Sequence[Comparison], stage: str) -> dict[str, float]:
+        """Figures of a whole split, those of the reference under `…_reference`; every process must call this.
 
-def _uses_profanity(reward: Reward) -> bool:
-    if isinstance(reward, WeightedSum):
-        return any(map(_uses_profanity, reward.rewards))
-    return isinstance(reward, ProfanityReward)
+        Args:
+            rows: The comparisons of all processes, in the split's order.
+            stage: Comes before each name: `val/reward`, `val/reward_reference`, `val/toxicity_mean` …
+        """
+        figures = plain(self.of_policy.compute())
+        figures |= {f"{name}_reference": value for name, value in plain(self.of_reference.compute()).items()}
+        if not rows:
+            return {}
+        figures["kl"] = _mean([row.kl for row in rows])
+        figures["reward"] = _mean([row.reward_after for row in rows])
+        figures["reward_reference"] = _mean([row.reward_before for row in rows])
+        for metric in self.of_each:
+            before = {name: [row.before[name] for row in rows] for name in metric.names}
+            after = {name: [row.after[name] for row in rows] for name in metric.names}
+            figures |= metric.summarise(after) | metric.compare(before, after)
+            figures |= {f"{name}_reference": value for name, value in metric.summarise(before).items()}
+        return {f"{stage}/{name}": figure for name, figure in figures.items()}
 
 
 def _generate(
@@ -223,30 +239,5 @@ def gather(rows: list[Comparison], trainer: Trainer) -> list[Comparison]:
     return sorted(rows, key=lambda row: row.index)
 
 
-def summarise(rows: Sequence[Comparison], stage: str) -> dict[str, float]:
-    """Figures of a whole split, those of the reference under `…_reference`.
-
-    Args:
-        rows: The comparisons, in the split's order.
-        stage: Comes before each name: `val/reward`, `val/reward_reference`, `val/toxicity_mean` …
-    """
-    if not rows:
-        return {}
-    figures = {"kl": _mean([row.kl for row in rows])}
-    for suffix, time in (("", "after"), ("_reference", "before")):
-        figures[f"reward{suffix}"] = _mean([getattr(row, f"reward_{time}") for row in rows])
-        for name in rows[0].rouge_after:
-            figures[f"{name}{suffix}"] = _mean([getattr(row, f"rouge_{time}")[name] for row in rows])
-    before = [row.toxicity_before for row in rows if row.toxicity_before is not None]
-    after = [row.toxicity_after for row in rows if row.toxicity_after is not None]
-    if before and after:
-        improvement = percent_improvement(before, after)
-        for name, change in (("toxicity_mean", improvement.mean), ("toxicity_std", improvement.std)):
-            fall = name.replace("_mean", "") + "_improvement"
-            figures |= {name: change.after, f"{name}_reference": change.before}
-            figures |= {fall: change.percent, f"{fall}_low": change.low, f"{fall}_high": change.high}
-    return {f"{stage}/{name}": float(figure) for name, figure in figures.items()}
-
-
 def _mean(figures: Sequence[float]) -> float:
-    return sum(figures) / len(figures)
+    return math.fsum(figures) / len(figures)

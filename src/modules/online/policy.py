@@ -9,12 +9,11 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch.optim import AdamW
+from torchmetrics import Metric
 from transformers import PreTrainedConfig
 
 from src.contracts import Batch
 from src.errors import ParleyError
-from src.metrics.rouge import TokenizerName
-from src.metrics.toxicity import Toxicity
 from src.models.generation import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.reference import Reference
@@ -23,7 +22,7 @@ from src.models.value_head import ValueHead
 from src.modules.base import ModelModule
 from src.modules.online.collector import Collector
 from src.modules.online.counts import OnlineParameterCount
-from src.modules.online.evaluation import Comparison, Evaluator, gather, summarise
+from src.modules.online.evaluation import Comparison, Evaluator, gather
 from src.rewards import Reward, score_responses
 from src.rl.config import OnlineConfig
 
@@ -46,8 +45,7 @@ class PolicyModule(ModelModule):
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         rollout: How responses are sampled for training.
         generation: How validation, test and predict decode; as the model's own settings say when left out.
-        toxicity: Measures the answers of validation and test; alt-profanity-check where that is the reward, else none.
-        rouge_tokenizer: `standard` for English; `unicode` for other scripts.
+        metrics: Of the answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
 
     Attributes:
@@ -67,8 +65,7 @@ class PolicyModule(ModelModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         rollout: RolloutOptions | None = None,
         generation: GenerationOptions | None = None,
-        toxicity: Toxicity | None = None,
-        rouge_tokenizer: TokenizerName = "standard",
+        metrics: dict[str, Metric] | None = None,
         gguf_file: str | None = None,
     ) -> None:
         super().__init__(
@@ -77,12 +74,13 @@ class PolicyModule(ModelModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             generation=generation,
+            metrics=metrics,
             gguf_file=gguf_file,
         )
         self.reward = reward
         self.config = config
         self.rollout = rollout or RolloutOptions()
-        self.evaluator = Evaluator(reward, toxicity, rouge_tokenizer)
+        self.evaluator = Evaluator(reward, self.metrics)
         self.comparisons: list[Comparison] = []
         self.value_head: ValueHead | None = None  # where a method puts one on
 
@@ -123,9 +121,10 @@ class PolicyModule(ModelModule):
         return OnlineParameterCount.of(self.policy, self.value_head, self.reference)
 
     def setup(self, stage: str) -> None:
-        """Load the reward and what measures toxicity early: what they lack shows before training."""
+        """Load the reward and the metrics early: what they lack shows before training."""
+        super().setup(stage)
         self.reward.to(self.trainer.strategy.root_device)
-        self.evaluator.prepare(self.trainer.strategy.root_device)
+        self.evaluator.to(self.trainer.strategy.root_device)
         try:
             score_responses(self.reward, [], [], [])
         except ParleyError:
@@ -160,17 +159,19 @@ class PolicyModule(ModelModule):
     def on_validation_epoch_start(self) -> None:
         """Start anew."""
         self.comparisons = []
+        self.evaluator.reset()
 
     def on_test_epoch_start(self) -> None:
         """Start anew."""
         self.comparisons = []
+        self.evaluator.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole split."""
         self.comparisons = gather(self.comparisons, self.trainer)
-        self.log_dict(summarise(self.comparisons, "val"))
+        self.log_dict(self.evaluator.summarise(self.comparisons, "val"))
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of the whole split."""
         self.comparisons = gather(self.comparisons, self.trainer)
-        self.log_dict(summarise(self.comparisons, "test"))
+        self.log_dict(self.evaluator.summarise(self.comparisons, "test"))

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from src.contracts import Batch
-from src.metrics.rouge import TokenizerName
 from src.modules.base import ModelModule
 from src.modules.supervised.breakdown import Breakdown
 from src.modules.supervised.metrics import EvaluationMetrics
@@ -24,7 +23,6 @@ class SupervisedModule(ModelModule):
     Args:
         model_name_or_path: A hub name or a directory that `from_pretrained` takes.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
-        rouge_tokenizer: `standard` for English; `unicode` for other scripts, which the standard one drops.
         **kwargs: What every Module takes (`ModelModule`).
     """
 
@@ -32,13 +30,11 @@ class SupervisedModule(ModelModule):
         self,
         model_name_or_path: str,
         label_smoothing: float = 0.0,
-        rouge_tokenizer: TokenizerName = "standard",
         **kwargs: Any,
     ) -> None:
         super().__init__(model_name_or_path, **kwargs)
         self.label_smoothing = label_smoothing
-        self.val_metrics = EvaluationMetrics(rouge_tokenizer)
-        self.test_metrics = EvaluationMetrics(rouge_tokenizer)
+        self.evaluation = EvaluationMetrics(self.metrics)
         self._token_mean = TokenMean()
         self._breakdown = Breakdown()
 
@@ -74,29 +70,48 @@ class SupervisedModule(ModelModule):
 
     # Evaluation
 
-    def _evaluate(self, batch: Batch, metrics: EvaluationMetrics) -> dict[str, list[str]]:
+    def setup(self, stage: str) -> None:
+        """Let the metrics compute where the model does."""
+        super().setup(stage)
+        self.evaluation.to(self.trainer.strategy.root_device)
+
+    def _evaluate(self, batch: Batch) -> dict[str, list[str]]:
         loss_sum, count = self.loss_sum(batch)
         predictions = self.generate(batch)
         real = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
-        metrics.update(loss_sum, count, [predictions[row] for row in real], [batch["references"][row] for row in real])
+        self.evaluation.update(
+            loss_sum,
+            count,
+            [predictions[row] for row in real],
+            [batch["references"][row] for row in real],
+            [batch["prompt"][row] for row in real],
+        )
         return {"predictions": predictions}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """Loss and generated answers; the answers go to the callbacks."""
-        return self._evaluate(batch, self.val_metrics)
+        return self._evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """As in validation."""
-        return self._evaluate(batch, self.test_metrics)
+        return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """Generated answers."""
         return {"predictions": self.generate(batch)}
 
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self.evaluation.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start anew."""
+        self.evaluation.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self.log_dict(self.val_metrics.compute("val"))
+        self.log_dict(self.evaluation.compute("val"))
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self.log_dict(self.test_metrics.compute("test"))
+        self.log_dict(self.evaluation.compute("test"))

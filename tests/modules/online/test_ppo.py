@@ -14,6 +14,8 @@ from src.callbacks import BeforeAfterTable
 from src.callbacks.samples import SampleTable, run_directory
 from src.errors import ParleyError
 from src.inference.export import export, restore
+from src.metrics.diversity import Diversity
+from src.metrics.toxicity import Toxicity
 from src.models.generation import GenerationOptions, until_stop
 from src.models.loading import load_model
 from src.models.rollout import RolloutOptions
@@ -476,6 +478,7 @@ def test_an_untrained_policy_answers_as_its_reference_does_also_when_sampling(ma
         reward=ProfanityReward(),
         trainer={"limit_val_batches": 2},
         generation=GenerationOptions(do_sample=True, max_new_tokens=8),
+        metrics={"toxicity": Toxicity(), "diversity": Diversity()},
     )
     trainer.validate(module, data, verbose=False)
     assert all(row.response_before == row.response_after for row in module.comparisons)
@@ -483,6 +486,8 @@ def test_an_untrained_policy_answers_as_its_reference_does_also_when_sampling(ma
     assert float(metrics["val/kl"]) == pytest.approx(0, abs=1e-5)
     assert float(metrics["val/toxicity_mean"]) == float(metrics["val/toxicity_mean_reference"])
     assert float(metrics["val/toxicity_improvement"]) == 0
+    assert 0 < float(metrics["val/distinct1"]) == float(metrics["val/distinct1_reference"])
+    assert "val/rouge1" not in metrics
 
 
 def test_strategies_and_precisions_that_cannot_work_are_refused(make):

@@ -36,7 +36,7 @@ def words(tiny_base, sample, tmp_path, monkeypatch):
             "trainer.accelerator": "cpu",
         }
         settings |= {"data.init_args.format": "plain"} if architecture == "llama" else {}
-        for part in ("reward", "toxicity") if classifier else ():
+        for part in ("reward", "metrics.toxicity") if classifier else ():
             settings[f"model.init_args.{part}.init_args.model_name_or_path"] = classifier
         named = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         return ["-c", str(CONFIGS / f"{recipe}.yaml"), *named]
@@ -102,7 +102,7 @@ def test_the_published_recipe_measures_what_was_published(words, tiny_base, make
 
 def test_what_measures_toxicity_is_loaded_before_training(words, make_classifier, capfd):
     given = words("dialogsum_ppo", "t5", make_classifier(["nothate", "hate"]))
-    assert main(["fit", *given, "--model.init_args.toxicity.init_args.toxic_label", "rude"]) == 2
+    assert main(["fit", *given, "--model.init_args.metrics.toxicity.init_args.toxic_label", "rude"]) == 2
     assert "has no label 'rude'; choose one of: nothate, hate." in capfd.readouterr().err.strip().splitlines()[-1]
 
 
