@@ -64,6 +64,7 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
+    _ensure_eos(tokenizer, name, local_only)
     ensure_padding(tokenizer)
     _tell_names_from_tokens(tokenizer)
     return tokenizer
@@ -124,6 +125,18 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 @torch.no_grad()
 def _fill_with_mean(matrix: torch.Tensor, rows: int) -> None:
     matrix[rows:] = matrix[:rows].float().mean(dim=0).to(matrix.dtype)
+
+
+def _ensure_eos(tokenizer: PreTrainedTokenizerBase, name: str, local_only: bool) -> None:
+    """Find the special tokens where no EOS is named: without one, a model never learns where an answer ends."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if tokenizer.eos_token_id is not None or backend is None:
+        return
+    config = find_file(name, "config.json", local_only)
+    roles = _roles(backend, read_json(config) if config is not None else {})
+    tokenizer.add_special_tokens({role: token for role, token in roles.items() if getattr(tokenizer, role) is None})
+    if tokenizer.eos_token_id is None:
+        logger.warning("No token of %s is known to end an answer: what is trained with it goes on to the limit.", name)
 
 
 def _has_tokenizer(directory: Path) -> bool:

@@ -145,6 +145,26 @@ def test_a_tokenizer_file_is_read_as_it_is_whatever_class_is_named(named, kind, 
     assert tokenizer.model_max_length == 77
 
 
+@pytest.mark.parametrize(
+    ("end", "settings"), [("</s>", {}), ("<|endoftext|>", {"eos_token_id": 50256}), ("<fin>", {"eos_token_id": 2})]
+)
+def test_the_end_is_found_where_the_tokenizer_names_none(end, settings, bare, tmp_path):
+    """What `PreTrainedTokenizerFast(tokenizer_object=...)` saves, if nobody tells it the roles."""
+    bare("<unk>", "<other>", end).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **settings}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.eos_token == end
+    assert tokenizer.eos_token_id == 2
+    assert tokenizer.pad_token == "<unk>"
+
+
+def test_a_tokenizer_without_an_end_is_named(bare, tmp_path, caplog):
+    bare("<other>").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    load_tokenizer(tmp_path)
+    assert "known to end an answer" in caplog.text
+
+
 @pytest.mark.parametrize("broken", ["no pair\nin here\n", "근 zzz\n"])
 @pytest.mark.parametrize("settings", [{}, {"tokenizer_class": "GPT2Tokenizer"}])
 def test_broken_merges_are_one_line(broken, settings, tmp_path):
