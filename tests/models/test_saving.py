@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LlamaConfig, MarianConfig
 
 from src.errors import ParleyError
 from src.models.adapters import save_adapter
@@ -26,6 +26,7 @@ TARGETS = {
     "gpt2": ["c_attn"],
     "llama": ["q_proj", "v_proj"],
 }
+SIDE = {"layers": 1, "ffn_dim": 32, "attention_heads": 2}
 IDS = torch.arange(10, 34).view(2, 12)
 READER = """
 import sys, torch
@@ -158,6 +159,21 @@ def test_rope_chat_template_and_extra_specials_reach_transformers_4_45(base, log
     assert "<turn>" in peer["specials"]
     assert "<turn>" in load_tokenizer(tmp_path / "saved").all_special_tokens
     assert load_tokenizer(tmp_path / "saved").chat_template == tokenizer.chat_template
+
+
+@pytest.mark.peers
+def test_marian_reaches_transformers_4_45_with_its_positions(base, logits, shake, tmp_path):
+    if not PEER.is_dir():
+        pytest.skip("needs transformers 4.45 in .peers: make peers")
+    tokenizer = load_tokenizer(base("bart"))
+    sizes = {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in SIDE.items()}
+    ids = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = MarianConfig(vocab_size=len(tokenizer), d_model=32, max_position_embeddings=64, **sizes, **ids)
+    model = model_from_config(config).eval()
+    shake(model)
+    save_model(model, tokenizer, tmp_path / "saved")
+    (peer,) = read_by_peer([tmp_path / "saved"], tmp_path / "found.pt").values()
+    torch.testing.assert_close(peer["logits"], logits(model), rtol=1e-5, atol=1e-5)
 
 
 def test_adapter_loads_in_stock_peft_and_here(kind, model, tokenizer, targets, base, logits, shake, tmp_path):
