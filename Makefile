@@ -32,7 +32,7 @@ test-fast: $(STAMP)
 test-floors: $(STAMP)
 	PYTHON=$(BIN)/python bash scripts/install_floors.sh
 	PYTHONPATH=.peers/floors:. OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore tests/test_floors.py \
-	  tests/e2e/test_configs.py tests/callbacks/test_wandb_run.py tests/modules/test_ppo_recipes.py
+	  tests/e2e/test_configs.py tests/callbacks/test_wandb_run.py tests/modules/online/test_ppo_recipes.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

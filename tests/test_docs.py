@@ -138,6 +138,19 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors, f"{name(page)} links to {target}"
 
 
+SPEAKING = [*PAGES, *map(ROOT.joinpath, ("Makefile", ".ci/run", "pyproject.toml")), *RECIPES]
+SPEAKING += [*(ROOT / "scripts").glob("*.*"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "src").rglob("*.py")]
+
+
+@pytest.mark.parametrize("file", SPEAKING, ids=name)
+def test_files_that_are_named_are_there(file):
+    """`make test-floors` once named a test that had moved."""
+    named = re.findall(
+        r"(?<![\w./-])(?:\.\./)?((?:benchmarks|configs|docs|scripts|src|tests)/[\w./-]*\w)", file.read_text("utf-8")
+    )
+    assert not [path for path in named if not (ROOT / path).exists() and not Path(path).stem.isupper()]
+
+
 @pytest.mark.parametrize("command", [*TRAINER_COMMANDS, *COMMANDS])
 def test_every_command_is_documented(command):
     assert any(f"parley {command}" in page.read_text(encoding="utf-8") for page in PAGES)
