@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "callbacks": {"models", "metrics"},
     "models": {"rl"},
     "rl": set(),
-    "rewards": {"metrics"},
+    "rewards": {"metrics", "models"},
     "metrics": {"rewards"},
 }
 FOR_EVERYBODY = {"contracts", "errors", "files", "internals", "writing"}

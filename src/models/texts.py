@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 _STANDS_IN = 0xF0000  # characters for private use, which no text has: one for each special token
@@ -27,6 +28,25 @@ def text_ids(
         return []
     text = {"text_target" if target else "text": list(texts)}
     return tokenizer(**text, add_special_tokens=special, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def tell_names_from_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a text that reads like a special token be cut, where the model of the tokenizer would find it whole.
+
+    `split_special_tokens` keeps `</s>` in a text from becoming the token, but for a tokenizer of unigrams, as T5's,
+    it is a word like any other. A step before that model parts its first character from the rest.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    names = special_names(tokenizer)
+    cuts = text_ids(names, tokenizer)
+    whole = [name for name, ids in zip(names, cuts, strict=True) if tokenizer.convert_tokens_to_ids(name) in ids]
+    pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in whole if len(name) > 1)
+    if pattern:
+        before = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*before, split])
 
 
 def rendered_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

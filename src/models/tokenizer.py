@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer, Regex, SentencePieceBPETokenizer, Tokenizer, pre_tokenizers
+from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer, Tokenizer
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
 from src.models.sources import adapter_base, find_file, is_adapter, locate, quietly, read_json, reading
-from src.models.texts import special_names, text_ids
+from src.models.texts import tell_names_from_tokens
 from src.models.tying import embedding_matrix, head_is_tied
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ UNBOUNDED_LENGTH = int(1e30)  # what transformers writes where a tokenizer has n
 
 
 def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that can pad.
+    """Load a tokenizer that can pad, and tells what people wrote from the tokens of that name.
 
     One without a padding token gets, in this order: `<pad>` where its vocabulary has one, the unknown token, the
     end-of-sequence token, an added `<pad>` (then the embeddings must grow: see `fit_embeddings`). None of these
@@ -51,6 +50,23 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         return load_tokenizer(base, gguf_file or base_gguf)
     if is_adapter(name_or_path):
         gguf_file = None  # the base's; the adapter's own tokenizer lies beside it as plain files
+    tokenizer = read_tokenizer(name_or_path, gguf_file)
+    _ensure_eos(tokenizer, *locate(name_or_path))
+    ensure_padding(tokenizer)
+    tell_names_from_tokens(tokenizer)
+    return tokenizer
+
+
+def read_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+    """Read a tokenizer as its files mean it, with no more special tokens than it has, which do for a classifier.
+
+    Args:
+        name_or_path: A directory or hub name.
+        gguf_file: As for `load_tokenizer`.
+
+    Raises:
+        ParleyError: As `load_tokenizer`.
+    """
     name, local_only = locate(name_or_path)
     with reading("the tokenizer", name), quietly(bars=True):
         options = {"gguf_file": gguf_file} if gguf_file else {}
@@ -64,9 +80,6 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
-    _ensure_eos(tokenizer, name, local_only)
-    ensure_padding(tokenizer)
-    _tell_names_from_tokens(tokenizer)
     return tokenizer
 
 
@@ -211,25 +224,6 @@ def _cuts_alike(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> bool:
     else:
         cuts = [cut.ids for cut in rebuilt.encode_batch(texts, add_special_tokens=False)]
     return bool(cuts == [cut.ids for cut in backend.encode_batch(texts, add_special_tokens=False)])
-
-
-def _tell_names_from_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a text that reads like a special token be cut, where the model of the tokenizer would find it whole.
-
-    `split_special_tokens` keeps `</s>` in a text from becoming the token, but for a tokenizer of unigrams, as T5's,
-    it is a word like any other. A step before that model parts its first character from the rest.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return
-    names = special_names(tokenizer)
-    cuts = text_ids(names, tokenizer)
-    whole = [name for name, ids in zip(names, cuts, strict=True) if tokenizer.convert_tokens_to_ids(name) in ids]
-    pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in whole if len(name) > 1)
-    if pattern:
-        before = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([*before, split])
 
 
 def _bare_bpe(vocabulary: Path, merges: Path) -> Tokenizer:

@@ -101,15 +101,14 @@ class _Classifier:
     """A loaded classifier: its model and tokenizer, the place of the label and how much it can read."""
 
     def __init__(self, name: str, label: str | None, max_length: int | None) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
+
+        from src.models.texts import tell_names_from_tokens
+        from src.models.tokenizer import read_tokenizer
 
         try:
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=torch.float32, trust_remote_code=False
-            )
-            # A model that takes its answer from the last token finds it where padding is on the right.
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                name, truncation_side="left", padding_side="right", trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -118,7 +117,11 @@ class _Classifier:
                 "or a hub model that can be reached from here."
             ) from error
         self.model.eval().requires_grad_(False)
+        self.tokenizer = read_tokenizer(name)
+        self.tokenizer.truncation_side = "left"
+        self.tokenizer.padding_side = "right"  # where a model that takes its answer from the last token finds it
         self._settle_padding(name)
+        tell_names_from_tokens(self.tokenizer)
         self.index = _label_index(self.model.config, label, name)
         self.max_length = min(
             max_length or _readable(self.model, self.tokenizer), _readable(self.model, self.tokenizer)

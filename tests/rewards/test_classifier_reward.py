@@ -1,7 +1,16 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from tokenizers import processors
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from src.errors import ParleyError
 from src.rewards import ClassifierReward, WeightedSum, score_responses
@@ -147,6 +156,37 @@ def test_the_name_of_a_special_token_in_a_response_is_text(make_classifier, kind
     scores = ClassifierReward(path, label="LABEL_1", text="response")([""] * 4, responses)
     spelled = ["good </ s > bad", "you", "good </ s >", "< pad > < pad >"]  # what it has no word for is <unk>
     torch.testing.assert_close(scores, one_by_one(path, spelled)[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_name_of_a_special_token_is_text_to_a_tokenizer_of_unigrams(tmp_path):
+    """T5's, XLM-RoBERTa's and DeBERTa's have the special tokens among their words; T5 wants one EOS in each text."""
+    words = [(word, 0.0) for word in ("<pad>", "</s>", "<unk>")] + [(letter, -3.0) for letter in "▁abcs</>"]
+    backend = Tokenizer(models.Unigram(words, unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    roles = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(tmp_path)
+    sizes = {"vocab_size": len(words), "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}
+    model = T5ForSequenceClassification(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    model.save_pretrained(tmp_path)
+    scores = ClassifierReward(str(tmp_path), label="LABEL_1", text="response")(["", ""], ["a </s> b", "c"])
+    letters = [["▁", "a", "▁", "<", "/", "s", ">", "▁", "b", "</s>"], ["▁", "c", "</s>"]]
+    places = [[[word for word, _ in words].index(letter) for letter in text] for text in letters]
+    with torch.no_grad():
+        expected = torch.cat([model(input_ids=torch.tensor([ids])).logits[:, 1] for ids in places])
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tokenizer_file_is_read_as_it_is_whatever_class_is_named(make_classifier):
+    """Of class BartTokenizer as KoBART's, it would be rebuilt byte-level, and Korean come out as nothing."""
+    path = make_classifier(["nothate", "hate"])
+    before = AutoTokenizer.from_pretrained(path)("you are good")["input_ids"]
+    settings = Path(path, "tokenizer_config.json")
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "BartTokenizer"}))
+    assert AutoTokenizer.from_pretrained(path)("you are good")["input_ids"] != before, "else there is nothing to mend"
+    scores = ClassifierReward(path, text="response")([""] * 4, RESPONSES)
+    expected = one_by_one(make_classifier(["nothate", "hate"]), RESPONSES)[:, 0]
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bart", "gpt2", "llama"])
