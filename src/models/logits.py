@@ -7,16 +7,23 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    NoBadWordsLogitsProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from src.models.endings import token_settings
+from src.models.tying import base_model
 from src.rl.drawable import Drawable
 
 _LAST_CHARACTER = "\U0010ffff"
@@ -86,6 +93,51 @@ def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return ""
     spelled = "".join(pieces)
     return spelled if text[0].isspace() or spelled[:1] not in _BLANKS else spelled[1:]
+
+
+class ForcedStart(LogitsProcessor):
+    """Nothing but one token begins an answer: `forced_bos_token_id`, where the rows are answers without their start.
+
+    Args:
+        id: The token.
+    """
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of (rows, vocabulary), at the first token with -inf for all but one."""
+        if input_ids.shape[1]:
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.id] = 0
+        return forced
+
+
+def token_rules(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> LogitsProcessorList:
+    """Which tokens a model's generation settings force or forbid, for rows that are answers without what they follow.
+
+    These are `forced_bos_token_id` (of an encoder-decoder, whose answers begin from one token), `suppress_tokens`,
+    `begin_suppress_tokens` and `bad_words_ids`, as transformers' `generate` has them. `forced_eos_token_id` is none of
+    them: a response that reaches its maximum is cut off, and counts as that.
+
+    Args:
+        model: With or without an adapter.
+        tokenizer: Its tokenizer.
+    """
+    own, rules = token_settings(model, tokenizer), LogitsProcessorList()
+    start = own.forced_bos_token_id if base_model(model).config.is_encoder_decoder else None
+    if own.bad_words_ids:
+        rules.append(NoBadWordsLogitsProcessor(own.bad_words_ids, own.eos_token_id))
+    if start is not None:
+        rules.append(ForcedStart(start))
+    device = str(base_model(model).device)
+    if own.suppress_tokens:
+        rules.append(SuppressTokensLogitsProcessor(own.suppress_tokens, device))
+    if own.begin_suppress_tokens:
+        place = 0 if start is None else 1
+        rules.append(SuppressTokensAtBeginLogitsProcessor(own.begin_suppress_tokens, place, device))
+    return rules
 
 
 class Recorder(LogitsProcessor):

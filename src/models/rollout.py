@@ -126,7 +126,7 @@ def sample_responses(
         options: How to sample.
         eos_token_ids: Each of these ends a response.
         pad_token_id: Fills `ids` where a response has ended.
-        banned: Forbids tokens, given the responses so far.
+        banned: Forbids tokens, given the responses so far: what is wanted of `token_rules` and `BannedTexts`.
         seeds: One a row, on which its maximum and its tokens depend, whatever else is in the batch; see `row_seeds`.
         generator: Draws the seeds where they are left out; a CPU generator, torch's own when left out.
         encoder_hidden: What `encode` gave for these queries; computed when left out.

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from peft import LoraConfig
 from transformers import GenerationConfig
 
 from src.errors import ParleyError
+from src.models.logits import token_rules
 from src.models.lora import add_lora
 from src.models.responses import encode
 from src.models.rollout import RolloutOptions, row_seeds, sample_responses
@@ -52,6 +54,39 @@ def test_takes_the_tokens_that_transformers_takes(model, tokenizer):
     for row in range(len(ids)):
         length = int(ours.mask[row].sum())
         assert ours.ids[row, :length].tolist() == theirs[row, :length].tolist()
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_tokens_that_a_models_settings_force_or_forbid_are_as_in_transformers(model, tokenizer, forced):
+    """And what cannot be drawn for them has no part in the KL."""
+    head, generator = model.eval().get_output_embeddings(), torch.Generator().manual_seed(0)
+    head.weight = torch.nn.Parameter(torch.randn(head.weight.shape, generator=generator))  # tied, it repeats itself
+    ids, mask = queries(tokenizer, model)
+    start, settings = 1 if model.config.is_encoder_decoder else ids.shape[1], model.generation_config
+    settings.update(max_new_tokens=12, min_new_tokens=12, eos_token_id=tokenizer.eos_token_id)
+    settings.update(pad_token_id=tokenizer.pad_token_id, forced_eos_token_id=None)
+    settings.forced_bos_token_id = 77 if forced else None
+    forces = forced and model.config.is_encoder_decoder
+
+    def theirs():
+        return model.generate(input_ids=ids, attention_mask=mask)[:, start:]
+
+    before = theirs()
+    settings.suppress_tokens = list({*before[:, 4].tolist()} - {77})
+    without = theirs()
+    settings.begin_suppress_tokens = without[:, int(forces)].unique().tolist()
+    later = theirs()
+    settings.bad_words_ids = later[:, 2:4].tolist()
+    expected = theirs()
+    assert not torch.equal(before, without)
+    assert not torch.equal(without, later)
+    assert not torch.equal(later, expected)
+    options = RolloutOptions(output_min_length=12, output_max_length=12, top_k=1, min_new_tokens=12)
+    rules = token_rules(model, tokenizer)
+    assert sample(model, tokenizer, options, banned=rules).ids.tolist() == expected.tolist()
+    drawable = sample(model, tokenizer, replace(options, top_k=0), banned=rules).drawable.mask(len(tokenizer))
+    assert not drawable[:, :, settings.suppress_tokens].any()
+    assert (drawable[:, 0].sum(-1) == 1).all() == forces
 
 
 def test_each_row_answers_as_it_does_alone_whichever_rows_end_before_it(model, tokenizer):

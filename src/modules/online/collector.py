@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from src.contracts import Batch
 from src.models.autocast import cast_once
 from src.models.endings import decode_answers, ending_ids
-from src.models.logits import BannedTexts
+from src.models.logits import BannedTexts, token_rules
 from src.models.policy import TokenFigures, score_tokens
 from src.models.reference import Reference
 from src.models.responses import Model, encode, encoder_is_frozen
@@ -57,7 +57,9 @@ class Collector:
         self.options = options
         self.endings = ending_ids(tokenizer, policy)
         words = options.bad_words
-        self.banned = LogitsProcessorList([BannedTexts(words, tokenizer, 0)] if words else [])
+        self.banned = token_rules(policy, tokenizer)
+        if words:
+            self.banned.append(BannedTexts(words, tokenizer, 0))
         self.num_generations = num_generations
         self.value_head = value_head
         self.encoder_is_frozen = encoder_is_frozen(policy)
