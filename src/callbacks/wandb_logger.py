@@ -16,18 +16,22 @@ from urllib.parse import urlparse
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
+from src.callbacks.row_journal import JournalRow, RowJournal
+from src.callbacks.wandb_files import rows_on_disk
 from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
 RUN_ID = re.compile(r"(?!\.{1,2}$)[^/\\#?%:\x00-\x1f]{1,128}")  # as W&B has it, and the name of a directory here
+OF_WANDB = ("_step", "_runtime", "_timestamp", "_wandb")  # what it adds to a row or a summary itself
 
 
 class WandbRun(WandbLogger):
     """Lightning's W&B logger, which goes offline by itself and continues the run that a checkpoint names.
 
     Without an API key or a network it logs offline, says so once, and never asks for anything; `wandb sync` uploads
-    later. A resumed run keeps its id. What the killed run had sent after its last checkpoint is computed again, to
-    the same values, and is not sent twice.
+    later. A resumed run keeps its id and goes on with W&B's steps. W&B keeps rows in memory, which a kill takes with
+    it: so each is written to `wandb-rows.jsonl` as well, and what W&B's files do not have, or online its server, is
+    sent again. What they have beyond the checkpoint is computed again, to the same values, and not sent twice.
 
     Args:
         project: W&B's project.
@@ -58,8 +62,9 @@ class WandbRun(WandbLogger):
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it on, and W&B says that it does nothing
         self.uploads_model = log_model
-        self._sent = 0  # rows of this run that W&B has, from this process and those before it
-        self._known = 0  # of these, rows that are about to be computed again
+        self._continued = False
+        self._rows = 0  # of this run as far as it has come
+        self._held = 0  # rows that W&B has already and that are about to be computed again
 
     @property
     def version(self) -> str:
@@ -77,28 +82,47 @@ class WandbRun(WandbLogger):
                 log.info(
                     "W&B logs offline (%s); `wandb sync %s/wandb/offline-run-*` uploads it.", reason, self._save_dir
                 )
+            self._catch_up(super().experiment)
         return super().experiment
+
+    def _catch_up(self, run: Any) -> None:
+        """Go on where W&B's rows end, with those that a killed process had logged and W&B never got."""
+        if run.offline:
+            rows = rows_on_disk(Path(run.dir).parents[1], self.version)
+            step = rows[-1]["_step"] + 1 if rows else 0
+            run.summary.update({name: row[name] for row in rows for name in row if name not in OF_WANDB})
+        else:
+            step = run.starting_step
+        journal = self._journal.read() if self._continued else []
+        held = [row for row in journal if row.place < step]
+        lost = [row for row in journal if row.place >= step and row.number < self._rows]
+        self._journal.keep([*held, *lost])
+        self._held = sum(row.number >= self._rows for row in held)
+        run.log({}, step=step)  # what is logged from here on counts from there
+        for row in lost:
+            run.log({}, step=row.place)
+            super().log_metrics(_decoded(row.metrics), row.step)
+        if lost:
+            log.info("%d rows that W&B had not kept when the run was killed are sent again.", len(lost))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Send a row, unless a process before this one has sent it."""
-        if self._known:
-            self._known -= 1
-            return
-        super().log_metrics(metrics, step)
-        self._sent += 1
-        self._ledger.write_text(str(self._sent))
+        """Send a row, unless W&B has it from a process before this one."""
+        run = self.experiment
+        if self._held:
+            self._held -= 1
+        else:
+            self._journal.append(JournalRow(self._rows, run.step, step, dict(metrics)))
+            super().log_metrics(metrics, step)
+        self._rows += 1
 
     @property
-    def _ledger(self) -> Path:
-        """Counts the rows sent, for the process that goes on after a kill."""
-        directory = Path(self._save_dir or ".") / self.version
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory / "wandb-rows"
+    def _journal(self) -> RowJournal:
+        return RowJournal(Path(self._save_dir or ".") / self.version / "wandb-rows.jsonl", _encoded)
 
     def resume_state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the run, and how many rows it has by now."""
-        return {"id": self.version, "rows": self._sent - self._known}
+        return {"id": self.version, "rows": self._rows}
 
     def continue_run(self, state: dict[str, Any]) -> None:
         """Become the run that a checkpoint names; before anything is logged."""
@@ -108,9 +132,8 @@ class WandbRun(WandbLogger):
                 "new one."
             )
         self._id = self._wandb_init["id"] = state["id"]
-        ledger = self._ledger
-        self._sent = max(int(ledger.read_text() or 0) if ledger.is_file() else 0, state["rows"])
-        self._known = self._sent - state["rows"]
+        self._rows = state["rows"]
+        self._continued = True
 
     @rank_zero_only
     def log_checkpoint(self, path: Path) -> None:
@@ -122,6 +145,25 @@ class WandbRun(WandbLogger):
         artifact = wandb.Artifact(f"checkpoint-{self.version}", type="model", metadata={"file": path.name})
         artifact.add_file(str(path))
         self.experiment.log_artifact(artifact)
+
+
+def _encoded(value: Any) -> Any:
+    """A table as what it is made of, and a number as Python's; other media are not kept."""
+    import wandb
+
+    if isinstance(value, wandb.Table):
+        return {"columns": value.columns, "table": value.data}
+    return value.item() if hasattr(value, "item") else None
+
+
+def _decoded(metrics: dict[str, Any]) -> dict[str, Any]:
+    import wandb
+
+    return {
+        name: wandb.Table(columns=value["columns"], data=value["table"]) if isinstance(value, dict) else value
+        for name, value in metrics.items()
+        if value is not None
+    }
 
 
 def _why_offline() -> str | None:

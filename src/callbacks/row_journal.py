@@ -1,0 +1,58 @@
+"""The rows of a run, written down before they are handed to a logger that keeps them in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """A row that was logged.
+
+    Attributes:
+        number: How many rows of the run came before it.
+        place: The logger's own number for it.
+        step: The trainer's step, where one was given.
+        metrics: What was logged.
+    """
+
+    number: int
+    place: int
+    step: int | None
+    metrics: dict[str, Any]
+
+
+class RowJournal:
+    """Rows as lines of JSON; what is written is there whatever becomes of this process.
+
+    Args:
+        file: Made when the first row is written.
+        encode: Says how a value that is not JSON's is written.
+    """
+
+    def __init__(self, file: Path, encode: Callable[[Any], Any]) -> None:
+        self._file = file
+        self._encode = encode
+
+    def append(self, row: JournalRow) -> None:
+        """Write a row down."""
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(vars(row), default=self._encode) + "\n")
+
+    def read(self) -> list[JournalRow]:
+        """All rows; one that a killed process left half written is none."""
+        if not self._file.is_file():
+            return []
+        lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
+        return [JournalRow(**json.loads(line)) for line in lines]
+
+    def keep(self, rows: list[JournalRow]) -> None:
+        """Forget all other rows, so that a kill leaves the file as it was or as it will be."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(self._file)

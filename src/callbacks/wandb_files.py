@@ -1,0 +1,66 @@
+"""The rows that are in W&B's own files of a run, as far as they have reached the disk.
+
+W&B keeps a run's rows in memory and writes them in blocks of 32 KiB, so that a killed process leaves the beginning of
+what it had logged, often none of it. There is no public reader: this one knows the format, LevelDB's log of W&B's
+protocol buffers, and no other file does.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK = 32768  # bytes; a record goes on in the next one
+PREAMBLE = 7  # bytes before the first block's records
+HEADER = struct.Struct("<IHB")  # checksum, length, which piece of a record it is
+WHOLE, FIRST, MIDDLE, LAST = range(1, 5)
+
+
+def rows_on_disk(directory: Path, run_id: str) -> list[dict[str, Any]]:
+    """Every row of a run in the order of W&B's own `_step`, from all processes that took part in it.
+
+    Args:
+        directory: W&B's, with a directory for each of these processes.
+        run_id: The run.
+    """
+    files = directory.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+    return sorted((row for file in files for row in rows_of(file)), key=lambda row: row["_step"])
+
+
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one file, up to where a killed process left off; values of tables and the like are dictionaries."""
+    for record in records_of(file):
+        if record.WhichOneof("record_type") == "history":
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                *parents, name = item.nested_key or [item.key]
+                place = row
+                for parent in parents:
+                    place = place.setdefault(parent, {})
+                place[name] = json.loads(item.value_json)
+            yield row
+
+
+def records_of(file: Path) -> Iterator[Any]:
+    """W&B's records, up to the first that is not whole."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    data = file.read_bytes()
+    position, pieces = PREAMBLE, b""
+    while position + HEADER.size <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < HEADER.size:  # padding
+            position += left
+            continue
+        checksum, length, kind = HEADER.unpack_from(data, position)
+        piece = data[position + HEADER.size : position + HEADER.size + length]
+        if len(piece) < length or zlib.crc32(bytes([kind]) + piece) != checksum:
+            return
+        position += HEADER.size + length
+        pieces = piece if kind in (WHOLE, FIRST) else pieces + piece
+        if kind in (WHOLE, LAST):
+            yield Record.FromString(pieces)
