@@ -1,36 +1,77 @@
-"""Whether two runs ended alike, to the bit."""
+"""Whether two runs ended alike, to the bit or to float tolerance."""
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scripts.compare_wandb import figure, is_on_the_clock, run_id_of, tables_of, wandb_faults
 from src.callbacks.storage import read_checkpoint
 
-ON_THE_CLOCK = ("tokens_per_second", "time/")
+TOLERANCE = 1e-3  # relative, of figures and weights that were computed on another number of processes
 
 
 def compare_runs(first: Path, second: Path) -> list[str]:
     """What differs between two runs that have ended.
 
-    Compared are the last checkpoint (weights, optimiser, schedule, loops, random states, callbacks), the metric log
-    and every table; settings and what depends on the clock are not.
+    Compared are all checkpoints that are left (weights, optimiser, schedule, loops, random states, callbacks), the
+    metric log, every table, the settings, W&B's rows, and which files there are; what depends on the clock is not.
 
     Args:
-        first: A directory of runs, of which the newest counts.
-        second: Another.
+        first: A directory of runs, of which the newest with checkpoints counts.
+        second: Another; runs that were killed before their first checkpoint may be beside it.
 
     Returns:
         A line for each difference.
     """
-    checkpoints = [checkpoints_of(root)[-1] for root in (first, second)]
-    ours, theirs = (_comparable(read_checkpoint(checkpoint)) for checkpoint in checkpoints)
-    runs = [checkpoint.parents[1] for checkpoint in checkpoints]
-    return [*differences(ours, theirs), *_compare_logs(*runs), *_compare_tables(*runs)]
+    runs = [run_of(root) for root in (first, second)]
+    return [
+        *_compare_checkpoints(*runs),
+        *_compare_logs(*runs),
+        *_compare_tables(*runs),
+        *_compare_settings(*runs),
+        *_compare_files(*runs),
+        *_strays(second),
+        *_compare_wandb(*runs),
+    ]
+
+
+def compare_runs_closely(first: Path, second: Path) -> list[str]:
+    """What differs by more than the order of sums between two runs on other numbers of processes.
+
+    Compared are the weights, the metric log, what was learned from, and W&B's rows with the metric log.
+
+    Args:
+        first: As for `compare_runs`.
+        second: Likewise.
+    """
+    runs = [run_of(root) for root in (first, second)]
+    ours, theirs = (
+        {
+            "weights": read_checkpoint(checkpoints_of(run.parent)[-1])["state_dict"],
+            "metrics.csv": metric_log(run / "metrics.csv"),
+            "rollouts.jsonl": [
+                json.loads(line) for file in run.glob("rollouts.jsonl") for line in file.read_text().splitlines()
+            ],
+        }
+        for run in runs
+    )
+    return [
+        *differences(ours, theirs, "run", TOLERANCE),
+        *_strays(second),
+        *_compare_wandb(*runs, tables=False),
+    ]
+
+
+def run_of(root: Path) -> Path:
+    """The newest run that has checkpoints."""
+    return checkpoints_of(root)[-1].parents[1]
 
 
 def checkpoints_of(root: Path) -> list[Path]:
@@ -56,28 +97,44 @@ def repeated_steps(checkpoint: Path) -> int:
 def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state = checkpoint["callbacks"]["ExactResume"]
     del state["config"]
+    if state["position"] != "in validation":  # what Lightning resets before the next one
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        del progress["current"], progress["is_last_batch"]
+    for logger in state["loggers"]:
+        logger.pop("id", None)  # W&B's, another for each run
     for kind in ("pending", "metrics"):
-        state[kind] = {name: value for name, value in state[kind].items() if not _is_on_the_clock(name)}
+        state[kind] = {name: value for name, value in state[kind].items() if not is_on_the_clock(name)}
     return checkpoint
 
 
-def _is_on_the_clock(name: str) -> bool:
-    return any(part in name for part in ON_THE_CLOCK)
+def _compare_checkpoints(first: Path, second: Path) -> Iterator[str]:
+    names = [{file.name for file in run.glob("checkpoints/*.ckpt")} for run in (first, second)]
+    if names[0] != names[1]:
+        yield f"checkpoints: {sorted(names[0])} and {sorted(names[1])}"
+    for name in sorted(names[0] & names[1]):
+        ours, theirs = (_comparable(read_checkpoint(run / "checkpoints" / name)) for run in (first, second))
+        yield from differences(ours, theirs, name)
 
 
-def differences(first: Any, second: Any, place: str = "checkpoint") -> Iterator[str]:
-    """The places where two values are not the same to the bit."""
+def differences(first: Any, second: Any, place: str = "checkpoint", tolerance: float = 0.0) -> Iterator[str]:
+    """The places where two values are not the same to the bit, or further apart than the tolerance."""
     if isinstance(first, dict) and isinstance(second, dict):
         if first.keys() != second.keys():
             yield f"{place}: only one has {sorted(map(str, first.keys() ^ second.keys()))}"
         for key in first.keys() & second.keys():
-            yield from differences(first[key], second[key], f"{place}.{key}")
+            yield from differences(first[key], second[key], f"{place}.{key}", tolerance)
     elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)) and len(first) == len(second):
         for index, (mine, other) in enumerate(zip(first, second, strict=True)):
-            yield from differences(mine, other, f"{place}[{index}]")
+            yield from differences(mine, other, f"{place}[{index}]", tolerance)
     elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        if first.dtype != second.dtype or not torch.equal(first, second):
+        if first.dtype != second.dtype or not torch.allclose(first, second, tolerance, tolerance, equal_nan=True):
             yield place
+    elif (
+        isinstance(first, float)
+        and isinstance(second, float)
+        and math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
+    ):
+        return
     elif not (first == second or (first != first and second != second)):
         yield f"{place}: {first!r} and {second!r}"
 
@@ -90,11 +147,11 @@ def _compare_logs(first: Path, second: Path) -> Iterator[str]:
         yield f"metrics.csv: {len(logs[0])} and {len(logs[1])} rows, the first difference in row {where}"
 
 
-def metric_log(file: Path) -> list[dict[str, str]]:
+def metric_log(file: Path) -> list[dict[str, float | str]]:
     """A metric log's rows without blanks and without what depends on the clock."""
     with file.open() as stream:
         rows = [
-            {name: value for name, value in row.items() if value and not _is_on_the_clock(name)}
+            {name: figure(value) for name, value in row.items() if value and not is_on_the_clock(name)}
             for row in csv.DictReader(stream)
         ]
     return [row for row in rows if row.keys() - {"step", "epoch"}]
@@ -110,3 +167,41 @@ def _compare_tables(first: Path, second: Path) -> list[str]:
         for run in (first, second)
     ]
     return [name for name in sorted(tables[0].keys() | tables[1].keys()) if tables[0].get(name) != tables[1].get(name)]
+
+
+def _compare_settings(first: Path, second: Path) -> Iterator[str]:
+    for name in sorted({file.name for run in (first, second) for file in run.glob("*.yaml")}):
+        if _settings_of(first / name) != _settings_of(second / name):
+            yield f"{name} differs"
+
+
+def _settings_of(file: Path) -> list[str]:
+    """The lines of a settings file, but for where the run is and where it went on."""
+    text = file.read_text().replace(str(file.parents[1]), "ROOT")
+    return [line for line in text.splitlines() if line.split(":")[0].strip() not in ("ckpt_path", "default_root_dir")]
+
+
+def _compare_files(first: Path, second: Path) -> Iterator[str]:
+    names = [{str(file.relative_to(run)) for file in run.rglob("*")} for run in (first, second)]
+    if names[0] != names[1]:
+        yield f"only one run has {sorted(names[0] ^ names[1])}"
+
+
+def _strays(root: Path) -> Iterator[str]:
+    """What is beside a run's directories and its loggers'; a run that was killed before a checkpoint leaves its own."""
+    ids = {file.parent.name for file in root.glob("*/wandb-rows.jsonl")}
+    runs = [path for path in root.iterdir() if path.name.startswith("version_")]
+    strays = {path.name for path in root.iterdir()} - {run.name for run in runs} - ids - {"wandb"}
+    if strays or len(ids) > len(runs):
+        yield f"stray in {root.name}: {sorted(strays)}, {len(ids)} runs of W&B's for {len(runs)}"
+
+
+def _compare_wandb(first: Path, second: Path, *, tables: bool = True) -> Iterator[str]:
+    ids = [run_id_of(checkpoints_of(run.parent)[-1]) for run in (first, second)]
+    found = []
+    for run, run_id in zip((first, second), ids, strict=True):
+        if run_id is not None:
+            yield from wandb_faults(run, run_id)
+            found.append(tables_of(run.parent, run_id))
+    if tables and found and found[0] != found[-1]:
+        yield f"W&B: {len(found[0])} and {len(found[-1])} tables, or other ones"

@@ -1,86 +1,51 @@
-"""Kills a run at random moments, resumes it each time, and compares it with a run that nobody killed, bit for bit.
+"""Ends a run at random moments, resumes it each time, and compares it with a run that nobody ended, bit for bit.
 
     python scripts/crash_test.py --task seq2seq --kills 5 --seed 0
 
 Both runs are the real command, `python -m src fit`, on the bundled sample with a base that `parley init` makes. Every
-third kill waits for a checkpoint that is being written. What must be equal at the end: the last checkpoint (weights,
-optimiser, schedule, loops, random states, callbacks), the metric log but for what depends on the clock, and every
-table that the run wrote. The exit status is 1 when something is not.
+third kill waits for a checkpoint that is being written, and of a method that learns from its own answers another third
+for a rollout that is being made. What must be equal at the end is in `scripts/compare_runs.py`: checkpoints, logs,
+tables, settings and W&B's rows, to the bit. With `--elastic 1,2,1` the run goes on with another number of processes
+each time, and what it computes must be equal to float tolerance. The exit status is 1 when something is not, or when
+the run was at its end before it was killed as often as was asked for.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.compare_runs import checkpoints_of, compare_runs, repeated_steps, version_of  # noqa: E402
+from scripts.compare_runs import (  # noqa: E402
+    checkpoints_of,
+    compare_runs,
+    compare_runs_closely,
+    repeated_steps,
+    version_of,
+)
+from scripts.crash_processes import PATIENCE, Command, Fork, How, Process, end  # noqa: E402
+from scripts.crash_tasks import (  # noqa: E402
+    BATCHES_AN_ITERATION,
+    STEPS_AN_EPOCH,
+    TASKS,
+    Dealing,
+    words_of,
+)
 from src.callbacks.storage import is_whole  # noqa: E402
 from src.commands.output import show  # noqa: E402
 
-
-def _online(method: str, *own: str) -> tuple[str, str, list[str]]:
-    """A method that learns from its own answers, with several training steps an iteration."""
-    options = f"--model.init_args.{method}"
-    return (
-        "t5",
-        f"demo/dialogsum_{method}.yaml",
-        [
-            *("--model.init_args.reward", "LengthReward", "--model.init_args.reward.init_args.target", "6"),
-            *(f"{options}.use_score_scaling", "true"),
-            *("--model.init_args.rollout.output_min_length", "4", "--model.init_args.rollout.output_max_length", "8"),
-            *("--model.init_args.rollout.min_new_tokens", "2", *own),
-        ],
-    )
-
-
-def _groups_of_two(method: str) -> list[str]:
-    options = f"--model.init_args.{method}"
-    return [
-        *(f"{options}.num_generations", "2", f"{options}.num_iterations", "2", f"{options}.minibatch_size", "4"),
-    ]
-
-
-ONLINE_STEPS = 4  # training steps of an iteration, so that every second checkpoint falls between two of them
-TASKS = {
-    "seq2seq": ("t5", "dialogsum_seq2seq.yaml", ["--model.init_args.optimizer.init_args.lr", "0.01"]),
-    "lora": ("t5", "dialogsum_lora.yaml", ["--model.init_args.optimizer.init_args.lr", "0.01"]),
-    "causal": (
-        "gpt2",
-        "dialogsum_causal_lora.yaml",
-        [
-            *("--model.init_args.lora", "null"),
-            *("--model.init_args.dropout", "0.1"),
-            *("--data.init_args.format", "plain"),
-        ],
-    ),
-    "ppo": _online(
-        "ppo",
-        *("--model.init_args.ppo.adaptive_kl", "true", "--model.init_args.ppo.horizon", "50"),
-        *("--model.init_args.ppo.ppo_epochs", "2", "--model.init_args.ppo.minibatch_size", "2"),
-        *("--model.init_args.ppo.use_score_norm", "false"),
-    ),
-    "rloo": _online("rloo", *_groups_of_two("rloo")),
-    "grpo": _online("grpo", *_groups_of_two("grpo")),
-}
 SIZES = "--hidden-size 32 --layers 1 --heads 2 --feed-forward-size 64 --vocab-size 400"
-EVERY_N_STEPS = 6
-STEPS_AN_EPOCH = 48  # a multiple of the above: a checkpoint falls on an epoch's last batch, before its validation
 STEPS_A_KILL = 20
-PATIENCE = 600.0
 
 
 @dataclass
@@ -88,8 +53,9 @@ class Result:
     """What a crash test found.
 
     Attributes:
-        kills: Times that the run was killed.
+        kills: Times that the run was ended.
         while_writing: Of these, how many left a checkpoint half written.
+        in_rollouts: Of these, how many while a method made answers to learn from.
         repeated_steps: Steps that had been logged beyond the last checkpoint and were done again, over all kills.
         steps: Steps of the whole run.
         differences: What is not equal in the end.
@@ -98,6 +64,7 @@ class Result:
     task: str
     kills: int = 0
     while_writing: int = 0
+    in_rollouts: int = 0
     repeated_steps: int = 0
     steps: int = 0
     differences: list[str] = field(default_factory=list)
@@ -105,58 +72,6 @@ class Result:
     @property
     def equal(self) -> bool:
         return not self.differences
-
-
-class Process(Protocol):
-    """What a run must answer to, however it was started."""
-
-    @property
-    def pid(self) -> int | None: ...
-
-    def status(self) -> int | None: ...
-
-
-class Command:
-    """`python -m src` in a process group of its own."""
-
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        with log.open("ab") as stream:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", "src", *words],
-                cwd=ROOT,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
-        self.pid = self._popen.pid
-
-    def status(self) -> int | None:
-        return self._popen.poll()
-
-
-class Fork:
-    """The same command in a fork of a process that has imported the libraries."""
-
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["src.commands.trainer", "torch", "peft"])
-        self._process = context.Process(target=_run_command, args=(list(words), str(log)))
-        self._process.start()
-        self.pid = self._process.pid
-
-    def status(self) -> int | None:
-        return self._process.exitcode
-
-
-def _run_command(words: list[str], log: str) -> None:
-    os.setsid()
-    os.chdir(ROOT)
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    from src.cli import main
-
-    sys.exit(main(words))
 
 
 @dataclass
@@ -173,73 +88,49 @@ class CrashTest:
 
     def run(self) -> Result:
         """Run in peace, run with kills, compare."""
+        given = self.arguments
         self._init()
         peaceful, killed = self.directory / "peaceful", self.directory / "killed"
-        self._finish(self._start(peaceful))
-        result = Result(self.arguments.task)
-        chance = random.Random(self.arguments.seed)
-        for number in range(self.arguments.kills):
-            if not self._kill_once(killed, chance, in_writing=number % 3 == 2, result=result):
-                break
-        self._finish(self._start(killed))
+        self._finish(self._start(peaceful, 0))
+        result = Result(given.task)
+        chance = random.Random(given.seed)
+        while result.kills < given.kills and self._kill_once(killed, chance, result):
+            pass
+        self._finish(self._start(killed, result.kills))
         result.steps = self._epochs * STEPS_AN_EPOCH
-        result.differences = compare_runs(peaceful, killed)
+        if result.kills < given.kills:
+            result.differences.append(
+                f"the run was at its end after {result.kills} of {given.kills} kills: another --seed"
+            )
+        result.differences += (compare_runs_closely if given.elastic else compare_runs)(peaceful, killed)
         return result
 
     def _init(self) -> None:
-        words = ["init", "--architecture", TASKS[self.arguments.task][0], "--output", str(self._base), *SIZES.split()]
+        architecture = TASKS[self.arguments.task].architecture
+        words = ["init", "--architecture", architecture, "--output", str(self.directory / "base"), *SIZES.split()]
         self._finish(self._spawn(words, self.directory / "init.log"))
-
-    @property
-    def _base(self) -> Path:
-        return self.directory / "base"
 
     @property
     def _epochs(self) -> int:
         return max(2, -(-self.arguments.kills * STEPS_A_KILL // STEPS_AN_EPOCH))
 
-    def _words(self, root: Path) -> list[str]:
+    def _start(self, root: Path, number: int) -> Process:
+        """Start the run for the so many-th time."""
         given = self.arguments
-        _, recipe, own = TASKS[given.task]
-        batch_size = 4
-        examples = STEPS_AN_EPOCH * batch_size * given.processes * given.accumulate
-        if given.task in ("ppo", "rloo", "grpo"):
-            examples //= ONLINE_STEPS
-        words = [
-            *("fit", "-c", str(ROOT / "configs" / recipe), "--model.init_args.model_name_or_path", str(self._base)),
-            *("--data.init_args.path", str(ROOT / "src" / "datamodules" / "sample")),
-            *("--data.init_args.train_split", f"train[:{examples}]", "--data.init_args.batch_size", str(batch_size)),
-            *(
-                "--data.init_args.validation_split",
-                "validation[:4]",
-                "--data.init_args.num_workers",
-                str(given.workers),
-            ),
-            *("--data.init_args.max_source_length", "48", "--data.init_args.max_target_length", "16"),
-            *(
-                "--data.init_args.cache_dir",
-                str(self.directory / "cache"),
-                "--model.init_args.generation.max_new_tokens",
-                "4",
-            ),
-            *("--trainer.accelerator", "cpu", "--trainer.devices", str(given.processes)),
-            *("--trainer.max_epochs", str(self._epochs), "--trainer.log_every_n_steps", "1"),
-            *("--trainer.logger", "RunLogger", "--trainer.logger.save_dir", str(root), "--trainer.logger.name", ""),
-            *("--trainer.logger.flush_logs_every_n_steps", "1", "--trainer.default_root_dir", str(root)),
-            *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
-            *("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps", str(EVERY_N_STEPS)),
-            *("--ckpt_path", "last", *own),
-        ]
-        if given.accumulate > 1:
-            words += ["--trainer.accumulate_grad_batches", str(given.accumulate)]
-        if given.processes > 1:
-            words += ["--trainer.strategy", "ddp"]
+        task, chain = TASKS[given.task], given.elastic or [given.processes]
+        dealing = Dealing(chain[number % len(chain)], max(chain), given.accumulate)
+        words = words_of(
+            task,
+            dealing,
+            base=self.directory / "base",
+            cache=self.directory / "cache",
+            root=root,
+            epochs=self._epochs,
+        )
+        words += ["--data.init_args.num_workers", str(given.workers), *(task.certain if given.elastic else ())]
         if given.packed:
             words += ["--data.init_args.packing", "true", "--data.init_args.max_source_length", "24"]
-        return words
-
-    def _start(self, root: Path) -> Process:
-        return self._spawn(self._words(root), root.with_suffix(".log"))
+        return self._spawn(words, root.with_suffix(".log"))
 
     def _spawn(self, words: list[str], log: Path) -> Process:
         return (Fork if self.arguments.fork else Command)(words, log)
@@ -249,32 +140,41 @@ class CrashTest:
         while (status := process.status()) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if status != 0:
-            _kill(process)
+            end(process)
             raise SystemExit(f"a run ended with status {status}; see the logs in {self.directory}")
 
-    def _kill_once(self, root: Path, chance: random.Random, *, in_writing: bool, result: Result) -> bool:
+    def _kill_once(self, root: Path, chance: random.Random, result: Result) -> bool:
         """Start or resume the run and kill it; False when it came to its end first."""
-        process = self._start(root)
+        task, number = TASKS[self.arguments.task], result.kills
+        in_writing, in_rollout = number % 3 == 2, number % 3 == 1 and task.minibatch is not None
+        process = self._start(root, number)
         before = _signature(root)
         steps = chance.randrange(int(1.5 * STEPS_A_KILL))
         delay = chance.uniform(0, 0.002 if in_writing else 0.1)
         moments = _watch(process, root)
         changes = 0
-        while changes <= steps or in_writing:
+        while changes <= steps or in_writing or in_rollout:
             moment = next(moments, None)
             if moment is None:
                 return False
             changes += moment != before
             before = moment
-            if changes > steps and in_writing and _half_written(root):
+            if changes > steps and ((in_writing and _half_written(root)) or (in_rollout and self._makes_rollout(root))):
                 break
         time.sleep(delay)
-        _kill(process)
+        makes_rollout = task.minibatch is not None and self._makes_rollout(root)
+        end(process, self.arguments.how)
         result.kills += 1
+        result.in_rollouts += makes_rollout
         result.while_writing += bool(_half_written(root))
         whole = [file for file in checkpoints_of(root) if is_whole(file)]
         result.repeated_steps += repeated_steps(whole[-1]) if whole else 0
         return True
+
+    def _makes_rollout(self, root: Path) -> bool:
+        """Whether the last step that was logged was the last one of an iteration."""
+        ended = BATCHES_AN_ITERATION // self.arguments.accumulate
+        return (_last_step(root) + 1) % ended == 0
 
 
 def _watch(process: Process, root: Path) -> Iterator[tuple[int, int]]:
@@ -282,14 +182,18 @@ def _watch(process: Process, root: Path) -> Iterator[tuple[int, int]]:
     deadline = time.monotonic() + PATIENCE
     while process.status() is None:
         if time.monotonic() > deadline:
-            _kill(process)
+            end(process)
             raise SystemExit(f"a run made no step in {PATIENCE:.0f} seconds; see {root.with_suffix('.log')}")
         yield _signature(root)
         time.sleep(0.0005)
 
 
+def _metric_logs(root: Path) -> list[Path]:
+    return sorted(root.glob("version_*/metrics.csv"), key=version_of, reverse=True)
+
+
 def _signature(root: Path) -> tuple[int, int]:
-    for file in sorted(root.glob("version_*/metrics.csv"), key=version_of, reverse=True):
+    for file in _metric_logs(root):
         try:
             status = file.stat()
         except FileNotFoundError:  # replaced this very moment
@@ -298,18 +202,18 @@ def _signature(root: Path) -> tuple[int, int]:
     return 0, 0
 
 
+def _last_step(root: Path) -> int:
+    """The step of the newest row of the metric log; 0 before there is one."""
+    for file in _metric_logs(root)[:1]:
+        header, *rows = file.read_text().splitlines()
+        place = header.split(",").index("step")
+        steps = [row.split(",")[place] for row in rows if row.count(",") == header.count(",")]
+        return int(steps[-1] or 0) if steps else 0
+    return 0
+
+
 def _half_written(root: Path) -> list[Path]:
     return list(root.glob("version_*/checkpoints/.*.tmp"))
-
-
-def _kill(process: Process) -> None:
-    assert process.pid is not None
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    while process.status() is None:
-        time.sleep(0.001)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -317,9 +221,21 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, required=True, help="what is trained")
     parser.add_argument("--kills", type=int, default=5, help="how often (5)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument(
+        "--how",
+        choices=get_args(How),
+        default="group",
+        help="SIGKILL to the whole process group or to the main process alone, or SIGTERM to the one or the other "
+        "(group)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches (0)")
-    parser.add_argument("--accumulate", type=int, default=1, help="batches a step; for PPO, minibatches an update (1)")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches a step (1)")
     parser.add_argument("--processes", type=int, default=1, help="DDP over gloo when more than 1 (1)")
+    parser.add_argument(
+        "--elastic",
+        type=lambda text: [int(part) for part in text.split(",")],
+        help="processes of one start after the other, such as 1,2,1, instead of --processes",
+    )
     parser.add_argument("--packed", action="store_true", help="several examples in a row (causal)")
     parser.add_argument(
         "--fork",
@@ -334,16 +250,26 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--packed is for --task causal")
     if min(given.kills, given.processes, given.accumulate) < 1 or given.workers < 0:
         parser.error("--kills, --processes and --accumulate must be positive, --workers not negative")
+    if given.elastic and (min(given.elastic) < 1 or any(max(given.elastic) % number for number in given.elastic)):
+        parser.error("--elastic: each number must divide the largest, so that a step has the same examples")
+    if TASKS[given.task].minibatch and BATCHES_AN_ITERATION // 2 % given.accumulate:
+        parser.error("--accumulate: a pass over the answers has 2 batches")
     return given
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def crash(words: Sequence[str] | None) -> tuple[argparse.Namespace, Result]:
+    """Do what a command line says."""
     given = parse(words)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"WANDB_SILENT": "true"}
     with tempfile.TemporaryDirectory(prefix="parley-crash-") as temporary:
         directory = given.directory or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        result = CrashTest(given, directory.resolve()).run()
+        return given, CrashTest(given, directory.resolve()).run()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    given, result = crash(words)
     row = asdict(result) | {"equal": result.equal}
     if given.json:
         show([row], as_json=True)
