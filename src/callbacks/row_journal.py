@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,12 @@ class RowJournal:
             stream.write(json.dumps(vars(row), default=self._encode) + "\n")
 
     def read(self) -> list[JournalRow]:
-        """All rows; one that a killed process left half written is none."""
-        if not self._file.is_file():
-            return []
-        lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]
-        return [JournalRow(**json.loads(line)) for line in lines]
+        """All rows; a line that a killed process or a power cut left half written is none."""
+        rows = []
+        for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []:
+            with suppress(ValueError, TypeError):
+                rows.append(JournalRow(**json.loads(line)))
+        return rows
 
     def keep(self, rows: list[JournalRow]) -> None:
         """Forget all other rows, so that a kill leaves the file as it was or as it will be."""

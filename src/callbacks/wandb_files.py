@@ -7,6 +7,7 @@ protocol buffers, and no other file does.
 
 from __future__ import annotations
 
+import glob
 import json
 import struct
 import zlib
@@ -27,7 +28,8 @@ def rows_on_disk(directory: Path, run_id: str) -> list[dict[str, Any]]:
         directory: W&B's, with a directory for each of these processes.
         run_id: The run.
     """
-    files = directory.glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+    name = glob.escape(run_id)
+    files = directory.glob(f"*run-*-{name}/run-{name}.wandb")
     return sorted((row for file in files for row in rows_of(file)), key=lambda row: row["_step"])
 
 
