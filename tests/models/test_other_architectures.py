@@ -46,7 +46,7 @@ def test_t5gemma_has_its_width_in_its_decoder(tiny_base: Callable[..., Path], tm
     save_model(model, tokenizer, tmp_path / "t5gemma")
     module = PPOModule(str(tmp_path / "t5gemma"), LengthReward(target=5))
     module.configure_model()
-    assert module.value_head.linear.in_features == 32
+    assert module.value_head.layers[0].in_features == 32
 
 
 def test_kobarts_labels_are_no_news(

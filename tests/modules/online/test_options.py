@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Callback
+from transformers import AutoModelForSequenceClassification
 
+from src.errors import ParleyError
 from src.models.rollout import RolloutOptions
 from src.models.value_head import ValueHead
 from src.modules import GRPOModule, PPOModule, RLOOModule, WarmupSchedule
@@ -123,3 +125,41 @@ def test_a_value_head_starts_from_zero_or_at_random():
     assert not ValueHead(64)(hidden).any()
     values = torch.cat([ValueHead(64, "random")(hidden) for _ in range(50)])
     assert values.std().item() == pytest.approx((64 / 65) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("family", "labels"), [("gpt2", 1), ("llama", 1), ("t5", 1), ("bart", 1), ("gpt2", 2)])
+def test_a_value_head_starts_from_a_reward_model_s(tiny_base, tmp_path, family, labels):
+    """What transformers' own classifier says of an answer is the value at its last token."""
+    base = tiny_base(family)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32).eval()
+    model.config.pad_token_id = 0
+    model.save_pretrained(tmp_path / "reward")
+    hidden_size = model.config.hidden_size
+    if labels == 2:
+        with pytest.raises(ParleyError, match=f"takes {hidden_size} features to 2 outputs"):
+            ValueHead(hidden_size, str(tmp_path / "reward"))
+        return
+    head = ValueHead(hidden_size, str(tmp_path / "reward"))
+    seen = []
+    layer = model.score if hasattr(model, "score") else model.classification_head
+    layer.register_forward_hook(lambda _module, inputs, outputs: seen.append((inputs[0], outputs)))
+    model(input_ids=torch.tensor([[5, 6, 7, model.config.eos_token_id]]))
+    hidden, scores = seen[0]
+    torch.testing.assert_close(head(hidden), scores.squeeze(-1))
+    assert scores.any()
+    assert all(parameter.requires_grad for parameter in head.parameters())
+    with pytest.raises(ParleyError, match=f"where the policy needs {hidden_size + 1} to 1"):
+        ValueHead(hidden_size + 1, str(tmp_path / "reward"))
+
+
+def test_ppo_learns_from_a_reward_model_s_head(make, tiny_base, tmp_path, trained_state):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base("t5"), num_labels=1, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "reward")
+    start = {name: weight.clone() for name, weight in model.classification_head.named_parameters()}
+    config = PPOConfig(value_head_init=str(tmp_path / "reward"), minibatch_size=4)
+    module, data, trainer = make(iterations=1, method=PPOModule, ppo=config)
+    trainer.fit(module, data)
+    after = trained_state(module)
+    for place, name in (("0", "dense.weight"), ("2", "out_proj.weight")):
+        assert 0 < (after[f"value_head.layers.{place}.weight"] - start[name]).abs().max() < 0.1

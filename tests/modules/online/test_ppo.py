@@ -81,7 +81,7 @@ def test_an_iteration_trains_policy_and_value_head_and_logs_trls_names(make, tra
     before = trained_state(module)
     trainer.fit(module, data)
     moved = [name for name, tensor in trained_state(module).items() if not torch.equal(tensor, before[name])]
-    assert "value_head.linear.weight" in moved
+    assert "value_head.layers.0.weight" in moved
     assert any("lora_B" in name for name in moved)
     expected = [
         "objective/kl",
@@ -241,7 +241,7 @@ def test_too_many_skipped_updates_in_a_row_end_the_run(make):
 def test_a_gradient_that_is_not_finite_skips_its_step(make, trained_state):
     module, data, trainer = make(iterations=1)
     module.configure_model()
-    weight = module.value_head.linear.weight
+    weight = module.value_head.layers[0].weight
     calls = []
 
     def spoil(gradient):
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_another_start_or_of_fine_tuning_is_refused(make, tmp_pa
     trainer.save_checkpoint(tmp_path / "ppo.ckpt")
     checkpoint = torch.load(tmp_path / "ppo.ckpt", weights_only=True)
     assert not any(".base_layer." in name or "reference" in name for name in checkpoint["state_dict"])
-    assert "value_head.linear.weight" in checkpoint["state_dict"]
+    assert "value_head.layers.0.weight" in checkpoint["state_dict"]
     module.on_load_checkpoint(checkpoint)
     with pytest.raises(ParleyError, match="started from other weights"):
         module.on_load_checkpoint(checkpoint | {"online": checkpoint["online"] | {"reference": "0"}})
