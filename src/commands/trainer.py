@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +28,7 @@ from src.commands.settings import check_settings, complaint_about_settings
 from src.errors import ParleyError, StoppedBySignalError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+CALLBACKS = Path(src.__file__).parents[1] / "configs" / "callbacks.yaml"
 
 
 class SettingsFile(SaveConfigCallback):
@@ -60,6 +62,14 @@ class ParleyCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.add_argument(
+            "--default_callbacks",
+            "--default-callbacks",
+            type=list[Callback],
+            enable_path=True,
+            default=yaml.safe_load(CALLBACKS.read_text(encoding="utf-8")),
+            help="Callbacks beside trainer.callbacks: a list, or a YAML file that holds one; [] for none.",
+        )
         if subcommand == "fit":
             parser.add_argument(
                 "--fresh_run",
@@ -98,19 +108,8 @@ class ParleyCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        defaults = (
-            src.callbacks.ParameterSummary,
-            src.callbacks.RunRecord,
-            src.callbacks.SampleTable,
-            src.callbacks.PredictionWriter,
-            src.callbacks.BeforeAfterTable,
-            src.callbacks.RolloutLog,
-            src.callbacks.Throughput,
-            src.callbacks.ExactResume,
-            src.callbacks.Checkpoints,
-            src.callbacks.StopOnSignal,
-        )
-        given += [cls() for cls in defaults if not any(isinstance(callback, cls) for callback in given)]
+        defaults = self._get(self.config_init, "default_callbacks") or []
+        given += [one for one in defaults if not any(isinstance(callback, type(one)) for callback in given)]
         for callback in given:
             if isinstance(callback, (src.callbacks.ExactResume, src.callbacks.RunRecord)):
                 callback.config = self._settings

@@ -46,6 +46,8 @@ class ModelModule(LightningModule, ABC):
         metrics: Of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         dropout: Every dropout probability of the model; its own configuration's when left out.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
+        cpu_speed_ups: On a CPU, compute dropout, attention and GELU by what is fast there (src/models/cpu.py); the
+            functions are the same, dropout's random numbers others.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
     """
 
@@ -61,6 +63,7 @@ class ModelModule(LightningModule, ABC):
         metrics: dict[str, Metric] | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        cpu_speed_ups: bool = True,
         gguf_file: str | None = None,
     ) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class ModelModule(LightningModule, ABC):
         self.metrics: dict[str, Metric] = {"rouge": Rouge()} if metrics is None else metrics
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.cpu_speed_ups = cpu_speed_ups
         self.gguf_file = gguf_file
         self.model: PreTrainedModel | PeftModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
@@ -108,7 +112,7 @@ class ModelModule(LightningModule, ABC):
             model = add_lora(model, self.lora)
         if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
-        if is_attached(self) and self.trainer.strategy.root_device.type == "cpu":
+        if self.cpu_speed_ups and is_attached(self) and self.trainer.strategy.root_device.type == "cpu":
             speed_up_on_cpu(model)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)

@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
-from torch.optim import Optimizer
+import torch
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from transformers import get_scheduler
 
 from src.errors import ParleyError
 
+Decay = Literal[
+    "linear",
+    "cosine",
+    "constant",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
 
 class WarmupSchedule(LambdaLR):
-    """Rises to the optimiser's learning rate, then decays; stepped after every optimiser step.
+    """One of transformers' schedules, which learns from the trainer how long training is; stepped every optimiser step.
 
     Args:
         optimizer: Whose learning rate to change.
         warmup: Steps of linear warm-up (an integer of 1 or more), or the share of training that warms up (below 1).
-        decay: What follows: `linear` or `cosine` to 0 at the end of training, or `constant`.
+        decay: What follows: `linear` or `cosine` to 0 at the end of training, `constant`, or another of transformers'.
         num_training_steps: All optimiser steps; the Module fills it in from the trainer when left out.
+        settings: What else the schedule takes, by transformers' names, such as `min_lr_rate` or `num_decay_steps`.
 
     Raises:
-        ParleyError: `warmup` is negative, or a number such as 1.5 that is neither steps nor a share.
+        ParleyError: `warmup` is negative, or a number such as 1.5 that is neither steps nor a share; or the schedule
+            does not take these settings.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         warmup: float = 0.0,
-        decay: Literal["linear", "cosine", "constant"] = "linear",
+        decay: Decay = "linear",
         num_training_steps: int | None = None,
+        settings: dict[str, float] | None = None,
     ) -> None:
-        if warmup < 0 or (warmup > 1 and warmup != int(warmup)):
+        if not (warmup >= 0 and (warmup <= 1 or warmup == int(warmup))):
             raise ParleyError(f"warmup is {warmup}; give whole steps (such as 100) or a share below 1 (such as 0.1).")
         self.warmup = warmup
         self.decay = decay
         self.num_training_steps = num_training_steps
+        self.settings = settings or {}
+        _check(decay, self.settings)
         super().__init__(optimizer, self.factor)
 
     def plan(self, num_training_steps: int) -> None:
@@ -54,14 +73,34 @@ class WarmupSchedule(LambdaLR):
         """What the learning rate is multiplied with at an optimiser step."""
         total = self.num_training_steps
         warmup_steps = int(self.warmup) if self.warmup >= 1 else round(self.warmup * (total or 0))
-        if step < warmup_steps:
-            return step / warmup_steps
-        if self.decay == "constant" or total is None:
-            return 1.0
-        progress = (step - warmup_steps) / max(1, total - warmup_steps)
-        if self.decay == "linear":
-            return max(0.0, 1.0 - progress)
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+        name = "constant" if total is None else self.decay
+        rate = float(self.optimizer.defaults["lr"])
+        return _factors(name, warmup_steps, total, rate, tuple(sorted(self.settings.items())))(step)
+
+
+@functools.lru_cache(maxsize=8)
+def _factors(
+    decay: str, warmup_steps: int, total: int | None, rate: float, settings: tuple[tuple[str, float], ...]
+) -> Callable[[int], float]:
+    """What transformers' schedule multiplies the rate with, at a step; kept here, as no checkpoint can hold it."""
+    nobody = SGD([torch.zeros(1)], lr=rate)  # a schedule sets its optimiser's rate as it is made
+    name = "constant_with_warmup" if decay == "constant" else decay
+    schedule: Any = get_scheduler(name, nobody, warmup_steps, total, dict(settings))
+    factors: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factors
+
+
+def _check(decay: str, settings: dict[str, float]) -> None:
+    """Complain early about what the schedule does not take.
+
+    Raises:
+        ParleyError: A setting is unknown or missing.
+    """
+    try:
+        _factors(decay, 1, 10, 1.0, tuple(sorted(settings.items())))
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ParleyError(f"the schedule {decay!r} does not take settings {settings} ({reason}).") from error
 
 
 def refuse_too_short(schedule: LRScheduler | ReduceLROnPlateau, epochs: int | None) -> None:

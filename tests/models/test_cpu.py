@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from peft import LoraConfig
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.models import cpu
 from src.models.lora import add_lora
+from src.modules import Seq2SeqModule
 
 
 def _without_dropout(model):
@@ -136,3 +138,13 @@ def test_the_generator_decides():
         draws.append(cpu.dropout(torch.ones(1000), 0.5))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_module_leaves_them_off_where_they_are_not_wanted(tiny_base, wanted):
+    module = Seq2SeqModule(str(tiny_base("t5")), cpu_speed_ups=wanted)
+    module.trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    module.configure_model()
+    dropouts = {type(part) for part in module.model.modules() if isinstance(part, nn.Dropout)}
+    assert dropouts == {cpu.Dropout if wanted else nn.Dropout}
+    assert (module.model.config._attn_implementation == cpu.ATTENTION) is wanted

@@ -46,6 +46,7 @@ class PolicyModule(ModelModule):
         rollout: How responses are sampled for training.
         generation: How validation, test and predict decode; as the model's own settings say when left out.
         metrics: Of the answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
+        cpu_speed_ups: As in `ModelModule`.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
 
     Attributes:
@@ -66,6 +67,7 @@ class PolicyModule(ModelModule):
         rollout: RolloutOptions | None = None,
         generation: GenerationOptions | None = None,
         metrics: dict[str, Metric] | None = None,
+        cpu_speed_ups: bool = True,
         gguf_file: str | None = None,
     ) -> None:
         super().__init__(
@@ -75,6 +77,7 @@ class PolicyModule(ModelModule):
             lr_scheduler=lr_scheduler,
             generation=generation,
             metrics=metrics,
+            cpu_speed_ups=cpu_speed_ups,
             gguf_file=gguf_file,
         )
         self.reward = reward
