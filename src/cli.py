@@ -6,14 +6,17 @@ Nothing heavy is imported here: `parley --help` must answer at once, and each su
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from src import __version__
-from src.errors import ParleyError
+from src.errors import ParleyError, StoppedBySignalError
+from src.signals import interruption
 
 TRAINER_COMMANDS = {
     "fit": "train a model from YAML: any Module, any DataModule, any strategy",
@@ -41,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `parley`; those of the process when left out.
 
     Returns:
-        The exit status: 0 when all went well, 2 when the input cannot be used.
+        The exit status: 0 when all went well, 2 when the input cannot be used, 128 and its number
+        after a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -53,16 +57,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"parley {__version__}\n")
         return 0
     _log_to_stderr()
+    with interruption(words[0], at_once=words[0] in TRAINER_COMMANDS) as interrupted:
+        try:
+            status = _answer(words, debug=debug)
+        except BaseException:  # whatever a library made of it
+            if not interrupted.number or debug:
+                raise
+        if interrupted.number:
+            interrupted.say()
+            return interrupted.exit_status
+    return status
+
+
+def _answer(words: list[str], *, debug: bool) -> int:
     try:
         return _dispatch(words[0], words[1:])
+    except StoppedBySignalError as stopped:
+        if str(stopped):
+            sys.stderr.write(f"parley {words[0]}: {stopped}\n")
+        return stopped.exit_status
     except ParleyError as error:
         if debug:
             raise
         sys.stderr.write(f"parley {words[0]}: {error}\n")
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # `parley score … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `parley score … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if debug or error.errno != errno.ENAMETOOLONG:
+            raise
+        name = os.fspath(error.filename or "")
+        sys.stderr.write(f"parley {words[0]}: the file name {str(name)[:300]!r} is too long; give a shorter one.\n")
+        return EXIT_BAD_INPUT
 
 
 def _dispatch(name: str, words: list[str]) -> int:
@@ -97,6 +124,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        message = re.sub(r"^argument (\S+): is ", r"\1 is ", message)  # as `src.commands.arguments.number` has it
         raise ParleyError(f"{message}; `{self.prog} --help` shows what it takes.")
 
 

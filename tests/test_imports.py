@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "rewards": {"metrics", "models"},
     "metrics": {"rewards"},
 }
-FOR_EVERYBODY = {"contracts", "errors", "files", "internals", "writing"}
+FOR_EVERYBODY = {"contracts", "errors", "files", "internals", "ranges", "signals", "writing", "yaml_files"}
 EXCEPTIONS = {("commands/demo.py", "cli")}  # the demo types commands, as a user would
 
 # Libraries that a package must do without.

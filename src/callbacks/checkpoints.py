@@ -17,6 +17,7 @@ from src.callbacks.run_directory import DirectoryLock, run_directory
 from src.callbacks.wandb_logger import WandbRun
 from src.errors import ParleyError
 from src.internals import is_accumulating, is_epoch_full, place
+from src.ranges import COUNT, POSITIVE, refuse_outside
 
 log = logging.getLogger(__name__)
 OWN_NAME = re.compile(r"step=\d+\.ckpt")
@@ -51,17 +52,11 @@ class Checkpoints(Checkpoint):
         mode: Literal["min", "max"] = "max",
         dirpath: str | None = None,
     ) -> None:
-        if (
-            keep_last < 1
-            or (every_n_steps is not None and every_n_steps < 1)
-            or (every_n_minutes is not None and every_n_minutes <= 0)
-        ):
-            raise ParleyError(
-                "every_n_steps, every_n_minutes and keep_last must be positive; leave out what is not wanted."
-            )
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep_last = keep_last
+        counts = dict.fromkeys(("every_n_steps", "keep_last"), COUNT)
+        refuse_outside(self, counts | {"every_n_minutes": POSITIVE}, "Checkpoints.")
         self.monitor = monitor
         self.mode = mode
         self.directory = Path(dirpath) if dirpath is not None else None

@@ -40,6 +40,33 @@ class StopOnSignal(Callback):
         self._received_at = 0.0
         self._previous: dict[int, Handler] = {}
         self._trainer: Trainer | None = None
+        self._outside_training: Handler = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See what SIGTERM does, before Lightning takes it."""
+        self._outside_training = signal.getsignal(signal.SIGTERM)
+
+    def _as_outside_training(self) -> None:
+        """Let SIGTERM do what it did: Lightning's handler waits for the other processes, which may wait elsewhere."""
+        if callable(self._outside_training):
+            signal.signal(signal.SIGTERM, self._outside_training)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Until training there is nothing to keep."""
+        self._as_outside_training()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`parley validate` has nothing to keep."""
+        if trainer.state.fn != "fit":
+            self._as_outside_training()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`parley test` has nothing to keep."""
+        self._as_outside_training()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """`parley predict` has nothing to keep."""
+        self._as_outside_training()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning has taken them."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import ParleyError
+from src.ranges import ANY, COUNT, NOT_NEGATIVE, SEED, Range
 
 if TYPE_CHECKING:
     from src.contracts import Example
@@ -32,6 +33,28 @@ _NUMBERS: dict[str, tuple[type, str]] = {
     "top_p": (float, "sample among the likeliest tokens that share this probability; switches sampling on"),
     "seed": (int, "makes sampling repeatable"),
 }
+
+
+def number(kind: type[int] | type[float], allowed: Range = ANY) -> Callable[[str], float]:
+    """A number of the command line, for argparse's `type`.
+
+    Args:
+        kind: Whole numbers or any.
+        allowed: Where it must be.
+    """
+
+    def read(text: str) -> float:
+        shown = text[:40] or "empty"
+        try:
+            value = kind(text)
+        except ValueError as error:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"is {shown}; it must be {what}, {allowed}") from error
+        if not allowed.holds(value):
+            raise argparse.ArgumentTypeError(f"is {shown}; it must be {allowed}")
+        return value
+
+    return read
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +94,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="draw tokens at random", **unset)
     for name, (kind, text) in _NUMBERS.items():
         metavar = "N" if kind is int else "X"
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text, **unset)
+        group.add_argument(f"--{name.replace('_', '-')}", type=number(kind), metavar=metavar, help=text, **unset)
     group.add_argument(
         "--bad-word", dest="bad_words", action="append", metavar="TEXT", help="never generated; repeatable", **unset
     )
@@ -82,6 +105,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What to ask, besides a single prompt."""
+    count, seed = number(int, COUNT), number(int, SEED)
     group = parser.add_argument_group("what to ask")
     group.add_argument("--input", type=Path, metavar="FILE", help="prompts: a text file's lines, or a table's column")
     group.add_argument("--column", metavar="NAME", help="the table's column with prompts (prompt when left out)")
@@ -94,15 +118,19 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--data", metavar="PATH", help="DialogSum or ChatbotData: a file, a directory or a hub name")
     group.add_argument("--split", default="test", help="of the data; a part is test[:100]")
-    group.add_argument("--data-seed", type=int, default=42, metavar="N", help="by which one table is dealt into splits")
+    group.add_argument(
+        "--data-seed", type=seed, default=42, metavar="N", help="by which one table is dealt into splits"
+    )
     group.add_argument("--template", metavar="NAME", help="a prompt template's name, or a text with a {field}")
-    group.add_argument("--limit", type=int, metavar="N", help="ask only the first N")
-    group.add_argument("--shots", type=int, default=0, metavar="N", help="show the model N solved examples first")
+    group.add_argument("--limit", type=count, metavar="N", help="ask only the first N")
+    group.add_argument(
+        "--shots", type=number(int, NOT_NEGATIVE), default=0, metavar="N", help="show the model N solved examples first"
+    )
     group.add_argument("--shots-data", metavar="PATH", help="where they are from; --data when left out")
     group.add_argument("--shots-split", default="train", metavar="SPLIT", help="which split they are from")
     group.add_argument("--shot-separator", metavar="TEXT", help="what ends an example; five newlines when left out")
-    group.add_argument("--max-source-length", type=int, metavar="N", help="tokens of a prompt at most")
-    group.add_argument("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N", help="prompts at a time")
+    group.add_argument("--max-source-length", type=count, metavar="N", help="tokens of a prompt at most")
+    group.add_argument("--batch-size", type=count, default=DEFAULT_BATCH_SIZE, metavar="N", help="prompts at a time")
 
 
 def load(args: argparse.Namespace, name: str) -> FinishedModel:
@@ -150,8 +178,6 @@ def read_examples(args: argparse.Namespace) -> ExampleSet:
         raise ParleyError("give prompts with --input FILE, or a dataset with --data PATH (one of them).")
     if args.data and (args.column or args.reference_column):
         raise ParleyError("--column and --reference-column are for --input; --data knows its columns.")
-    if args.limit is not None and args.limit < 1:
-        raise ParleyError(f"--limit is {args.limit}; it must be 1 or more.")
     if args.data:
         found = from_dataset(args.data, args.split, template=args.template, seed=args.data_seed)
     else:
@@ -181,8 +207,6 @@ def _shots(args: argparse.Namespace, asked: Sequence[Example]) -> list[list[Exam
     from src.inference.examples import from_dataset
     from src.inference.prompts import choose_shots
 
-    if args.shots < 0:
-        raise ParleyError(f"--shots is {args.shots}; it must be 0 or more.")
     if not args.shots:
         return None
     source = args.shots_data or args.data

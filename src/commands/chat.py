@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from src.commands import arguments
 from src.errors import ParleyError
+from src.ranges import NOT_NEGATIVE, Range
 
 if TYPE_CHECKING:
     from src.inference.chat import Talk
@@ -28,10 +30,15 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, an adapter or model directory, or a hub name")
-    parser.add_argument("--context", type=int, metavar="N", help="tokens to look at at most, the answer's among them")
+    parser.add_argument(
+        "--context",
+        type=arguments.number(int, Range(2)),
+        metavar="N",
+        help="tokens to look at at most, the answer's among them",
+    )
     parser.add_argument(
         "--history",
-        type=int,
+        type=arguments.number(int, NOT_NEGATIVE),
         metavar="N",
         help="exchanges to look back at, at most; 0 suits models that were trained on single questions",
     )
@@ -41,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    talk = _talk(args)
     try:
-        talk = _talk(args)
         _loop(talk)
     except KeyboardInterrupt:
         sys.stdout.write("\n")
@@ -51,11 +58,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _talk(args: argparse.Namespace) -> Talk:
     arguments.decoding_options(args)
-    for name, least in (("context", 2), ("history", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ParleyError(f"--{name} is {value}; it must be {least} or more.")
-
     from src.inference.chat import Talk
     from src.inference.prompts import resolve_style
 
@@ -73,6 +75,8 @@ def _loop(talk: Talk) -> None:
     from src.models.sources import first_line
 
     interactive = sys.stdin.isatty()
+    with contextlib.suppress(ValueError):  # outside the main thread there is nothing to be set
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on Ctrl-C is how one leaves
 
     def write(text: str) -> None:
         sys.stdout.write(text)

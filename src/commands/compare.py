@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from src.commands import arguments
 from src.commands.output import show, show_json
 from src.errors import ParleyError
+from src.ranges import NOT_NEGATIVE
 
 if TYPE_CHECKING:
     from src.inference.examples import ExampleSet
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoints, directories or hub names")
-    parser.add_argument("--show", type=int, default=5, metavar="N", help="print the answers to the first N examples")
+    shown = arguments.number(int, NOT_NEGATIVE)
+    parser.add_argument("--show", type=shown, default=5, metavar="N", help="print the answers to the first N examples")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all answers as .jsonl or .csv")
     parser.add_argument(
         "--rouge-tokenizer",

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import argparse
 
+from src.commands.arguments import number
+from src.ranges import NOT_NEGATIVE
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="runs/demo", metavar="DIR", help="where everything goes")
-    parser.add_argument("--examples", type=int, default=4, metavar="N", help="dialogues to show at the end")
+    parser.add_argument(
+        "--examples", type=number(int, NOT_NEGATIVE), default=4, metavar="N", help="dialogues to show at the end"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON as well")
 
 

@@ -7,9 +7,12 @@ the directory: `--model.init_args.model_name_or_path DIR`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import src.datamodules
+from src.commands.arguments import number
+from src.ranges import Range
 
 ARCHITECTURES = ("t5", "bart", "gpt2", "llama")
 
@@ -24,20 +27,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text, JSONL or CSV files, or directories of them, to train the tokenizer on",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="where the model goes")
-    parser.add_argument("--hidden-size", type=int, default=256, metavar="N", help="width")
-    parser.add_argument("--layers", type=int, default=4, metavar="N", help="blocks; in an encoder-decoder, a side")
-    parser.add_argument("--heads", type=int, default=4, metavar="N", help="attention heads")
-    parser.add_argument("--feed-forward-size", type=int, metavar="N", help="four times the width when left out")
-    parser.add_argument("--vocab-size", type=int, default=8000, metavar="N", help="the most tokens there may be")
+    parser.add_argument("--hidden-size", type=up_to(2**16), default=256, metavar="N", help="width")
     parser.add_argument(
-        "--max-positions", type=int, metavar="N", help="longest sequence, 1024 if left out (not for t5)"
+        "--layers",
+        type=up_to(1000),
+        default=4,
+        metavar="N",
+        help="blocks; in an encoder-decoder, a side",
+    )
+    parser.add_argument("--heads", type=up_to(2**12), default=4, metavar="N", help="attention heads")
+    parser.add_argument(
+        "--feed-forward-size",
+        type=up_to(2**20),
+        metavar="N",
+        help="four times the width when left out",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=up_to(2**24),
+        default=8000,
+        metavar="N",
+        help="the most tokens there may be",
+    )
+    parser.add_argument(
+        "--max-positions",
+        type=up_to(2**24),
+        metavar="N",
+        help="longest sequence, 1024 if left out (not for t5)",
     )
     parser.add_argument(
         "--untied-head", action="store_true", help="t5 only: gated GELU and an output head of its own, as FLAN-T5 has"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
+    parser.add_argument("--seed", type=number(int, Range(0, 2**32)), default=0, help="of the random weights")
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that has something in it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def up_to(most: int) -> Callable[[str], float]:
+    """A number that a model of this many can still be made with."""
+    return number(int, Range(1, most=most))
 
 
 def run(args: argparse.Namespace) -> None:

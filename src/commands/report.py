@@ -12,7 +12,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from src.commands.arguments import number
 from src.errors import ParleyError
+from src.ranges import NOT_NEGATIVE
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +22,13 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's directory, such as runs/version_0")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write")
-    parser.add_argument("--examples", type=int, default=8, metavar="N", help="answers to show")
+    parser.add_argument("--examples", type=number(int, NOT_NEGATIVE), default=8, metavar="N", help="answers to show")
 
 
 def run(args: argparse.Namespace) -> None:
     from src.reporting.page import render
     from src.reporting.runs import read_run
 
-    if args.examples < 0:
-        raise ParleyError(f"--examples is {args.examples}; it must be 0 or more.")
     if args.output.suffix.lower() not in (".html", ".htm"):
         raise ParleyError(f"--output is {args.output}, and the report is a page; name a file that ends in .html.")
     page = render([read_run(directory) for directory in dict.fromkeys(args.runs)], args.examples)

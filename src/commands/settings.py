@@ -5,68 +5,52 @@ Classes check what they alone know; here is what Lightning, torch and numpy woul
 
 from __future__ import annotations
 
-import math
+import inspect
+import pkgutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.errors import ParleyError
+from src.ranges import ANY, COUNT, NOT_NEGATIVE, OR_NO_LIMIT, POSITIVE, SEED, SHARE, UNIT, Range
 
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers that a setting may have.
-
-    Attributes:
-        least: The least one.
-        below: What it must be below; any finite number when left out.
-        above: Whether `least` itself is too little.
-    """
-
-    least: float
-    below: float | None = None
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether a number is in it; NaN and infinity never are."""
-        if not math.isfinite(value) or value < self.least or (self.above and value == self.least):
-            return False
-        return self.below is None or value < self.below
-
-    def __str__(self) -> str:
-        start = f"above {self.least:g}" if self.above else f"{self.least:g} or more"
-        if self.below is None:
-            return start
-        power = math.log2(self.below) if self.below >= 2**32 else 0
-        return f"{start} and below {f'2**{power:g}' if power else f'{self.below:g}'}"
-
-
-POSITIVE, COUNT, SHARE = Range(0, above=True), Range(1), Range(0, 1)
-NOT_NEGATIVE, OR_NO_LIMIT = Range(0), Range(-1)
 OPTIMIZER, SCHEDULE = (f"model.init_args.{part}.init_args" for part in ("optimizer", "lr_scheduler"))
 RANGES = {
     "seed_everything": Range(0, 2**32),  # numpy's
-    "data.init_args.seed": Range(0, 2**63),  # torch's
-    "model.init_args.generation.seed": Range(0, 2**63),
+    "data.init_args.seed": SEED,
+    "model.init_args.generation.seed": SEED,
     "model.init_args.dropout": SHARE,
     "model.init_args.label_smoothing": SHARE,
     "model.init_args.max_skipped_updates": COUNT,
-    "data.init_args.num_workers": NOT_NEGATIVE,
-    "data.init_args.min_chars": NOT_NEGATIVE,
-    "data.init_args.max_chars": COUNT,
-    "data.init_args.max_tokens_per_batch": COUNT,
-    "data.init_args.pack_length": COUNT,
-    f"{OPTIMIZER}.lr": NOT_NEGATIVE,
-    f"{OPTIMIZER}.weight_decay": NOT_NEGATIVE,
-    f"{OPTIMIZER}.eps": NOT_NEGATIVE,
-    f"{OPTIMIZER}.momentum": NOT_NEGATIVE,
-    f"{SCHEDULE}.warmup": NOT_NEGATIVE,
-    f"{SCHEDULE}.num_training_steps": COUNT,
-    f"{SCHEDULE}.total_steps": COUNT,
-    f"{SCHEDULE}.max_lr": POSITIVE,
+    "model.init_args.lora.init_args.r": COUNT,
+    "model.init_args.lora.init_args.lora_alpha": COUNT,
+    "model.init_args.lora.init_args.lora_dropout": SHARE,
+    **{
+        f"{OPTIMIZER}.{name}": NOT_NEGATIVE
+        for name in ("lr", "weight_decay", "eps", "momentum", "alpha", "rho", "lr_decay", "initial_accumulator_value")
+    },
+    f"{OPTIMIZER}.betas": SHARE,
+    **{
+        f"{SCHEDULE}.{name}": COUNT
+        for name in (
+            *("num_training_steps", "total_steps", "epochs", "steps_per_epoch", "step_size", "T_max", "T_0", "T_mult"),
+            *("total_iters", "step_size_up", "step_size_down", "milestones"),
+        )
+    },
+    **{
+        f"{SCHEDULE}.{name}": NOT_NEGATIVE
+        for name in ("warmup", "gamma", "eta_min", "power", "patience", "cooldown", "threshold", "min_lr", "base_lr")
+    },
+    **{f"{SCHEDULE}.{name}": POSITIVE for name in ("max_lr", "div_factor", "final_div_factor")},
+    **{f"{SCHEDULE}.{name}": UNIT for name in ("factor", "end_factor", "pct_start")},
+    f"{SCHEDULE}.start_factor": Range(0, most=1, above=True),
     "trainer.num_nodes": COUNT,
     "trainer.max_epochs": OR_NO_LIMIT,
     "trainer.max_steps": OR_NO_LIMIT,
+    "trainer.min_epochs": NOT_NEGATIVE,
+    "trainer.min_steps": NOT_NEGATIVE,
+    "trainer.fast_dev_run": NOT_NEGATIVE,
+    "trainer.overfit_batches": NOT_NEGATIVE,
+    "trainer.reload_dataloaders_every_n_epochs": NOT_NEGATIVE,
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.gradient_clip_val": NOT_NEGATIVE,
     "trainer.check_val_every_n_epoch": COUNT,
@@ -74,7 +58,25 @@ RANGES = {
     "trainer.log_every_n_steps": NOT_NEGATIVE,
     "trainer.num_sanity_val_steps": OR_NO_LIMIT,
     **{f"trainer.limit_{part}_batches": NOT_NEGATIVE for part in ("train", "val", "test", "predict")},
+    "trainer.callbacks.SampleTable.num_samples": NOT_NEGATIVE,
+    "trainer.callbacks.EarlyStopping.patience": NOT_NEGATIVE,
+    "trainer.logger.init_args.flush_logs_every_n_steps": COUNT,
+    "trainer.logger.RunLogger.flush_logs_every_n_steps": COUNT,
 }
+
+
+class Setting(NamedTuple):
+    """A leaf of the configuration.
+
+    Attributes:
+        name: Dotted, from the top; a list's items are named as the list, objects in it by their class.
+        value: What it has.
+        default: Its class's default; None where there is none.
+    """
+
+    name: str
+    value: Any
+    default: Any = None
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -86,11 +88,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         ParleyError: Names the setting, its value and what it may be.
     """
-    for name, value in _leaves(settings):
-        allowed = RANGES.get(name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if allowed is not None and is_number and not allowed.holds(value):
-            raise ParleyError(f"{name} is {value}; it must be {allowed}.")
+    for name, value, default in _leaves(settings):
+        allowed = RANGES.get(name, ANY)
+        allowed.refuse(name, value)
+        if value is None and isinstance(default, (int, float)):
+            kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
+            within = "" if allowed is ANY else f", {allowed}"
+            raise ParleyError(f"{name} is null; it must be {kind}{within} (left out, it is {default}).")
     trainer = settings.get("trainer") or {}
     if trainer.get("barebones"):
         raise ParleyError(
@@ -104,39 +108,37 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _leaves(tree: Any, name: str = "", default: Any = None) -> Iterator[Setting]:
+    if isinstance(tree, Mapping):
+        defaults = _defaults(tree.get("class_path"))
+        for key, value in tree.items():
+            inner = f"{name}.{key}" if name else str(key)
+            if key == "init_args" and isinstance(value, Mapping):
+                for own, argument in value.items():
+                    yield from _leaves(argument, f"{inner}.{own}", defaults.get(own))
+            else:
+                yield from _leaves(value, inner)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            if isinstance(item, Mapping) and "class_path" in item:
+                short = str(item["class_path"]).rpartition(".")[2]
+                defaults = _defaults(item["class_path"])
+                for own, argument in (item.get("init_args") or {}).items():
+                    yield from _leaves(argument, f"{name}.{short}.{own}", defaults.get(own))
+            else:
+                yield from _leaves(item, name)
+    else:
+        yield Setting(name, tree, default)
 
 
-# Modules whose complaints are about what they were told to do, and which setting tells them.
-_BLAMED = {
-    "torch.optim.lr_scheduler": "model.init_args.lr_scheduler",
-    "torch.optim": "model.init_args.optimizer",
-    "lightning": "",
-}
-
-
-def complaint_about_settings(error: BaseException) -> str | None:
-    """What a library says is wrong with the settings, as one line.
-
-    Args:
-        error: What came out of a run. It is about settings where Lightning or an optimiser raised it itself.
-
-    Returns:
-        The line; None where the error is something else.
-    """
-    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError)) or error.__traceback__ is None:
-        return None
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "")
-    for blamed, setting in _BLAMED.items():
-        if module == blamed or module.startswith(f"{blamed}."):
-            said = " ".join(str(error).split()).rstrip(".")
-            return f"{setting}: {said}; mend or change it." if setting else f"{said}."
-    return None
+def _defaults(class_path: Any) -> dict[str, Any]:
+    """What the arguments of a class are where they are left out, those of its bases too."""
+    if not isinstance(class_path, str):
+        return {}
+    try:
+        named = pkgutil.resolve_name(class_path)
+        makers = [vars(base)["__init__"] for base in reversed(inspect.getmro(named)) if "__init__" in vars(base)]
+        parameters = [item for maker in makers for item in inspect.signature(maker).parameters.items()]
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return {}  # a function, or one whose arguments cannot be looked at
+    return {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}

@@ -7,15 +7,16 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import warnings
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -23,9 +24,12 @@ import src.callbacks
 import src.datamodules
 import src.modules
 from src.callbacks.storage import read_checkpoint
+from src.commands.complaints import complaint_about_settings, essence, misconfiguration, missing_package, said_by_us
 from src.commands.resume import choose_checkpoint
-from src.commands.settings import check_settings, complaint_about_settings
+from src.commands.settings import check_settings
 from src.errors import ParleyError, StoppedBySignalError
+from src.signals import end_with_parent, give_way_to_parent
+from src.yaml_files import check_yaml, read_yaml
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 CALLBACKS = Path(src.__file__).parents[1] / "configs" / "callbacks.yaml"
@@ -179,9 +183,12 @@ def run(name: str, words: list[str]) -> int:
         ParleyError: The configuration is not right.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    end_with_parent()
     _quieten()
     parser_kwargs: dict[str, Any] = {"exit_on_error": False, "prog": "parley"}
     # DDP starts its other processes with these words, the first of which must be a file that Python can run.
+    _read_yaml_with_care()
+    _refuse_unreadable(words)
     argv, sys.argv = sys.argv, [str(Path(src.__file__).with_name("__main__.py")), name, *words]
     try:
         ParleyCLI(
@@ -196,27 +203,45 @@ def run(name: str, words: list[str]) -> int:
             parser_kwargs=parser_kwargs | {command: {"exit_on_error": False} for command in SUBCOMMANDS},
         )
     except argparse.ArgumentError as error:
-        raise ParleyError(f"{_essence(str(error))}; `parley {name} --help` lists the settings.") from error
-    except MisconfigurationException as error:
-        line = str(error).splitlines()[0]
-        hint = " (`-c configs/trainer/cpu.yaml` runs on a CPU)" if re.search(r"(?i)\bgpus?\b|cuda|mps", line) else ""
-        raise ParleyError(f"{line}{hint}") from error
-    except StoppedBySignalError as stopped:
-        if str(stopped):
-            sys.stderr.write(f"parley {name}: {stopped}\n")
-        return stopped.exit_status
+        raise ParleyError(f"{essence(str(error))}; `parley {name} --help` lists the settings.") from error
+    except StoppedBySignalError:
+        raise
     except Exception as error:
-        said = _said_by_us(error)
-        if said is None and (lacking := _missing_package(error)):
-            said = ParleyError(lacking)
-        if said is None and (complaint := complaint_about_settings(error)):
-            said = ParleyError(complaint)
+        give_way_to_parent()
+        said = said_by_us(error)
+        for complaint in (missing_package, misconfiguration, complaint_about_settings) if said is None else ():
+            if line := complaint(error):
+                raise ParleyError(line) from error
         if said is None:
             raise
         raise said from error
     finally:
         sys.argv = argv
     return 0
+
+
+def _read_yaml_with_care() -> None:
+    """Let configurations be refused that would be read wrongly, or for ever."""
+    load = getattr(get_loader("yaml"), "without_care", get_loader("yaml"))
+
+    def load_checked(text: str) -> Any:
+        check_yaml(text)
+        try:
+            return load(text)
+        except ValueError as error:  # a number of 5,000 digits, a date of month 13
+            raise yaml.YAMLError(str(error)) from error
+
+    load_checked.without_care = load  # type: ignore[attr-defined]
+    set_loader("yaml", load_checked, exceptions=(yaml.YAMLError,))
+
+
+def _refuse_unreadable(words: Sequence[str]) -> None:
+    """Read the files of settings once before anything is made of them, for a line that names the file."""
+    names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    names += [name for option, name in pairwise(words) if option in ("-c", "--config")]
+    for path in (Path(name).expanduser() for name in names):
+        if os.path.isfile(path) and not isinstance(read_yaml(path), dict):  # noqa: PTH113  (never raises)
+            raise ParleyError(f"{path} holds no settings; write `name: value` lines, or leave it out.")
 
 
 def _quieten() -> None:
@@ -236,35 +261,3 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # PPO's policy, on purpose
     # Our metrics are over all processes by the time they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
-
-
-def _said_by_us(error: BaseException | None) -> ParleyError | None:
-    """The line meant for the user, where a library has wrapped it in an error of its own."""
-    while error is not None and not isinstance(error, ParleyError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _missing_package(error: BaseException | None) -> str | None:
-    """What a class of the configuration says it needs, where it is not installed."""
-    configured = None
-    while error is not None:
-        if found := re.match(r"Problem with given class_path '([\w.]+)'", str(error)):
-            configured = found[1]
-        if configured and isinstance(error, ImportError):
-            return f"{configured} cannot be used: {str(error).splitlines()[0]}"
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _essence(message: str) -> str:
-    """What a jsonargparse error says is wrong, and with which setting, as one line."""
-    names = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    noise = (
-        r"Does not validate|Subtypes:|Errors:|Parser key|Problem with given|Given value|Expected a <class 'NoneType'>"
-    )
-    lines = [line.strip(" -") for line in message.splitlines()]
-    said = next((line for line in lines if line and not re.match(noise, line)), lines[0]).rstrip(".")
-    if "required" in said:
-        said += "; give a recipe, such as -c configs/demo/dialogsum_seq2seq.yaml"
-    return f"{names}: {said}" if names else said

@@ -27,6 +27,7 @@ from src.datamodules.templates import fill, resolve_template
 from src.errors import ParleyError
 from src.internals import uses_distributed_sampler
 from src.models.loading import is_encoder_decoder, load_config, load_tokenizer
+from src.ranges import COUNT, NOT_NEGATIVE, SEED, refuse_outside
 
 log = logging.getLogger(__name__)
 
@@ -144,11 +145,9 @@ class DialogueDataModule(LightningDataModule):
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Example]] = {}  # from prepare_data to setup
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        if not -(2**63) <= seed < 2**63:
-            raise ParleyError(f"seed is {seed}; it must fit into 64 bits.")
-        for name in ("batch_size", "max_source_length", "max_target_length", "every_nth", "pad_to_multiple_of"):
-            if getattr(self, name) < 1:
-                raise ParleyError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        counts = ("batch_size", "max_tokens_per_batch", "pack_length", "max_source_length", "max_target_length")
+        refuse_outside(self, dict.fromkeys((*counts, "every_nth", "pad_to_multiple_of", "max_chars"), COUNT))
+        refuse_outside(self, dict.fromkeys(("num_workers", "min_chars"), NOT_NEGATIVE) | {"seed": SEED})
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,12 @@ from src.contracts import batches_per_global_batch, converted_batches
 from src.datamodules.sampler import LengthGroupedBatchSampler
 
 log = logging.getLogger(__name__)
+
+
+def leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001
+    """Go on preparing batches when a whole run is told to stop: its training ends when it has come to a step's end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:
@@ -49,6 +56,7 @@ class ResumableDataLoader(DataLoader):
     def __init__(self, dataset: Dataset, batch_sampler: LengthGroupedBatchSampler, **kwargs: Any) -> None:
         # Its own generator: making an iterator draws a seed for workers, and a resumed run makes one iterator more.
         kwargs.setdefault("generator", torch.Generator().manual_seed(batch_sampler.seed))
+        kwargs.setdefault("worker_init_fn", leave_signals_to_parent)
         super().__init__(dataset, batch_sampler=batch_sampler, **kwargs)
         self._batches_handed = 0
 

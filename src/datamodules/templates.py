@@ -37,11 +37,17 @@ def resolve_template(template: str, fields: set[str]) -> str:
     refuse_surrogates(template, "the template")
     text = templates[template] if template in templates else _unescaped(template)
     try:
-        asked = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         raise ParleyError(
             f"template {template!r} is malformed ({error}); write {{{{ and }}}} for plain braces."
         ) from error
+    asked = {str(name) for _, name, _, _ in parts}
+    if odd := [name for _, name, spec, conversion in parts if spec or conversion or not str(name).isidentifier()]:
+        raise ParleyError(
+            f"template {template!r} has more than a field's name between braces at {odd[0]!r}; write {{field}}, and "
+            "{{ and }} for plain braces."
+        )
     if not asked:
         names = ", ".join(sorted(templates))
         raise ParleyError(f"unknown template {template!r}; name one of {names}, or write a text with {{field}} in it.")

@@ -9,12 +9,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
 from src.errors import ParleyError
-from src.files import read_text
 from src.models.generation import GenerationOptions, ModelOptions
 from src.models.responses import Model
+from src.yaml_files import read_yaml
 
 # In the order of the published tour; others follow by name.
 TOUR = (
@@ -67,10 +65,7 @@ def read_preset(name_or_path: str) -> dict[str, Any]:
         raise ParleyError(
             f"there is no preset {name_or_path!r}; name one of {', '.join([*preset_names(), OWN])}, or a file."
         )
-    try:
-        options = yaml.safe_load(read_text(file)) or {}
-    except yaml.YAMLError as error:
-        raise ParleyError(f"{file} is not YAML ({' '.join(str(error).split())}); mend it.") from error
+    options = read_yaml(file) or {}
     if not isinstance(options, dict):
         raise ParleyError(f"{file} holds {type(options).__name__}, not options; write `name: value` lines.")
     for name, value in options.items():

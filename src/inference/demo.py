@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import src
-from src.errors import ParleyError
+from src.errors import ParleyError, StoppedBySignalError
 from src.metrics.rouge_scorer import ExampleScorer
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,10 @@ def run_demo(run_command: Callable[[Sequence[str]], int], directory: Path, *, nu
 
     def step(title: str, *words: str) -> None:
         log.info("\n▶ %s: parley %s", title, words[0])
-        if run_command(words):
+        status = run_command(words)
+        if status > 128:
+            raise StoppedBySignalError(f"stopped in the step “{title}”.", status - 128)
+        if status:
             raise ParleyError(f"the step “{title}” failed; run it by itself to see more.")
 
     def logs_to(name: str) -> list[str]:

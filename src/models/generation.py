@@ -20,7 +20,16 @@ from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token
 from src.models.logits import BannedTexts, Recorder, SeededSampling
 from src.models.lora import merged
 from src.models.tying import base_model, positions
+from src.ranges import ANY, COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, refuse_outside
 
+RANGES = {
+    **dict.fromkeys(("max_new_tokens", "num_beams", "num_return_sequences"), COUNT),
+    **dict.fromkeys(("min_new_tokens", "top_k", "no_repeat_ngram_size"), NOT_NEGATIVE),
+    **dict.fromkeys(("temperature", "length_penalty"), ANY),
+    "top_p": Range(0, most=1, above=True, note="1 does not limit"),
+    "repetition_penalty": Range(0, above=True, note="1 is none"),
+    "seed": SEED,
+}
 TRANSFORMERS_TOP_K = 50  # what transformers samples among where a model's settings do not say
 
 
@@ -63,27 +72,12 @@ class GenerationOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "num_return_sequences": 1}
-        least |= {"top_k": 0, "no_repeat_ngram_size": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ParleyError(f"{name} is {getattr(self, name)}; it must be {value} or more.")
-        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise ParleyError(f"{name} is {getattr(self, name)}; it must be a finite number.")
-        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
-            raise ParleyError(f"seed is {self.seed}; it must fit into 64 bits.")
+        refuse_outside(self, RANGES)
+        if self.do_sample:
+            POSITIVE.refuse("temperature", self.temperature)
         if self.min_new_tokens > self.max_new_tokens:
             raise ParleyError(
                 f"min_new_tokens is {self.min_new_tokens} and max_new_tokens {self.max_new_tokens}; swap them."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ParleyError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 does not limit).")
-        if self.repetition_penalty <= 0:
-            raise ParleyError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 is none).")
-        if self.do_sample and self.temperature <= 0:
-            raise ParleyError(
-                f"temperature is {self.temperature}; it must be above 0 (drop do_sample for greedy search)."
             )
         if self.num_return_sequences > self.num_beams and (self.num_beams > 1 or not self.do_sample):
             sampling = "" if self.do_sample else " and no sampling"
@@ -293,12 +287,26 @@ def generate_ids(
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
                 **kwargs,
             )
+    except (RuntimeError, ValueError) as error:
+        if complaint := _about_the_model(error):
+            raise ParleyError(complaint) from error
+        raise
     finally:
         model.train(training)
     ids = output.sequences[:, start:]
     if recorder is not None:
         recorder.finish(ids, output.get("beam_indices"))
     return ids
+
+
+def _about_the_model(error: Exception) -> str | None:
+    """What transformers or torch find of a model or its settings while it generates."""
+    said = " ".join(str(error).split())
+    if "probability tensor contains" in said:
+        return "what the model makes of a prompt is not finite, so nothing can be drawn from it; give another model."
+    if "has to be defined" in said or ("has to be" in said and isinstance(error, ValueError)):
+        return f"the model's generation settings do not do: {said.rstrip('.')}; mend its generation_config.json."
+    return None
 
 
 def generate_text(

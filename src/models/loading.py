@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -129,6 +130,9 @@ def load_model(
     given: dict[str, Any] = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
     if gguf_file and (unpack := getattr(transformers, "GgufConfig", None)):
         given["quantization_config"] = unpack(dequantize=True)  # plain weights: to train, and to save elsewhere
+    if (Path(name) / "generation_config.json").is_file():  # which transformers passes over where it is broken
+        with reading("generation_config.json", name):
+            GenerationConfig.from_pretrained(name)
     with reading("the weights", name), quietly(bars=not local_only):
         loaded: Any = _auto_class(config, name).from_pretrained(
             name,
@@ -150,9 +154,20 @@ def load_model(
         logger.warning("%d weights of %s are not used, %s among them.", len(unused), name, unused[0])
     if missing := sorted(report["missing_keys"]):
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
+    _refuse_broken(model, name)
     settle_head(model, untied=_file_says_untied(name))
     record_base(model, gguf_file, rounded=dtype not in (None, torch.float32))
     return model
+
+
+def _refuse_broken(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that nothing can come of."""
+    broken = [key for key, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        raise ParleyError(
+            f"the weights of {name} are not finite: {len(broken)} hold NaN or infinity, {broken[0]} among them; "
+            "give an earlier or another model."
+        )
 
 
 def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:

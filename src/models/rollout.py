@@ -29,7 +29,15 @@ from src.models.logits import draw, row_seed
 from src.models.lora import merged
 from src.models.responses import Model, decoder_start, encode, output_head, position_ids, states_caught
 from src.models.tying import base_model, positions
+from src.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, refuse_outside
 from src.rl.drawable import Drawable
+
+RANGES = {
+    "temperature": POSITIVE,
+    "top_p": PROBABILITY,
+    **dict.fromkeys(("top_k", "min_new_tokens"), NOT_NEGATIVE),
+    **dict.fromkeys(("output_min_length", "output_max_length"), COUNT),
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +64,11 @@ class RolloutOptions:
     bad_words: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ParleyError(f"rollout.temperature is {self.temperature}; it must be above 0.")
-        if self.top_k < 0 or not 0 < self.top_p <= 1 or self.min_new_tokens < 0:
-            raise ParleyError("rollout.top_k and min_new_tokens must be 0 or more, top_p above 0 and at most 1.")
-        if not 1 <= self.output_min_length <= self.output_max_length:
+        refuse_outside(self, RANGES, "rollout.")
+        if self.output_min_length > self.output_max_length:
             raise ParleyError(
-                f"rollout.output_min_length ({self.output_min_length}) must be at least 1 and at most "
-                f"output_max_length ({self.output_max_length})."
+                f"rollout.output_min_length is {self.output_min_length}; it must be at most output_max_length "
+                f"({self.output_max_length})."
             )
         if not all(self.bad_words):
             raise ParleyError("rollout.bad_words must not hold an empty text; leave it out.")

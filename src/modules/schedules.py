@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import get_scheduler
 
 from src.errors import ParleyError
+from src.ranges import Range
 
 Decay = Literal[
     "linear",
@@ -48,8 +49,9 @@ class WarmupSchedule(LambdaLR):
         num_training_steps: int | None = None,
         settings: dict[str, float] | None = None,
     ) -> None:
-        if not (warmup >= 0 and (warmup <= 1 or warmup == int(warmup))):
-            raise ParleyError(f"warmup is {warmup}; give whole steps (such as 100) or a share below 1 (such as 0.1).")
+        Range(0, note="whole steps such as 100, or a share below 1").refuse("warmup", warmup)
+        if warmup > 1 and warmup != int(warmup):
+            raise ParleyError(f"warmup is {warmup}; it must be whole steps, such as 100, or a share below 1.")
         self.warmup = warmup
         self.decay = decay
         self.num_training_steps = num_training_steps

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src.errors import ParleyError
 from src.files import read_rows
+from src.yaml_files import read_yaml
 
 Curve = list[tuple[int, float]]
 X_AXES = ("epoch", "step")
@@ -109,10 +108,7 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def _settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ParleyError(f"{file} cannot be read as YAML; the run's settings are in it: restore it.") from error
+    tree = read_yaml(file)
     return dict(_flat(tree)) if isinstance(tree, Mapping) else {}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import ParleyError
+from src.ranges import COUNT, Range
 from src.rewards.base import Reward, full_precision
 
 Text = Literal["prompt_and_response", "response"]
@@ -39,10 +40,8 @@ class ClassifierReward(Reward):
         batch_size: int = 16,
         max_length: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ParleyError(f"batch_size is {batch_size}; it must be at least 1.")
-        if max_length is not None and max_length < 1:
-            raise ParleyError(f"max_length is {max_length}; it must be at least 1, or null for all it can read.")
+        COUNT.refuse("batch_size", batch_size)
+        Range(1, note="null for all it can read").refuse("max_length", max_length)
         if output not in ("logit", "probability"):
             raise ParleyError(f"there is no output {output!r}; choose logit or probability.")
         check_text(text)

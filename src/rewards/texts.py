@@ -9,6 +9,7 @@ from torch import Tensor
 
 from src.errors import ParleyError
 from src.metrics.rouge_scorer import ROUGE_KEYS, ExampleScorer, TokenizerName
+from src.ranges import NOT_NEGATIVE, Range
 from src.rewards.base import Reward
 
 
@@ -61,10 +62,8 @@ class LengthReward(Reward):
     def __init__(self, target: int, falloff: int | None = None) -> None:
         self.target = target
         self.falloff = target if falloff is None else falloff
-        if self.target < 0 or self.falloff < 1:
-            raise ParleyError(
-                f"a length of {target} words ± {self.falloff} makes no sense; give whole numbers above 0."
-            )
+        NOT_NEGATIVE.refuse("target", self.target)
+        Range(1, note="as many as target when left out").refuse("falloff", self.falloff)
 
     def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:  # noqa: ARG002
         """Score each response, shape (batch,)."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from src.errors import ParleyError
+from src.ranges import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Range, refuse_outside
 from src.rl.kl import KL_PENALTIES, AdaptiveKLController, FixedKLController, KLController, KLPenalty
 from src.rl.masked import zero_outside
 from src.rl.rollout import Rollout
 from src.rl.scores import ScoreShaper
+
+ABOVE_0_OR_NULL = Range(0, above=True, note="null leaves it off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,10 @@ class OnlineConfig:
     missing_eos_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_generations", "minibatch_size"):
-            self._require(name, "at least 1", getattr(self, name) >= 1)
-        self._require("entropy_coef", "0 or more", 0 <= self.entropy_coef < math.inf)
-        self._require_positive_or_null("target_kl", "score_clip")
-        penalty = self.missing_eos_penalty
-        self._require("missing_eos_penalty", "0 or more, or null to leave it off", penalty is None or penalty >= 0)
+        self._refuse_outside(COUNT, "num_generations", "minibatch_size")
+        self._refuse_outside(NOT_NEGATIVE, "entropy_coef")
+        self._refuse_outside(ABOVE_0_OR_NULL, "target_kl", "score_clip")
+        self._refuse_outside(Range(0, note="null leaves it off"), "missing_eos_penalty")
         if self.use_score_norm and not self.use_score_scaling:
             name = self._section
             raise ParleyError(
@@ -73,10 +73,8 @@ class OnlineConfig:
         if not holds:
             raise ParleyError(f"{self._section}.{name} is {getattr(self, name)!r}; it must be {what}.")
 
-    def _require_positive_or_null(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            self._require(name, "above 0, or null to leave it off", value is None or value > 0)
+    def _refuse_outside(self, allowed: Range, *names: str) -> None:
+        refuse_outside(self, dict.fromkeys(names, allowed), f"{self._section}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +121,11 @@ class PPOConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("ppo_epochs", "at least 1", self.ppo_epochs >= 1)
-        for name in ("gamma", "lam"):
-            self._require(name, "between 0 and 1", 0 <= getattr(self, name) <= 1)
-        for name in ("cliprange", "cliprange_value", "target", "horizon"):
-            self._require(name, "above 0", getattr(self, name) > 0)
-        for name in ("vf_coef", "init_kl_coef"):
-            self._require(name, "0 or more", 0 <= getattr(self, name) < math.inf)
-        self._require_positive_or_null("ratio_threshold", "value_head_lr")
+        self._refuse_outside(COUNT, "ppo_epochs")
+        self._refuse_outside(UNIT, "gamma", "lam")
+        self._refuse_outside(POSITIVE, "cliprange", "cliprange_value", "target", "horizon")
+        self._refuse_outside(NOT_NEGATIVE, "vf_coef", "init_kl_coef")
+        self._refuse_outside(ABOVE_0_OR_NULL, "ratio_threshold", "value_head_lr")
         self._require("kl_penalty", f"one of {', '.join(KL_PENALTIES)}", self.kl_penalty in KL_PENALTIES)
 
     @property
@@ -166,11 +161,11 @@ class GroupConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("num_generations", "at least 2: answers to a prompt are compared", self.num_generations >= 2)
-        self._require("num_iterations", "at least 1", self.num_iterations >= 1)
-        self._require("beta", "0 or more", 0 <= self.beta < math.inf)
-        self._require("epsilon", "between 0 and 1", 0 < self.epsilon < 1)
-        self._require_positive_or_null("epsilon_high")
+        self._refuse_outside(Range(2, note="answers to a prompt are compared"), "num_generations")
+        self._refuse_outside(COUNT, "num_iterations")
+        self._refuse_outside(NOT_NEGATIVE, "beta")
+        self._refuse_outside(Range(0, 1, above=True), "epsilon")
+        self._refuse_outside(ABOVE_0_OR_NULL, "epsilon_high")
 
     @property
     def passes(self) -> int:

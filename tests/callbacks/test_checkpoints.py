@@ -208,5 +208,5 @@ def test_broken_weights_are_not_written(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"keep_last": 0}, {"every_n_steps": 0}, {"every_n_minutes": -1}])
 def test_numbers_must_be_positive(settings):
-    with pytest.raises(ParleyError, match="must be positive"):
+    with pytest.raises(ParleyError, match=r"^Checkpoints\..* is .*; it must be"):
         Checkpoints(**settings)

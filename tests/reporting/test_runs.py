@@ -74,7 +74,7 @@ def test_what_is_no_run_is_refused_with_what_to_give(run: Path, tmp_path: Path):
         read_run(run)
     (run / "metrics.csv").write_text("epoch,step,val/loss\n0,1,1\n")
     (run / "config.yaml").write_text("a: [1")
-    with pytest.raises(ParleyError, match=r"config.yaml cannot be read as YAML"):
+    with pytest.raises(ParleyError, match=r"config.yaml is not YAML to be used"):
         read_run(run)
 
 

@@ -21,6 +21,7 @@ from src.models.responses import check_output_head
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
 from src.modules.online.policy import PolicyModule
+from src.ranges import COUNT
 from src.rewards import Reward
 from src.rl.config import OnlineConfig
 from src.rl.masked import masked_mean
@@ -68,8 +69,7 @@ class OnlineModule(PolicyModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(model_name_or_path, reward, config, **kwargs)
-        if max_skipped_updates < 1:
-            raise ParleyError(f"max_skipped_updates is {max_skipped_updates}; it must be at least 1.")
+        COUNT.refuse("max_skipped_updates", max_skipped_updates)
         self.score_shaper = config.score_shaper()
         self.max_skipped_updates = max_skipped_updates
         self.skipped_updates = 0

@@ -74,7 +74,7 @@ def test_nothing_is_learned_from_a_response_that_was_cut_off(make, name):
 @pytest.mark.parametrize(
     ("name", "options", "line"),
     [
-        ("rloo", {"num_generations": 1}, "rloo.num_generations is 1; it must be at least 2"),
+        ("rloo", {"num_generations": 1}, "rloo.num_generations is 1; it must be 2 or more"),
         ("grpo", {"beta": -1.0}, "grpo.beta is -1.0"),
         ("grpo", {"epsilon": 1.0}, "grpo.epsilon is 1.0"),
         ("grpo", {"epsilon_high": 0.0}, "grpo.epsilon_high is 0.0"),

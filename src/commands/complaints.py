@@ -1,0 +1,117 @@
+"""What libraries complain of when they are given the wrong settings, as one line for the user."""
+
+from __future__ import annotations
+
+import re
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from src.commands.settings import RANGES
+from src.errors import ParleyError
+
+KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+
+# Modules whose complaints are about what they were told to do, and which setting tells them.
+_BLAMED = {
+    "torch.optim.lr_scheduler": "model.init_args.lr_scheduler",
+    "torch.optim": "model.init_args.optimizer",
+    "lightning": "",
+}
+
+
+def complaint_about_settings(error: BaseException) -> str | None:
+    """What a library says is wrong with the settings, as one line.
+
+    Args:
+        error: What came out of a run. It is about settings where Lightning or an optimiser raised it itself.
+
+    Returns:
+        The line; None where the error is something else.
+    """
+    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError)) or error.__traceback__ is None:
+        return None
+    traceback = error.__traceback__
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "")
+    for blamed, setting in _BLAMED.items():
+        if module == blamed or module.startswith(f"{blamed}."):
+            said = " ".join(str(error).split()).rstrip(".")
+            return f"{setting}: {said}; mend or change it." if setting else f"{said}."
+    return None
+
+
+def said_by_us(error: BaseException | None) -> ParleyError | None:
+    """The line meant for the user, where a library has wrapped it in an error of its own."""
+    while error is not None and not isinstance(error, ParleyError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def misconfiguration(error: BaseException | None) -> str | None:
+    """What Lightning says is wrong with a setting, wherever it is in the chain of errors."""
+    while error is not None:
+        if isinstance(error, MisconfigurationException):
+            line = str(error).splitlines()[0]
+            is_about_gpus = re.search(r"(?i)\bgpus?\b|cuda|mps", line)
+            return line + (" (`-c configs/trainer/cpu.yaml` runs on a CPU)" if is_about_gpus else "")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def missing_package(error: BaseException | None) -> str | None:
+    """What a class of the configuration says it needs, where it is not installed."""
+    configured = None
+    while error is not None:
+        if found := re.match(r"Problem with given class_path '([\w.]+)'", str(error)):
+            configured = found[1]
+        if configured and isinstance(error, ImportError):
+            return f"{configured} cannot be used: {str(error).splitlines()[0]}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def essence(message: str) -> str:
+    """What a jsonargparse error says is wrong, and with which setting, as one line."""
+    keys, inside = _innermost(message)
+    name = ".".join(keys)
+    kinds = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", inside))
+    given = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value: .*)?$", inside, re.MULTILINE)
+    if keys and given and kinds and set(kinds) <= {*KINDS, "NoneType"}:
+        wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+        value = given[1].removesuffix(".")
+        return f"{name} is {'null' if value == 'None' else value}; it must be {wanted}{_range_of(keys)}"
+    noise = (
+        r"Does not validate|Subtypes:|Errors:|Parser key|Problem with given|Given value|Expected a <class 'NoneType'>"
+    )
+    lines = [line.strip(" -") for line in (inside.strip() or message).splitlines()]
+    said = next((line for line in lines if line and not re.match(noise, line)), lines[0]).rstrip(".")
+    if "required" in said:
+        said += "; give a recipe, such as -c configs/demo/dialogsum_seq2seq.yaml"
+    return f"{name}: {said}" if name else said
+
+
+def _innermost(message: str) -> tuple[list[str], str]:
+    """The keys that lead to the first thing that is wrong, and what is said of it."""
+    keys: list[str] = []
+    indentation, inside = -1, ""
+    for line in message.splitlines():
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        found = re.findall(r'Parser key "([^"]+)"', line)
+        if found and depth > indentation:
+            keys, indentation, inside = [*keys, *found], depth, ""
+        elif found or (keys and depth <= indentation):
+            break
+        else:
+            inside += f"{line.strip()}\n"
+    return keys, inside
+
+
+def _range_of(keys: list[str]) -> str:
+    """What numbers are allowed, where it is known."""
+    for name, allowed in RANGES.items():
+        if [part for part in name.split(".") if part != "init_args"] == keys:
+            return f", {allowed}"
+    return ""

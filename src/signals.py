@@ -1,0 +1,92 @@
+"""What SIGINT and SIGTERM do to a command that is not training: one line, and a status of 128 and their number.
+
+Nothing heavy is imported here: it holds from the first moment on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PARENT_LOOKED_AT = 0.5  # seconds
+
+
+class Interruption:
+    """Handles the signals while a command runs.
+
+    Args:
+        command: Its name, for the line.
+        at_once: End there and then, as whatever could be interrupted would make of it what it likes; otherwise raise
+            `KeyboardInterrupt`, so that what was begun is cleaned up.
+
+    Attributes:
+        number: The signal that came; 0 as long as none has.
+    """
+
+    def __init__(self, command: str, *, at_once: bool) -> None:
+        self.number = 0
+        self._command = command
+        self._at_once = at_once
+        self._process = os.getpid()
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """Take the signal."""
+        if os.getpid() != self._process:
+            return  # a worker that was forked a moment ago: its parent decides
+        self.number = number
+        if not self._at_once:
+            raise KeyboardInterrupt
+        self.say()
+        os._exit(self.exit_status)
+
+    @property
+    def exit_status(self) -> int:
+        """What the shell gets."""
+        return 128 + self.number
+
+    def say(self) -> None:
+        """Say it, unless another process of the same run does."""
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            line = f"parley {self._command}: stopped by {signal.Signals(self.number).name}.\n"
+            os.write(2, line.encode())
+
+
+@contextmanager
+def interruption(command: str, *, at_once: bool) -> Iterator[Interruption]:
+    """Handle the signals within the block; as before it afterwards."""
+    handler = Interruption(command, at_once=at_once)
+    if threading.current_thread() is not threading.main_thread():
+        yield handler
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM) if at_once else (signal.SIGINT,)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield handler
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+
+def end_with_parent() -> None:
+    """In a process that DDP has started: end when the one that started it does, however that came about."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_LOOKED_AT)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
+
+
+def give_way_to_parent() -> None:
+    """In a process that DDP has started: end without a word where what failed is that the first one has ended."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(2 * PARENT_LOOKED_AT)  # the watch ends this process meanwhile
