@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from scripts.compare_wandb import figure, is_on_the_clock, run_id_of, tables_of, wandb_faults
+from scripts.compare_values import differences, is_on_the_clock, metric_log
+from scripts.compare_wandb import run_id_of, tables_of, wandb_faults
 from src.callbacks.storage import read_checkpoint
 
 TOLERANCE = 1e-3  # relative, of figures and weights that were computed on another number of processes
@@ -45,7 +43,8 @@ def compare_runs(first: Path, second: Path) -> list[str]:
 def compare_runs_closely(first: Path, second: Path) -> list[str]:
     """What differs by more than the order of sums between two runs on other numbers of processes.
 
-    Compared are the weights, the metric log, what was learned from, and W&B's rows with the metric log.
+    Compared are the weights, the metric log, what was learned from, and W&B's rows with the metric log; not the figures
+    of a method that are means over a step's minibatches.
 
     Args:
         first: As for `compare_runs`.
@@ -55,7 +54,7 @@ def compare_runs_closely(first: Path, second: Path) -> list[str]:
     ours, theirs = (
         {
             "weights": read_checkpoint(checkpoints_of(run.parent)[-1])["state_dict"],
-            "metrics.csv": metric_log(run / "metrics.csv"),
+            "metrics.csv": metric_log(run / "metrics.csv", closely=True),
             "rollouts.jsonl": [
                 json.loads(line) for file in run.glob("rollouts.jsonl") for line in file.read_text().splitlines()
             ],
@@ -65,7 +64,7 @@ def compare_runs_closely(first: Path, second: Path) -> list[str]:
     return [
         *differences(ours, theirs, "run", TOLERANCE),
         *_strays(second),
-        *_compare_wandb(*runs, tables=False),
+        *_compare_wandb(*runs, tolerance=TOLERANCE),
     ]
 
 
@@ -116,45 +115,12 @@ def _compare_checkpoints(first: Path, second: Path) -> Iterator[str]:
         yield from differences(ours, theirs, name)
 
 
-def differences(first: Any, second: Any, place: str = "checkpoint", tolerance: float = 0.0) -> Iterator[str]:
-    """The places where two values are not the same to the bit, or further apart than the tolerance."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        if first.keys() != second.keys():
-            yield f"{place}: only one has {sorted(map(str, first.keys() ^ second.keys()))}"
-        for key in first.keys() & second.keys():
-            yield from differences(first[key], second[key], f"{place}.{key}", tolerance)
-    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)) and len(first) == len(second):
-        for index, (mine, other) in enumerate(zip(first, second, strict=True)):
-            yield from differences(mine, other, f"{place}[{index}]", tolerance)
-    elif isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        if first.dtype != second.dtype or not torch.allclose(first, second, tolerance, tolerance, equal_nan=True):
-            yield place
-    elif (
-        isinstance(first, float)
-        and isinstance(second, float)
-        and math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
-    ):
-        return
-    elif not (first == second or (first != first and second != second)):
-        yield f"{place}: {first!r} and {second!r}"
-
-
 def _compare_logs(first: Path, second: Path) -> Iterator[str]:
     logs = [metric_log(run / "metrics.csv") for run in (first, second)]
     if logs[0] != logs[1]:
         pairs = enumerate(zip(*logs, strict=False))
         where = next((row for row, pair in pairs if pair[0] != pair[1]), min(map(len, logs)))
         yield f"metrics.csv: {len(logs[0])} and {len(logs[1])} rows, the first difference in row {where}"
-
-
-def metric_log(file: Path) -> list[dict[str, float | str]]:
-    """A metric log's rows without blanks and without what depends on the clock."""
-    with file.open() as stream:
-        rows = [
-            {name: figure(value) for name, value in row.items() if value and not is_on_the_clock(name)}
-            for row in csv.DictReader(stream)
-        ]
-    return [row for row in rows if row.keys() - {"step", "epoch"}]
 
 
 def _compare_tables(first: Path, second: Path) -> list[str]:
@@ -196,12 +162,12 @@ def _strays(root: Path) -> Iterator[str]:
         yield f"stray in {root.name}: {sorted(strays)}, {len(ids)} runs of W&B's for {len(runs)}"
 
 
-def _compare_wandb(first: Path, second: Path, *, tables: bool = True) -> Iterator[str]:
+def _compare_wandb(first: Path, second: Path, *, tolerance: float = 0.0) -> Iterator[str]:
     ids = [run_id_of(checkpoints_of(run.parent)[-1]) for run in (first, second)]
     found = []
     for run, run_id in zip((first, second), ids, strict=True):
         if run_id is not None:
-            yield from wandb_faults(run, run_id)
+            yield from wandb_faults(run, run_id, tolerance)
             found.append(tables_of(run.parent, run_id))
-    if tables and found and found[0] != found[-1]:
+    if not tolerance and found and found[0] != found[-1]:
         yield f"W&B: {len(found[0])} and {len(found[-1])} tables, or other ones"

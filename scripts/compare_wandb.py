@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.compare_values import comparable_rows, differences, is_on_the_clock, metric_log
 from src.callbacks.storage import read_checkpoint
 from src.callbacks.wandb_files import records_of, rows_on_disk
 
 OF_WANDB = ("_step", "_runtime", "_timestamp", "_wandb")
-ON_THE_CLOCK = ("tokens_per_second", "time/")
 
 
-def is_on_the_clock(name: str) -> bool:
-    """Whether a figure is another one whenever it is measured."""
-    return any(part in name for part in ON_THE_CLOCK)
-
-
-def figure(value: float | str) -> float | str:
-    """A figure that equals itself, NaN too."""
-    return float(value) if float(value) == float(value) else "nan"
-
-
-def wandb_faults(run: Path, run_id: str) -> Iterator[str]:
+def wandb_faults(run: Path, run_id: str, tolerance: float = 0.0) -> Iterator[str]:
     """What is not right about W&B's files of a run that has ended.
 
     Right is: all of its files together hold every row of `metrics.csv` once and in order, W&B's steps count them, and
@@ -34,13 +23,15 @@ def wandb_faults(run: Path, run_id: str) -> Iterator[str]:
     Args:
         run: Its directory, beside W&B's.
         run_id: W&B's id of it.
+        tolerance: More than 0 where the run was on other numbers of processes, which do not compute its last steps to
+            the bit again.
     """
     root = run.parent
     rows = rows_on_disk(root / "wandb", run_id)
-    logged, expected = metrics_of(rows), expected_metrics(run / "metrics.csv")
-    if logged != expected:
-        lost = sum(row not in logged for row in expected)
-        yield f"W&B: {len(logged)} rows for {len(expected)} of metrics.csv, of which it lacks {lost}"
+    logged, expected = metrics_of(rows, tolerance), metric_log(run / "metrics.csv", closely=tolerance > 0)
+    if any(differences(logged, expected, tolerance=tolerance)):
+        lost = sum(row["step"] not in {other["step"] for other in logged} for row in expected)
+        yield f"W&B: {len(logged)} rows for {len(expected)} of metrics.csv, of which it lacks {lost}, or other figures"
     steps = [row["_step"] for row in rows]
     if steps != list(range(len(steps))):
         yield f"W&B: steps do not count its {len(steps)} rows"
@@ -62,31 +53,17 @@ def tables_of(root: Path, run_id: str) -> list[tuple[str, str]]:
     return [(name, value["sha256"]) for row in rows for name, value in row.items() if isinstance(value, dict)]
 
 
-def metrics_of(rows: list[dict[str, Any]]) -> list[dict[str, float | str]]:
-    """W&B's rows as the figures that were logged, without tables and without what depends on the clock."""
+def metrics_of(rows: list[dict[str, Any]], tolerance: float) -> list[dict[str, float | str]]:
+    """W&B's rows as those of a metric log, without tables."""
     figures = [
         {
-            name: figure(value)
+            "step" if name == "trainer/global_step" else name: value
             for name, value in row.items()
-            if name not in OF_WANDB and isinstance(value, (int, float)) and not is_on_the_clock(name)
+            if name not in OF_WANDB and not isinstance(value, dict)
         }
         for row in rows
     ]
-    return [row for row in figures if row.keys() - {"trainer/global_step", "epoch"}]
-
-
-def expected_metrics(file: Path) -> list[dict[str, float | str]]:
-    """The same of a metric log."""
-    with file.open() as stream:
-        figures = [
-            {
-                "trainer/global_step" if name == "step" else name: figure(value)
-                for name, value in row.items()
-                if value and not is_on_the_clock(name)
-            }
-            for row in csv.DictReader(stream)
-        ]
-    return [row for row in figures if row.keys() - {"trainer/global_step", "epoch"}]
+    return comparable_rows(figures, closely=tolerance > 0)
 
 
 def summary_of(file: Path) -> dict[str, Any]:
