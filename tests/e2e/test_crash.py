@@ -31,7 +31,9 @@ def crash_test(*words: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["--task seq2seq", "--task causal --packed", "--task ppo"])
+@pytest.mark.parametrize(
+    "words", ["--task seq2seq", "--task causal --packed", "--task ppo", "--task grpo --elastic 1,2,1"]
+)
 def test_killed_and_resumed(words):
     """A short version; `docs/resuming.md` records longer ones, also with workers and on two processes."""
     result = crash_test(*words.split(), "--kills", "2", "--fork")
