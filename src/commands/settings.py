@@ -10,14 +10,18 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from src.datamodules.base import RANGES as DATA
 from src.errors import ParleyError
-from src.ranges import ANY, COUNT, NOT_NEGATIVE, OR_NO_LIMIT, POSITIVE, SEED, SHARE, UNIT, Range
+from src.models.generation import RANGES as DECODING
+from src.models.rollout import RANGES as ROLLOUT
+from src.ranges import ANY, COUNT, NOT_NEGATIVE, OR_NO_LIMIT, POSITIVE, SHARE, UNIT, Range
 
 OPTIMIZER, SCHEDULE = (f"model.init_args.{part}.init_args" for part in ("optimizer", "lr_scheduler"))
 RANGES = {
     "seed_everything": Range(0, 2**32),  # numpy's
-    "data.init_args.seed": SEED,
-    "model.init_args.generation.seed": SEED,
+    **{f"data.init_args.{name}": allowed for name, allowed in DATA.items()},
+    **{f"model.init_args.generation.{name}": allowed for name, allowed in DECODING.items()},
+    **{f"model.init_args.rollout.{name}": allowed for name, allowed in ROLLOUT.items()},
     "model.init_args.dropout": SHARE,
     "model.init_args.label_smoothing": SHARE,
     "model.init_args.max_skipped_updates": COUNT,

@@ -31,6 +31,12 @@ from src.ranges import COUNT, NOT_NEGATIVE, SEED, refuse_outside
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("batch_size", "max_tokens_per_batch", "pack_length", "max_source_length", "max_target_length", "every_nth")
+RANGES = {
+    **dict.fromkeys((*COUNTS, "pad_to_multiple_of", "max_chars"), COUNT),
+    **dict.fromkeys(("num_workers", "min_chars"), NOT_NEGATIVE),
+    "seed": SEED,
+}
 CACHE_VERSION = 2  # raise it when the meaning of a cached row changes
 
 
@@ -145,9 +151,7 @@ class DialogueDataModule(LightningDataModule):
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Example]] = {}  # from prepare_data to setup
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        counts = ("batch_size", "max_tokens_per_batch", "pack_length", "max_source_length", "max_target_length")
-        refuse_outside(self, dict.fromkeys((*counts, "every_nth", "pad_to_multiple_of", "max_chars"), COUNT))
-        refuse_outside(self, dict.fromkeys(("num_workers", "min_chars"), NOT_NEGATIVE) | {"seed": SEED})
+        refuse_outside(self, RANGES)
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:

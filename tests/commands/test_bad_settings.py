@@ -130,6 +130,9 @@ def test_an_error_of_ours_is_still_a_traceback(fit, monkeypatch):
 @pytest.mark.parametrize("name", RANGES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.5])
 def test_no_setting_takes_these(name, value):
+    if RANGES[name].holds(value):  # any finite number
+        assert value == -1.5
+        return
     nested: dict = {name.split(".")[-1]: value}
     for key in reversed(name.split(".")[:-1]):
         nested = {key: nested}
