@@ -77,7 +77,7 @@ def essence(message: str) -> str:
     name = ".".join(keys)
     kinds = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", inside))
     given = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value: .*)?$", inside, re.MULTILINE)
-    if keys and given and kinds and set(kinds) <= {*KINDS, "NoneType"}:
+    if keys and given and kinds.keys() & KINDS.keys() and kinds.keys() <= {*KINDS, "NoneType"}:
         wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
         value = given[1].removesuffix(".")
         return f"{name} is {'null' if value == 'None' else value}; it must be {wanted}{_range_of(keys)}"

@@ -109,7 +109,9 @@ def _settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     tree = read_yaml(file)
-    return dict(_flat(tree)) if isinstance(tree, Mapping) else {}
+    if not isinstance(tree, Mapping):
+        raise ParleyError(f"{file} holds {type(tree).__name__}, not settings; restore it, or remove it.")
+    return dict(_flat(tree))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,20 +140,27 @@ def _curves(file: Path) -> dict[str, Curve]:
 
 def _answers(directory: Path) -> Iterator[Answer]:
     files = [*sorted((directory / "samples").glob("*.jsonl")), *directory.glob("predictions.csv")]
-    for row in _rows(files, ("prompt", "prediction")):
+    for place, row in _rows(files, ("prompt", "prediction")):
         given = row.get("references") or [row[name] for name in row if re.fullmatch(r"reference\d+", name)]
-        yield Answer(str(row["prompt"]), tuple(filter(None, given)), str(row["prediction"]))
+        texts = [row["prompt"], row["prediction"], *given] if isinstance(given, list) else [given]
+        if not isinstance(given, list) or not all(isinstance(text, str) for text in texts):
+            raise ParleyError(f"{place}: prompt, references and prediction are not all texts; restore the file.")
+        yield Answer(row["prompt"], tuple(filter(None, given)), row["prediction"])
 
 
 def _changes(directory: Path) -> Iterator[Change]:
     files = [*sorted((directory / "before_after").glob("*.csv")), *directory.glob("before_after.csv")]
-    for row in _rows(files, ("query", "response_before", "response_after", "reward_diff")):
-        yield Change(row["query"], row["response_before"], row["response_after"], float(row["reward_diff"]))
+    for place, row in _rows(files, ("query", "response_before", "response_after", "reward_diff")):
+        try:
+            rise = float(row["reward_diff"])
+        except ValueError as error:
+            raise ParleyError(f"{place}: reward_diff is {row['reward_diff']!r}, no number; mend the file.") from error
+        yield Change(row["query"], row["response_before"], row["response_after"], rise)
 
 
-def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of the last of some files, which must have these columns."""
+def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of the last of some files, which must have these columns, each with its place."""
     for row in read_rows(files[-1]) if files else ():
         if lacking := [name for name in columns if name not in row.cells]:
             raise ParleyError(f"{files[-1]}, {row.place}: there is no {lacking[0]}; restore the file, or remove it.")
-        yield row.cells
+        yield f"{files[-1]}, {row.place}", row.cells

@@ -41,7 +41,6 @@ SMALL = {
 ONLINE = {
     "model.init_args.reward": "LengthReward",
     "model.init_args.reward.init_args.target": "6",
-    "model.init_args.toxicity": "null",
     "model.init_args.rollout.output_min_length": "4",
     "model.init_args.rollout.output_max_length": "8",
     "model.init_args.rollout.min_new_tokens": "2",

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +39,21 @@ def import_libraries() -> None:
         importlib.import_module(name)
 
 
-def ask(words: Sequence[str], directory: Path, patience: float = 60.0, given: bytes = b"") -> Answer:
+def ask(
+    words: Sequence[str],
+    directory: Path,
+    patience: float = 60.0,
+    given: bytes = b"",
+    until: Callable[[], bool] = lambda: False,
+) -> Answer:
     """Run `parley` with some words.
 
     Args:
         words: What follows `parley`.
         directory: Where; the process starts there, and what it says is kept beside it.
-        patience: Seconds until it is killed.
+        patience: Seconds until it and its group are killed.
         given: What it finds on standard input.
+        until: Asked again and again; once it is so, they are killed as well.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory.with_name(f"{directory.name}.{name}") for name in ("in", "out", "err")]
@@ -56,7 +63,7 @@ def ask(words: Sequence[str], directory: Path, patience: float = 60.0, given: by
     pid = os.fork()
     if pid == 0:
         _be_the_command(words, directory, files)
-    status = _wait(pid, patience)
+    status = _wait(pid, patience, until)
     return Answer(status, *(file.read_text(encoding="utf-8", errors="replace") for file in files[1:]))
 
 
@@ -71,6 +78,7 @@ def _be_the_command(words: Sequence[str], directory: Path, files: Sequence[Path]
             os.dup2(os.open(file, flags, 0o644), number)
         sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
         sys.stderr = open(2, "w", errors="backslashreplace")  # noqa: SIM115  (as Python's own)
+        sys.modules["__main__"].__spec__ = None  # DDP starts its other processes as this one was, by sys.argv then
         from src.cli import main
 
         status = main(list(words))
@@ -85,9 +93,9 @@ def _be_the_command(words: Sequence[str], directory: Path, files: Sequence[Path]
         os._exit(status)
 
 
-def _wait(pid: int, patience: float) -> int | None:
+def _wait(pid: int, patience: float, until: Callable[[], bool]) -> int | None:
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not until():
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
