@@ -1,0 +1,1 @@
+"""What `odd_files` and `disks` put around a run."""
