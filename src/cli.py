@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from src import __version__
+from src.commands.visible import on_one_line, visible
 from src.errors import ParleyError, StoppedBySignalError
 from src.signals import interruption
 
@@ -70,26 +71,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(words: list[str], *, debug: bool) -> int:
+    logging.raiseExceptions = debug  # a library whose own log has no room left need not print a traceback for each line
     try:
-        return _dispatch(words[0], words[1:])
+        status = _dispatch(words[0], words[1:])
+        sys.stdout.flush()
+        return status
     except StoppedBySignalError as stopped:
         if str(stopped):
-            sys.stderr.write(f"parley {words[0]}: {stopped}\n")
+            _say(words[0], str(stopped))
         return stopped.exit_status
-    except ParleyError as error:
-        if debug:
+    except BrokenPipeError:  # `parley score … | head`
+        _drop_output()
+        return 0
+    except (ParleyError, OSError) as error:
+        line = str(error) if isinstance(error, ParleyError) else _refused_by_the_system(error)
+        if debug or line is None:
             raise
-        sys.stderr.write(f"parley {words[0]}: {error}\n")
+        _say(words[0], line)
         return EXIT_BAD_INPUT
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `parley score … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if debug or error.errno != errno.ENAMETOOLONG:
-            raise
-        name = os.fspath(error.filename or "")
-        sys.stderr.write(f"parley {words[0]}: the file name {str(name)[:300]!r} is too long; give a shorter one.\n")
-        return EXIT_BAD_INPUT
+
+
+def _say(command: str, line: str) -> None:
+    sys.stderr.write(on_one_line(f"parley {command}: {line}") + "\n")
+
+
+def _refused_by_the_system(error: OSError) -> str | None:
+    """A line for what a disk or permissions refuse, wherever that was; None for what is our own mistake."""
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the file name {str(error.filename)[:300]!r} is too long; give a shorter one."
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        return None
+    if error.filename is not None:
+        return f"{error.filename} cannot be used ({error.strerror}); make room there, or change its permissions."
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        return f"standard output cannot be written ({error.strerror}); send it elsewhere."
+    return f"a file cannot be written ({error.strerror}); make room on the disk (--debug shows which)."
+
+
+def _drop_output() -> None:
+    """Let Python leave without trying again to write what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(name: str, words: list[str]) -> int:
@@ -111,9 +135,16 @@ def _log_to_stderr() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Visible("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class _Visible(logging.Formatter):
+    """Messages in which names from files and texts of models are no orders to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

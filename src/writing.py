@@ -44,8 +44,8 @@ def system_reason(error: BaseException) -> str | None:
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return str(cause.strerror)
+        if isinstance(cause, OSError) and (cause.strerror or str(cause)):
+            return str(cause.strerror or cause)
         if found := re.search(r"\(os error (\d+)\)", str(cause)):
             return os.strerror(int(found[1]))
         cause = cause.__cause__ or cause.__context__
@@ -53,16 +53,17 @@ def system_reason(error: BaseException) -> str | None:
 
 
 @contextmanager
-def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE) -> Iterator[IO[Any]]:
+def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE, *, parents: bool = True) -> Iterator[IO[Any]]:
     """A file that takes the place of `path` when the block ends well; what was there stays otherwise.
 
-    It is written under another name in the same directory (made where there is none), synced and renamed, so that
-    neither a kill nor a full disk leaves half of it. What is no plain file, such as a pipe, is written as it is.
+    It is written under another name in the same directory, synced and renamed, so that neither a kill nor a full disk
+    leaves half of it. What is no plain file, such as a pipe, is written as it is.
 
     Args:
         path: The file to be.
         mode: `w` for UTF-8 text with the line ends as they are given, `wb` for bytes.
         advice: What to do when it cannot be written.
+        parents: Make the directory where there is none.
 
     Raises:
         ParleyError: The system refuses it; the line names the file.
@@ -70,7 +71,8 @@ def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE) -> Itera
     target = Path(os.path.realpath(path))  # a link stays one
     options: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     with writing(path, advice):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             with target.open(mode, **options) as stream:
                 yield stream
@@ -89,6 +91,36 @@ def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE) -> Itera
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def as_text(cell: str) -> str:
+    """A cell of a CSV file that a spreadsheet takes for text, with an apostrophe before what it would compute."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+@contextmanager
+def adding_to(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
+    """Leave a file as long as it was where what the block adds to it does not go in as a whole.
+
+    Args:
+        path: The file; it need not be there.
+        advice: What to do when it cannot be written.
+
+    Raises:
+        ParleyError: The system refuses it; the line names the file.
+    """
+    file = Path(path)
+    size = file.stat().st_size if file.is_file() else None
+    try:
+        with writing(path, advice):
+            yield
+    except BaseException:
+        with suppress(OSError):
+            if size is None:
+                file.unlink()
+            else:
+                os.truncate(file, size)
+        raise
 
 
 def _sync_directory(directory: Path) -> None:

@@ -77,7 +77,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             self._lock = DirectoryLock(self.directory)
             for half_written in self.directory.glob(".*.tmp"):  # of a run that was killed
-                half_written.unlink(missing_ok=True)
+                with suppress(OSError):  # it is gone, or no file
+                    half_written.unlink()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let others in."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from src.errors import ParleyError
+from src.writing import adding_to, whole_file, writing
 
 
 class _ContinuingWriter(ExperimentWriter):
@@ -20,18 +24,41 @@ class _ContinuingWriter(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.rows = 0
-        if Path(self.metrics_file_path).is_file():
-            with Path(self.metrics_file_path).open(newline="") as stream:
-                reader = csv.DictReader(stream)
-                self.metrics_keys = list(reader.fieldnames or [])
-                self.rows = sum(1 for _ in reader)
+        if os.path.lexists(self.metrics_file_path):
+            rows = self._read()
+            self.metrics_keys = list(rows.fieldnames or [])
+            self.rows = sum(1 for _ in rows)
+
+    def _read(self) -> csv.DictReader[str]:
+        """The rows so far.
+
+        Raises:
+            ParleyError: What is there is no metric log.
+        """
+        file = Path(self.metrics_file_path)
+        try:
+            if not file.is_file():  # a pipe would wait for ever
+                raise ValueError("not a file")
+            text = file.read_text(encoding="utf-8")
+            if "\0" in text:
+                raise ValueError("null characters")
+        except (OSError, ValueError) as error:
+            raise ParleyError(f"{file} is no metric log ({error}); move it away.") from error
+        return csv.DictReader(io.StringIO(text, newline=""))
 
     def _check_log_dir_exists(self) -> None:
         """Nothing is deleted."""
 
     def save(self) -> None:
-        self.rows += len(self.metrics)
-        super().save()
+        with adding_to(self.metrics_file_path):
+            rows = len(self.metrics)
+            super().save()
+            self.rows += rows
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        self.hparams.update(params)
+        with whole_file(Path(self.log_dir) / self.NAME_HPARAMS_FILE) as stream:
+            save_hparams_to_yaml(stream.name, self.hparams)
 
     def truncate(self, rows: int) -> None:
         """Forget what was logged after the first so many rows."""
@@ -39,24 +66,18 @@ class _ContinuingWriter(ExperimentWriter):
         self.metrics = []
         if self.rows <= rows or not file.is_file():
             return
-        with file.open(newline="") as stream:
-            kept = [row for _, row in zip(range(rows), csv.DictReader(stream), strict=False)]
-        self._rewrite(kept)
+        self._rewrite([row for _, row in zip(range(rows), self._read(), strict=False)])
         self.rows = rows
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with Path(self.metrics_file_path).open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        self._rewrite(rows)
+        self._rewrite(list(self._read()))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         """Replace the file, so that a kill leaves the one or the other."""
-        temporary = Path(self.metrics_file_path).with_suffix(".tmp")
-        with temporary.open("w", newline="") as stream:
+        with whole_file(self.metrics_file_path) as stream:
             writer = csv.DictWriter(stream, fieldnames=self.metrics_keys, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.metrics_file_path)
 
 
 class RunLogger(CSVLogger):
@@ -73,13 +94,8 @@ class RunLogger(CSVLogger):
 
     def _writer(self) -> _ContinuingWriter:
         if not isinstance(self._experiment, _ContinuingWriter):
-            try:
-                Path(self.root_dir).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ParleyError(
-                    f"{self.root_dir} cannot be written ({error.strerror}); give another --trainer.default_root_dir."
-                ) from error
-            self._experiment = _ContinuingWriter(log_dir=self.log_dir)
+            with writing(self.log_dir, "give another --trainer.default_root_dir"):
+                self._experiment = _ContinuingWriter(log_dir=self.log_dir)
         return self._experiment
 
     @rank_zero_only

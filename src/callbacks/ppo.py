@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from src.callbacks.run_directory import run_directory
 from src.internals import logged_step
+from src.writing import as_text, whole_file
 
 log = logging.getLogger(__name__)
 COLUMNS = ("query", "response_before", "response_after", "reward_before", "reward_after", "reward_diff")
@@ -21,7 +22,13 @@ class BeforeAfterTable(Callback):
 
     After every validation to `before_after/step-….csv` in the run's directory and to W&B as a table; after a test to
     `before_after.csv`. Modules that compare nothing are left alone.
+
+    Args:
+        quote_formulas: In the file, put an apostrophe before what a spreadsheet would compute.
     """
+
+    def __init__(self, quote_formulas: bool = False) -> None:
+        self.quote_formulas = quote_formulas
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation split's table."""
@@ -47,11 +54,12 @@ class BeforeAfterTable(Callback):
             + [figures[name] for name in names for figures in (row.before, row.after)]
             for row in rows
         ]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", encoding="utf-8", newline="") as stream:
+        with whole_file(file) as stream:
             writer = csv.writer(stream)
             writer.writerow(columns)
-            writer.writerows(cells)
+            for row in cells:
+                quoted = (as_text(cell) if isinstance(cell, str) else cell for cell in row)
+                writer.writerow(quoted if self.quote_formulas else row)
         log.info("Answers before and after: %s", file)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

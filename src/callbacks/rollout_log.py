@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.run_directory import run_directory
 from src.contracts import ShowsRollouts
+from src.writing import adding_to, writing
 
 
 class RolloutLog(Callback):
@@ -31,10 +32,11 @@ class RolloutLog(Callback):
         if not isinstance(pl_module, ShowsRollouts) or not trainer.is_global_zero:
             return
         self._file = directory / "rollouts.jsonl"
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("ab") as stream:
-            self._size = min(self._size, stream.tell())
-            stream.truncate(self._size)
+        with writing(self._file):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab") as stream:
+                self._size = min(self._size, stream.tell())
+                stream.truncate(self._size)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,7 +45,7 @@ class RolloutLog(Callback):
         if self._file is None or not isinstance(pl_module, ShowsRollouts):
             return
         lines = [{"step": trainer.global_step} | asdict(record) for record in pl_module.rollout_records()]
-        with self._file.open("a", encoding="utf-8", newline="") as stream:
+        with adding_to(self._file), self._file.open("a", encoding="utf-8", newline="") as stream:
             stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         self._size = self._file.stat().st_size
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.writing import adding_to, whole_file
+
 
 @dataclass(frozen=True)
 class JournalRow:
@@ -41,7 +43,7 @@ class RowJournal:
 
     def append(self, row: JournalRow) -> None:
         """Write a row down."""
-        with self._file.open("a", encoding="utf-8") as stream:
+        with adding_to(self._file), self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(vars(row), default=self._encode) + "\n")
 
     def read(self) -> list[JournalRow]:
@@ -54,7 +56,5 @@ class RowJournal:
 
     def keep(self, rows: list[JournalRow]) -> None:
         """Forget all other rows, so that a kill leaves the file as it was or as it will be."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(self._file)
+        with whole_file(self._file) as stream:
+            stream.writelines(json.dumps(vars(row)) + "\n" for row in rows)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 
 from src.errors import ParleyError
+from src.writing import writing
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -39,13 +41,11 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        try:
+        advice = "make room there, or give another --trainer.default_root_dir"
+        with writing(directory, advice):
             directory.mkdir(parents=True, exist_ok=True)
+        with writing(directory / ".lock", advice):
             self._file = (directory / ".lock").open("a+")
-        except OSError as error:
-            raise ParleyError(
-                f"{directory} cannot be written ({error.strerror}); give another --trainer.default_root_dir."
-            ) from error
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -56,9 +56,9 @@ class DirectoryLock:
                 f"another run ({holder}) writes to {directory}; wait for it, or give this one another "
                 "--trainer.default_root_dir."
             ) from error
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._file.flush()
+        with suppress(OSError):  # the name of the holder is a kindness, and the disk may be full
+            os.truncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
         """Let others in."""

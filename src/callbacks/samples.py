@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from src.callbacks.gather import Prediction, gather, predictions_of
 from src.callbacks.run_directory import run_directory
 from src.internals import logged_step
+from src.writing import as_text, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class SampleTable(Callback):
         if not trainer.is_global_zero or trainer.sanity_checking or not rows:
             return
         file = directory / "samples" / f"step-{trainer.global_step:07d}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        with whole_file(file) as stream:
+            stream.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 table = [[row.id, row.prompt, "\n".join(row.references), row.prediction] for row in rows]
@@ -72,10 +73,12 @@ class PredictionWriter(Callback):
 
     Args:
         filename: In the run's directory.
+        quote_formulas: Put an apostrophe before what a spreadsheet would compute.
     """
 
-    def __init__(self, filename: str = "predictions.csv") -> None:
+    def __init__(self, filename: str = "predictions.csv", quote_formulas: bool = False) -> None:
         self.filename = filename
+        self.quote_formulas = quote_formulas
         self._predictions: list[Prediction] = []
 
     def on_test_batch_end(
@@ -117,11 +120,11 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         width = max(len(row.references) for row in rows)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", encoding="utf-8", newline="") as stream:
+        with whole_file(file) as stream:
             writer = csv.writer(stream)
             writer.writerow(["id", "prompt", *(f"reference{i + 1}" for i in range(width)), "prediction"])
             for row in rows:
                 padding = [""] * (width - len(row.references))
-                writer.writerow([row.id, row.prompt, *row.references, *padding, row.prediction])
+                cells = [row.id, row.prompt, *row.references, *padding, row.prediction]
+                writer.writerow(map(as_text, cells) if self.quote_formulas else cells)
         log.info("%d predictions written to %s", len(rows), file)

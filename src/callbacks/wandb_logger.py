@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from src.callbacks.row_journal import JournalRow, RowJournal
 from src.callbacks.wandb_files import rows_on_disk
 from src.errors import ParleyError
+from src.writing import writing
 
 log = logging.getLogger(__name__)
 RUN_ID = re.compile(r"(?!\.{1,2}$)[^/\\#?%:\x00-\x1f]{1,128}")  # as W&B has it, and the name of a directory here
@@ -75,14 +76,16 @@ class WandbRun(WandbLogger):
     def experiment(self) -> Any:
         """W&B's own run, on rank 0."""
         if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
+            with writing(self._save_dir or "."):
+                Path(self._save_dir or ".").mkdir(parents=True, exist_ok=True)
             reason = "as asked" if self._offline else _why_offline()
             if reason is not None and self._wandb_init.get("mode") != "offline":
                 self._wandb_init["mode"] = "offline"
                 log.info(
                     "W&B logs offline (%s); `wandb sync %s/wandb/offline-run-*` uploads it.", reason, self._save_dir
                 )
-            self._catch_up(super().experiment)
+            with writing(self._save_dir or "."):
+                self._catch_up(super().experiment)
         return super().experiment
 
     def _catch_up(self, run: Any) -> None:

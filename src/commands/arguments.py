@@ -62,8 +62,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--base-model", metavar="DIR", help="of an adapter or checkpoint, its base if that has moved")
     group.add_argument("--gguf-file", metavar="NAME", help="the GGUF file in the model's directory")
+    add_trust_argument(group)
     group.add_argument("--device", default="auto", help="cpu, cuda, ...; auto is CUDA where there is one")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+
+
+def add_trust_argument(parser: argparse._ActionsContainer) -> None:
+    """Whether a stranger's code may run."""
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code that a model's directory brings; off by default"
+    )
 
 
 def add_style_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +146,12 @@ def load(args: argparse.Namespace, name: str) -> FinishedModel:
     from src.inference.loading import load_finished
 
     return load_finished(
-        name, base_model=args.base_model, gguf_file=args.gguf_file, device=args.device, dtype=args.dtype
+        name,
+        base_model=args.base_model,
+        gguf_file=args.gguf_file,
+        device=args.device,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from src.commands import arguments
+from src.commands.visible import say, visible_on
 from src.errors import ParleyError
 from src.ranges import NOT_NEGATIVE, Range
 
@@ -79,11 +80,11 @@ def _loop(talk: Talk) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on Ctrl-C is how one leaves
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
+        say(text)
         sys.stdout.flush()
 
     def notice(text: str) -> None:
-        sys.stderr.write(f"({text})\n")
+        sys.stderr.write(visible_on(sys.stderr, f"({text})\n"))
         sys.stderr.flush()
 
     def forgot(count: int) -> None:

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", type=shown, default=5, metavar="N", help="print the answers to the first N examples")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all answers as .jsonl or .csv")
     parser.add_argument(
+        "--quote-formulas", action="store_true", help="in .csv, an apostrophe before what a spreadsheet would compute"
+    )
+    parser.add_argument(
         "--rouge-tokenizer",
         choices=("standard", "unicode"),
         default="standard",
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from src.inference.answers import answer_all, check_output, write_answers
+    from src.inference.journal import AnswerJournal
 
     options = arguments.decoding_options(args)
     if options.num_return_sequences != 1:
@@ -56,16 +60,25 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, args.input, args.data)
     asked = arguments.read_examples(args)
     answers: dict[str, list[str]] = {}
-    for label, name in zip(labels(args.models), args.models, strict=True):
+    journals: list[AnswerJournal] = []
+    for number, (label, name) in enumerate(zip(labels(args.models), args.models, strict=True), start=1):
         finished = arguments.load(args, name)
         options = replace(arguments.decoding_options(args, finished), num_return_sequences=1)
         prompts, decoding = arguments.encode(args, finished, asked, options)
-        generated = answer_all(finished, prompts, decoding, batch_size=args.batch_size, track=arguments.progress)
+        journal = None
+        if args.output is not None:
+            journal = AnswerJournal(Path(f"{args.output}.{number}"), finished, prompts, decoding)
+            journals.append(journal)
+        generated = answer_all(
+            finished, prompts, decoding, batch_size=args.batch_size, track=arguments.progress, journal=journal
+        )
         answers[label] = [texts[0] for texts in generated]
         del finished
     if args.output is not None:
         columns = [dict(zip(answers, texts, strict=True)) for texts in zip(*answers.values(), strict=True)]
-        write_answers(args.output, asked.examples, columns)
+        write_answers(args.output, asked.examples, columns, quote_formulas=args.quote_formulas)
+        for journal in journals:
+            journal.finish()
         log.info("Written to %s.", args.output)
     _show(args, asked, answers, _scores(args, asked, answers))
 

@@ -3,6 +3,8 @@
 MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name. The prompt comes from --prompt or
 from standard input; many come from --input or --data. With --tour one prompt goes through every decoding preset.
 
+What goes to --output is kept in FILE.part as it comes: the same command goes on where it was stopped.
+
   parley generate runs/lora/checkpoints/last.ckpt --data knkarthick/dialogsum --output answers.jsonl
   parley generate skt/kogpt2-base-v2 --prompt "이순신은" --preset top-k-top-p --seed 1
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.commands import arguments
 from src.commands.output import show
+from src.commands.visible import say
 from src.errors import ParleyError
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="one prompt; standard input when nothing says what to ask")
     parser.add_argument("--tour", action="store_true", help="the prompt through every preset, side by side")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write .jsonl or .csv for `parley score`")
+    parser.add_argument(
+        "--quote-formulas", action="store_true", help="in .csv, an apostrophe before what a spreadsheet would compute"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text or a table")
     arguments.add_data_arguments(parser)
     arguments.add_style_arguments(parser)
@@ -80,17 +86,22 @@ def _asked(args: argparse.Namespace) -> ExampleSet:
 
 def _answer(args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet, options: GenerationOptions) -> None:
     from src.inference.answers import answer_all, prediction_columns, write_answers
+    from src.inference.journal import AnswerJournal
     from src.models.endings import TURN_END, TURN_START
 
     prompts, options = arguments.encode(args, finished, asked, options)
     start = time.perf_counter()
-    answers = answer_all(finished, prompts, options, batch_size=args.batch_size, track=arguments.progress)
+    journal = AnswerJournal(args.output, finished, prompts, options) if args.output is not None else None
+    answers = answer_all(
+        finished, prompts, options, batch_size=args.batch_size, track=arguments.progress, journal=journal
+    )
     seconds = time.perf_counter() - start
     columns = [prediction_columns(texts) for texts in answers]
     if len(prompts) > 1:
         log.info("%d prompts answered in %.1f s (%.2f a second).", len(prompts), seconds, len(prompts) / seconds)
-    if args.output is not None:
-        names = write_answers(args.output, asked.examples, columns)
+    if journal is not None:
+        names = write_answers(args.output, asked.examples, columns, quote_formulas=args.quote_formulas)
+        journal.finish()
         flags = "".join(f" --reference-column {name}" for name in names)
         hint = f"; score it: parley score {args.output}{flags} --prediction-column {next(iter(columns[0]))}"
         log.info("Written to %s%s", args.output, hint if names else ".")
@@ -115,7 +126,7 @@ def _answer(args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet
                 "`parley chat`" * turns,
             )
         numbered = [f"{number}: {text}" for number, text in enumerate(said, start=1)] if len(said) > 1 else said
-        sys.stdout.write("\n".join(numbered) + "\n")
+        say("\n".join(numbered) + "\n")
 
 
 def _tour(args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet, options: GenerationOptions) -> None:

@@ -13,6 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from src.commands.visible import visible, visible_json
+
 WIDTH_IN_A_FILE = 160
 SIGNED_FIGURE = re.compile(r"[+-]\d")
 
@@ -32,22 +34,24 @@ def show(rows: Sequence[Mapping[str, Any]], *, title: str | None = None, as_json
         return
     # Texts of models and data are printed as they are: neither [bold] nor :dog: means anything in them.
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    shown = visible if console.is_terminal else str
     if not console.is_terminal:
         console.width = WIDTH_IN_A_FILE
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for key in rows[0]:
         figures = all(_is_figure(row.get(key)) for row in rows)
-        table.add_column(str(key), justify="right" if figures else "left", overflow="fold")
+        table.add_column(shown(str(key)), justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(key)) for key in rows[0]))
+        table.add_row(*(shown(_cell(row.get(key))) for key in rows[0]))
     if title is not None:  # not the table's own title, which wraps at the table's width
-        console.print(title)
+        console.print(shown(title))
     console.print(table)
 
 
 def show_json(value: Any) -> None:
     """Print a value as JSON; NaN and infinities, which JSON does not have, as null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=2, allow_nan=False)
+    sys.stdout.write((visible_json(text) if sys.stdout.isatty() else text) + "\n")
 
 
 def _finite(value: Any) -> Any:

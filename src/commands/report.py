@@ -15,6 +15,7 @@ from pathlib import Path
 from src.commands.arguments import number
 from src.errors import ParleyError
 from src.ranges import NOT_NEGATIVE
+from src.writing import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,6 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix.lower() not in (".html", ".htm"):
         raise ParleyError(f"--output is {args.output}, and the report is a page; name a file that ends in .html.")
     page = render([read_run(directory) for directory in dict.fromkeys(args.runs)], args.examples)
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ParleyError(f"{args.output} cannot be written ({error.strerror}); name another file.") from error
+    with whole_file(args.output) as stream:
+        stream.write(page)
     log.info("Written to %s.", args.output)

@@ -29,6 +29,7 @@ from src.commands.resume import choose_checkpoint
 from src.commands.settings import check_settings
 from src.errors import ParleyError, StoppedBySignalError
 from src.signals import end_with_parent, give_way_to_parent
+from src.writing import whole_file
 from src.yaml_files import check_yaml, read_yaml
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -50,10 +51,8 @@ class SettingsFile(SaveConfigCallback):
     def _write(self, trainer: Trainer) -> None:
         directory = src.callbacks.run_directory(trainer)
         if trainer.is_global_zero:
-            directory.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, str(directory / self.config_filename), skip_none=False, overwrite=True, multifile=False
-            )
+            with whole_file(directory / self.config_filename) as stream:
+                stream.write(self.parser.dump(self.config, skip_none=False))
 
 
 class ParleyCLI(LightningCLI):
@@ -61,7 +60,7 @@ class ParleyCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the model once."""
-        for name in ("model_name_or_path", "gguf_file"):
+        for name in ("model_name_or_path", "gguf_file", "trust_remote_code"):
             parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:

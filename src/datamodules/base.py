@@ -90,6 +90,7 @@ class DialogueDataModule(LightningDataModule):
         pad_to_multiple_of: Round padded lengths up to a multiple; 8 suits tensor cores.
         cache_dir: Where tokenised data is kept; beside the caches of `datasets` when left out.
         gguf_file: The GGUF file in the model's directory, where the tokenizer is in one. Linked to the model's.
+        trust_remote_code: Run the code that the model's directory brings. Linked to the model's.
     """
 
     fields: frozenset[str]  # what a template may name
@@ -121,6 +122,7 @@ class DialogueDataModule(LightningDataModule):
         pad_to_multiple_of: int = 1,
         cache_dir: str | None = None,
         gguf_file: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -148,6 +150,7 @@ class DialogueDataModule(LightningDataModule):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self.gguf_file = gguf_file
+        self.trust_remote_code = trust_remote_code
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Example]] = {}  # from prepare_data to setup
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -215,7 +218,9 @@ class DialogueDataModule(LightningDataModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.model_name_or_path, gguf_file=self.gguf_file)
+            self._tokenizer = load_tokenizer(
+                self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
+            )
         return self._tokenizer
 
     @property
@@ -224,7 +229,9 @@ class DialogueDataModule(LightningDataModule):
 
     @property
     def _is_encoder_decoder(self) -> bool:
-        return is_encoder_decoder(self.model_name_or_path, gguf_file=self.gguf_file)
+        return is_encoder_decoder(
+            self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
+        )
 
     @property
     def resolved_format(self) -> Format:
@@ -298,7 +305,9 @@ class DialogueDataModule(LightningDataModule):
             checks.refuse_too_long(
                 part,
                 dataset,
-                load_config(self.model_name_or_path, gguf_file=self.gguf_file),
+                load_config(
+                    self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
+                ),
                 joined=not self._is_encoder_decoder,
             )
             if self._speaks:

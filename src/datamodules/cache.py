@@ -17,8 +17,10 @@ from datasets.utils import are_progress_bars_disabled
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from src.datamodules.download import ADVICE
 from src.datamodules.encoding import Encoded
 from src.errors import ParleyError
+from src.writing import writing
 
 
 class EncodedDataset(Dataset):
@@ -82,14 +84,13 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]
         rows = ArrowDataset.from_list([dict(row) for row in make()])
         temporary = cache_dir / f".{digest}-{uuid.uuid4().hex}"
         try:
-            with without_progress_bar():
-                rows.save_to_disk(str(temporary))
-            temporary.rename(directory)
-        except OSError as error:
+            with writing(cache_dir, ADVICE):
+                with without_progress_bar():
+                    rows.save_to_disk(str(temporary))
+                temporary.rename(directory)
+        except ParleyError:
             if not directory.exists():  # else another process was faster
-                raise ParleyError(
-                    f"{cache_dir} cannot be written ({error}); set cache_dir to another place."
-                ) from error
+                raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return EncodedDataset(load_from_disk(str(directory)))

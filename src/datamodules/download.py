@@ -6,15 +6,16 @@ import hashlib
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from http.client import HTTPException
 from pathlib import Path
 
 from src.errors import ParleyError
 from src.files import ROW_SUFFIXES
 from src.models.sources import first_line
+from src.writing import whole_file
 
 TIMEOUT_SECONDS = 30.0
+ADVICE = "make room there, or set cache_dir to another place"
 
 
 def is_url(path: str) -> bool:
@@ -46,11 +47,6 @@ def downloaded(url: str, cache_dir: Path) -> Path:
     except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or first_line(error)
         raise ParleyError(f"{url} cannot be downloaded ({reason}); check the address, or give a local file.") from error
-    temporary = file.with_name(f".{uuid.uuid4().hex}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(file)
-    except OSError as error:
-        raise ParleyError(f"{cache_dir} cannot be written ({error}); set cache_dir to another place.") from error
+    with whole_file(file, "wb", ADVICE) as stream:
+        stream.write(data)
     return file

@@ -11,8 +11,10 @@ from typing import Any
 from src.contracts import Example
 from src.datamodules.encoding import pad
 from src.errors import ParleyError
+from src.inference.journal import AnswerJournal
 from src.inference.loading import FinishedModel
 from src.models.generation import GenerationOptions, generate_text
+from src.writing import as_text, whole_file
 
 OUTPUT_SUFFIXES = (".jsonl", ".csv")
 
@@ -24,6 +26,7 @@ def answer_all(
     *,
     batch_size: int,
     track: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
+    journal: AnswerJournal | None = None,
 ) -> list[list[str]]:
     """Generate answers in batches of prompts of similar length, the longest first.
 
@@ -33,6 +36,7 @@ def answer_all(
         options: How to decode. A prompt's seeded samples depend on its number in `prompts`, not on its batch.
         batch_size: Prompts at a time.
         track: Goes over the batches, for instance behind a progress bar.
+        journal: Takes each batch's answers as they come; those that it has are not generated again.
 
     Returns:
         For each prompt, in the order given, its `num_return_sequences` answers.
@@ -41,7 +45,9 @@ def answer_all(
         raise ParleyError(f"batch_size is {batch_size}; it must be 1 or more.")
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    answers: list[list[str]] = [[] for _ in prompts]
+    known = journal.answers if journal is not None else {}
+    batches = [batch for batch in ([number for number in batch if number not in known] for batch in batches) if batch]
+    answers: list[list[str]] = [known.get(number, []) for number in range(len(prompts))]
     for numbers in track(batches):
         ids, mask = pad(
             [prompts[number] for number in numbers],
@@ -53,6 +59,8 @@ def answer_all(
         each = options.num_return_sequences
         for place, number in enumerate(numbers):
             answers[number] = texts[place * each : (place + 1) * each]
+        if journal is not None:
+            journal.add(numbers, [answers[number] for number in numbers])
     return answers
 
 
@@ -83,13 +91,16 @@ def check_output(path: Path | None, *sources: str | Path | None) -> None:
         raise ParleyError(f"{path} is what the prompts are read from, or a directory; name another file.")
 
 
-def write_answers(path: Path, examples: Sequence[Example], columns: Sequence[Mapping[str, str]]) -> list[str]:
+def write_answers(
+    path: Path, examples: Sequence[Example], columns: Sequence[Mapping[str, str]], *, quote_formulas: bool = False
+) -> list[str]:
     """Write prompts, references and answers to a file that `parley score` reads.
 
     Args:
         path: `.jsonl`, with the references as a list, or `.csv`, with a column for each.
         examples: The prompts.
         columns: For each of them its answers by column.
+        quote_formulas: In CSV, put an apostrophe before what a spreadsheet would compute.
 
     Returns:
         The reference columns' names.
@@ -105,14 +116,13 @@ def write_answers(path: Path, examples: Sequence[Example], columns: Sequence[Map
         texts = [*example.references, *[""] * (width - len(example.references))] if as_csv else [example.references]
         references = dict(zip(names, texts, strict=False))
         rows.append({"id": example.id, "prompt": example.prompt, **references, **answers})
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            if as_csv:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except OSError as error:
-        raise ParleyError(f"{path} cannot be written ({error.strerror}); name another file.") from error
+    with whole_file(path, parents=False) as file:
+        if as_csv:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(
+                {name: as_text(cell) for name, cell in row.items()} if quote_formulas else row for row in rows
+            )
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return names

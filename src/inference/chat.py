@@ -15,6 +15,7 @@ from src.inference.prompts import Style, Turn, turn_ids
 from src.inference.streaming import TextStream
 from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions, generate_text
+from src.writing import whole_file
 
 
 @dataclass
@@ -150,10 +151,8 @@ class Talk:
             lines = [json.dumps({"role": t.role, "content": t.content}, ensure_ascii=False) for t in self.turns()]
         else:
             lines = [f"{turn.role}: {turn.content}" for turn in self.turns()]
-        try:
-            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        except OSError as error:
-            raise ParleyError(f"{file} cannot be written ({error.strerror}); name another file.") from error
+        with whole_file(file, parents=False) as stream:
+            stream.writelines(f"{line}\n" for line in lines)
 
     def _prompt(self, question: str) -> tuple[list[int], int]:
         """The token ids of as much of the talk as fits, and how many exchanges do not."""

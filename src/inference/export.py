@@ -8,16 +8,23 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_config
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from src.callbacks.storage import read_checkpoint
 from src.errors import ParleyError
-from src.models.adapters import save_adapter
+from src.models.adapters import refuse_code, save_adapter
 from src.models.fingerprint import base_record
-from src.models.loading import fit_embeddings, load_model, load_state, load_tokenizer, model_from_config
+from src.models.loading import fit_embeddings, load_config, load_model, load_state, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
 from src.models.saving import save_model
-from src.models.sources import reading
+from src.models.sources import FOREIGN_CODE, reading
 
 MODEL_PREFIX = "model."
 
@@ -37,22 +44,23 @@ class Restored:
     base: str
 
 
-def restore(path: str | Path, *, base_model: str | None = None) -> Restored:
+def restore(path: str | Path, *, base_model: str | None = None, trust_remote_code: bool = False) -> Restored:
     """Build the trained model that a checkpoint holds.
 
     Args:
         path: The checkpoint.
         base_model: Where its base is now, if it has moved.
+        trust_remote_code: Run the code that its base's directory brings, as the user asked.
 
     Raises:
         ParleyError: The base is not to be found, or is another one; or weights are not finite.
     """
-    restored = _restore(path, base_model)
+    restored = _restore(path, base_model, trust_remote_code)
     refuse_not_finite(restored.model, str(path))
     return restored
 
 
-def _restore(path: str | Path, base_model: str | None) -> Restored:
+def _restore(path: str | Path, base_model: str | None, trusted: bool) -> Restored:
     checkpoint = read_checkpoint(path, mmap=True)
     description, saved = checkpoint["parley"], checkpoint["parley"]["base"]
     base, gguf_file, adapter = base_model or saved["name"], saved.get("gguf_file"), description.get("adapter")
@@ -61,22 +69,23 @@ def _restore(path: str | Path, base_model: str | None) -> Restored:
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(MODEL_PREFIX)
     }
-    tokenizer = load_tokenizer(base, gguf_file=gguf_file)
+    tokenizer = load_tokenizer(base, gguf_file=gguf_file, trust_remote_code=trusted)
     if adapter is None:
         with reading("the model", str(path)):
-            options = dict(description["config"])
-            model = model_from_config(AutoConfig.for_model(options.pop("model_type"), **options))
+            model = model_from_config(_config(description["config"], base, trusted), trust_remote_code=trusted)
             load_state(model, state)
             if settings := description.get("generation"):  # older checkpoints have none
                 model.generation_config = GenerationConfig.from_dict(settings)
         return Restored(model.eval(), tokenizer, base)
-    foundation = load_model(base, gguf_file=gguf_file)
+    foundation = load_model(base, gguf_file=gguf_file, trust_remote_code=trusted)
     if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != saved.get("fingerprint"):
         raise ParleyError(
             f"the checkpoint's adapter was trained on {saved['name']!r}, and {base!r} has other weights; "
             "give the base model that it was trained on with --base-model."
         )
     fit_embeddings(foundation, tokenizer)
+    if not trusted:
+        refuse_code(adapter, str(path))
     with reading("the adapter", str(path)):
         adapted = add_lora(foundation, _adapter_config(adapter))
         missing = adapted.load_state_dict(state, strict=False)
@@ -85,6 +94,20 @@ def _restore(path: str | Path, base_model: str | None) -> Restored:
             f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
         )
     return Restored(adapted.eval(), tokenizer, base)
+
+
+def _config(saved: dict[str, Any], base: str, trusted: bool) -> PreTrainedConfig:
+    """A whole model's configuration; its class is the base's where that brings code which is trusted."""
+    options = {key: value for key, value in saved.items() if key != "model_type"}
+    has_code = bool(options.get("auto_map"))
+    if has_code and not trusted and saved["model_type"] not in CONFIG_MAPPING:
+        raise ParleyError(f"{base} {FOREIGN_CODE}")
+    if not (has_code and trusted):
+        return AutoConfig.for_model(saved["model_type"], **options)
+    of_base = load_config(base, trust_remote_code=True)
+    config = type(of_base)(**options)
+    config.name_or_path, config.auto_map = of_base.name_or_path, of_base.auto_map  # where the code is
+    return config
 
 
 def refuse_not_finite(model: nn.Module, name: str) -> None:
@@ -110,7 +133,13 @@ def _adapter_config(options: dict[str, Any]) -> PeftConfig:
 
 
 def export(
-    checkpoint: str | Path, output: str | Path, *, merge: bool, base_model: str | None, overwrite: bool
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    merge: bool,
+    base_model: str | None,
+    overwrite: bool,
+    trust_remote_code: bool = False,
 ) -> Restored:
     """Write a checkpoint's model as a plain directory.
 
@@ -120,11 +149,12 @@ def export(
         merge: Fold an adapter into its base and write the whole model.
         base_model: Where the base is now, if it has moved.
         overwrite: Replace a directory that has something in it.
+        trust_remote_code: Run the code that the base's directory brings, as the user asked.
 
     Returns:
         What was restored and written.
     """
-    restored = restore(checkpoint, base_model=base_model)
+    restored = restore(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     if isinstance(restored.model, PeftModel) and not merge:
         save_adapter(restored.model, restored.tokenizer, output, overwrite=overwrite)
         return restored

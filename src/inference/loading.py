@@ -56,6 +56,7 @@ def load_finished(
     gguf_file: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    trust_remote_code: bool = False,
 ) -> FinishedModel:
     """Load a model to generate with.
 
@@ -65,6 +66,7 @@ def load_finished(
         gguf_file: The GGUF file's name within the model's directory.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is CUDA where there is one.
         dtype: Of the weights: `float32`, `bfloat16` or `float16`.
+        trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Raises:
         ParleyError: It cannot be found or read, has weights that are not finite, or an option does not go with it.
@@ -78,15 +80,21 @@ def load_finished(
         if is_checkpoint:
             if gguf_file:
                 raise ParleyError("a checkpoint knows its base's GGUF file by itself; leave --gguf-file out.")
-            restored = restore(place, base_model=base_model)
+            restored = restore(place, base_model=base_model, trust_remote_code=trust_remote_code)
             model, tokenizer = restored.model, restored.tokenizer
         else:
             if base_model and not is_adapter(place):
                 raise ParleyError(f"{name_or_path} is a whole model; leave --base-model out (it is for adapters).")
             _refuse_run(place)
             exact = None if is_adapter(place) else weights  # an adapter's base is known by its exact weights
-            model = load_model(name_or_path, gguf_file=gguf_file, base_model=base_model, dtype=exact)
-            tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file)
+            model = load_model(
+                name_or_path,
+                gguf_file=gguf_file,
+                base_model=base_model,
+                dtype=exact,
+                trust_remote_code=trust_remote_code,
+            )
+            tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
             refuse_not_finite(model, name_or_path)
     if isinstance(model, PeftModel) and can_merge(model):
         model = merge_lora(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.errors import ParleyError
 from src.models.fingerprint import BaseRecord, base_record
 from src.models.saving import fresh_directory, rewrite_json, save_tokenizer
-from src.models.sources import BASE_FILE, read_json, reading
+from src.models.sources import BASE_FILE, FOREIGN_CODE, read_json, reading
 from src.models.tokenizer import fit_embeddings
 from src.models.tying import base_model, embedding_matrix
 
@@ -82,6 +83,20 @@ def load_adapter(
         fit_embeddings(model, tokenizer)
     with reading("the adapter", str(directory)):
         return PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+
+
+def refuse_code(settings: dict[str, Any], name: str) -> None:
+    """Refuse an adapter whose settings have a tokenizer's own code run: PEFT hands them on as they are.
+
+    Args:
+        settings: Of its adapter_config.json, or of a checkpoint.
+        name: Where they are from.
+
+    Raises:
+        ParleyError: They do.
+    """
+    if (settings.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
+        raise ParleyError(f"{name} {FOREIGN_CODE}")
 
 
 def _absolute(name: str) -> str:

@@ -24,24 +24,29 @@ class BaseRecord:
         gguf_file: The GGUF file within it.
         rows: Of the embeddings.
         fingerprint: Of the weights in float32; None where they were rounded when they were read.
+        trusted: Whether its own code may be run to read it.
     """
 
     name: str
     gguf_file: str | None
     rows: int
     fingerprint: str | None
+    trusted: bool = False
 
 
-def record_base(model: PreTrainedModel, gguf_file: str | None = None, *, rounded: bool = False) -> BaseRecord:
+def record_base(
+    model: PreTrainedModel, gguf_file: str | None = None, *, rounded: bool = False, trusted: bool = False
+) -> BaseRecord:
     """Look at a model that was just read, and keep with it what is seen.
 
     Args:
         model: The model, with its `name_or_path`.
         gguf_file: The GGUF file that it was read from.
         rounded: Its weights are not those of the file.
+        trusted: Its own code may be run to read it.
     """
     seen = None if rounded else fingerprint(model)
-    record = BaseRecord(model.name_or_path or "", gguf_file, embedding_matrix(model).shape[0], seen)
+    record = BaseRecord(model.name_or_path or "", gguf_file, embedding_matrix(model).shape[0], seen, trusted)
     keep_record(model, record)
     return record
 

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from src.errors import ParleyError
-from src.models.adapters import load_adapter
+from src.models.adapters import load_adapter, refuse_code
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.sources import adapter_base, is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
@@ -45,19 +45,22 @@ __all__ = [
 ]
 
 
-def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedConfig:
+def load_config(
+    name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """The configuration of a base model; of an adapter directory, its base's.
 
     Args:
         name_or_path: A directory or hub name.
         gguf_file: The GGUF file's name within it.
+        trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Raises:
         ParleyError: When there is none, or it is of no language model that generates.
     """
     if is_adapter(name_or_path):
         base, base_gguf = adapter_base(name_or_path)
-        return load_config(base, gguf_file or base_gguf)
+        return load_config(base, gguf_file or base_gguf, trust_remote_code=trust_remote_code)
     name, local_only = locate(name_or_path)
     if local_only and Path(name).is_dir() and not gguf_file and not (Path(name) / "config.json").is_file():
         raise ParleyError(f"{name} is not a model directory: it has no config.json (nor adapter_config.json).")
@@ -67,7 +70,7 @@ def load_config(name_or_path: str | Path, gguf_file: str | None = None) -> PreTr
         if gguf_file:
             config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, _modified(Path(name) / gguf_file)))
         else:
-            config = AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=trust_remote_code)
     _auto_class(config, name)
     return config
 
@@ -82,9 +85,11 @@ def _modified(file: Path) -> float:
     return file.stat().st_mtime if file.is_file() else 0.0
 
 
-def is_encoder_decoder(name_or_path: str | Path, gguf_file: str | None = None) -> bool:
+def is_encoder_decoder(
+    name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
+) -> bool:
     """Whether the model has an encoder; reads the configuration only."""
-    return bool(load_config(name_or_path, gguf_file).is_encoder_decoder)
+    return bool(load_config(name_or_path, gguf_file, trust_remote_code=trust_remote_code).is_encoder_decoder)
 
 
 def load_model(
@@ -96,6 +101,7 @@ def load_model(
     dropout: float | None = None,
     is_trainable: bool = False,
     base_model: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Load a base model, or a PEFT adapter on its base; the head stays tied or untied as the weights have it.
 
@@ -107,6 +113,7 @@ def load_model(
         dropout: Every dropout probability of the model; its own configuration's when left out.
         is_trainable: Whether an adapter's weights take gradients.
         base_model: For an adapter, its base where that has moved.
+        trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Returns:
         The model in evaluation mode: a `PeftModel` for an adapter directory.
@@ -121,9 +128,10 @@ def load_model(
             "dtype": dtype,
             "attn_implementation": attn_implementation,
             "dropout": dropout,
+            "trust_remote_code": trust_remote_code,
         }
         return _load_adapter(name_or_path, base, is_trainable, options)
-    config = load_config(name_or_path, gguf_file)
+    config = load_config(name_or_path, gguf_file, trust_remote_code=trust_remote_code)
     if dropout is not None:
         _set_dropout(config, dropout)
     name, local_only = locate(name_or_path)
@@ -139,7 +147,7 @@ def load_model(
             config=config,
             dtype=dtype or torch.float32,
             local_files_only=local_only,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # said below, in one line
             **{key: value for key, value in given.items() if value is not None},
@@ -156,7 +164,7 @@ def load_model(
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
     _refuse_broken(model, name)
     settle_head(model, untied=_file_says_untied(name))
-    record_base(model, gguf_file, rounded=dtype not in (None, torch.float32))
+    record_base(model, gguf_file, rounded=dtype not in (None, torch.float32), trusted=trust_remote_code)
     return model
 
 
@@ -170,7 +178,7 @@ def _refuse_broken(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
+def model_from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model with random weights, also under `torch.device("meta")`; with a head of its own where T5 v1.1 has one.
 
     An untied T5 head starts at a standard deviation of d_model^-0.5, as in T5X (the 1.0 that transformers 4 used
@@ -178,11 +186,14 @@ def model_from_config(config: PreTrainedConfig) -> PreTrainedModel:
 
     Args:
         config: Any configuration of an encoder-decoder or decoder-only language model.
+        trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Raises:
         ParleyError: When the architecture is neither.
     """
-    model = _auto_class(config, config.model_type).from_config(config, dtype=torch.float32)
+    model = _auto_class(config, config.model_type).from_config(
+        config, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     if wants_untied_head(config):
         tied = head_is_tied(model)
         untie_head(model)
@@ -197,7 +208,8 @@ def identify(model: PreTrainedModel | PeftModel) -> BaseRecord:
     record = base_record(model)
     if record.fingerprint is None:
         with torch.device("cpu"):
-            record = base_record(load_model(record.name, gguf_file=record.gguf_file))
+            again = load_model(record.name, gguf_file=record.gguf_file, trust_remote_code=record.trusted)
+            record = base_record(again)
         keep_record(model, record)
     return record
 
@@ -208,7 +220,10 @@ def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, opt
         raise ParleyError(f"the adapter {directory} names another adapter, {base}, as its base; give a whole model.")
     model = load_model(base, **options)
     assert isinstance(model, PreTrainedModel)
-    tokenizer = load_tokenizer(directory, options["gguf_file"])
+    trusted = options["trust_remote_code"]
+    tokenizer = load_tokenizer(directory, options["gguf_file"], trust_remote_code=trusted)
+    if not trusted:
+        refuse_code(read_json(Path(directory) / "adapter_config.json"), directory)
     return load_adapter(model, identify(model), directory, tokenizer, is_trainable=is_trainable)
 
 
@@ -229,6 +244,11 @@ def _set_dropout(config: PreTrainedConfig, probability: float) -> None:
 
 
 def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
+    own = getattr(config, "auto_map", {})  # of a model with code of its own
+    if config.is_encoder_decoder and "AutoModelForSeq2SeqLM" in own:
+        return AutoModelForSeq2SeqLM
+    if not config.is_encoder_decoder and "AutoModelForCausalLM" in own:
+        return AutoModelForCausalLM
     if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForSeq2SeqLM
     if not config.is_encoder_decoder and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

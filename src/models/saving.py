@@ -19,6 +19,7 @@ from src.errors import ParleyError
 from src.models.endings import ending_ids
 from src.models.sources import quietly, read_json
 from src.models.tying import T5_FAMILY, head_is_tied
+from src.writing import writing
 
 
 def save_model(
@@ -139,18 +140,19 @@ def fresh_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
     """A temporary sibling that becomes `directory` when the block ends well, and vanishes otherwise."""
     target = Path(directory).expanduser()
     check_output(target, overwrite)
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    folder, earlier = (target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}" for _ in range(2))
     try:
-        try:
+        with writing(target):
             folder.mkdir(parents=True)
             yield folder
             if target.is_dir():
-                shutil.rmtree(target)
+                target.rename(earlier)
             folder.rename(target)
-        except OSError as error:
-            raise ParleyError(f"{target} cannot be written: {error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if earlier.is_dir() and not target.exists():
+            earlier.rename(target)
+        for gone in (folder, earlier):
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def check_output(directory: str | Path, overwrite: bool) -> None:

@@ -15,6 +15,10 @@ from src.errors import ParleyError
 
 HUB_TIMEOUT_SECONDS = 5.0
 BASE_FILE = "parley_base.json"  # what PEFT's own adapter_config.json has no place for
+FOREIGN_CODE = (
+    "brings code of its own, which is not run unless you say so (trust_remote_code: true in init_args, "
+    "--trust-remote-code in other commands); give a model whose architecture is in transformers."
+)
 _NO_HELP = ("so we will NOT tie them", "LOAD REPORT", "which is incompatible to the `id2label` map")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
 
@@ -131,10 +135,7 @@ def reading(what: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:  # of every kind: tokenizers, for one, raises nothing more particular
         if "contains custom code" in str(error):
-            raise ParleyError(
-                f"{name} brings code of its own, which Parley does not run; give a model whose architecture is in "
-                "transformers."
-            ) from error
+            raise ParleyError(f"{name} {FOREIGN_CODE}") from error
         raise ParleyError(f"{what} of {name} cannot be read: {first_line(error)}") from error
 
 

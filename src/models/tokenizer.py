@@ -30,7 +30,9 @@ SPECIAL_TOKENS = {
 UNBOUNDED_LENGTH = int(1e30)  # what transformers writes where a tokenizer has no limit
 
 
-def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer that can pad, and tells what people wrote from the tokens of that name.
 
     One without a padding token gets, in this order: `<pad>` where its vocabulary has one, the unknown token, the
@@ -41,28 +43,32 @@ def load_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
     Args:
         name_or_path: A model directory or hub name, or a PEFT adapter directory (its own tokenizer, or its base's).
         gguf_file: The GGUF file's name within the directory, which then holds the tokenizer too.
+        trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Raises:
         ParleyError: When there is none, or it cannot be read.
     """
     if is_adapter(name_or_path) and not _has_tokenizer(Path(name_or_path).expanduser()):
         base, base_gguf = adapter_base(name_or_path)
-        return load_tokenizer(base, gguf_file or base_gguf)
+        return load_tokenizer(base, gguf_file or base_gguf, trust_remote_code=trust_remote_code)
     if is_adapter(name_or_path):
         gguf_file = None  # the base's; the adapter's own tokenizer lies beside it as plain files
-    tokenizer = read_tokenizer(name_or_path, gguf_file)
+    tokenizer = read_tokenizer(name_or_path, gguf_file, trust_remote_code=trust_remote_code)
     _ensure_eos(tokenizer, *locate(name_or_path))
     ensure_padding(tokenizer)
     tell_names_from_tokens(tokenizer)
     return tokenizer
 
 
-def read_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+def read_tokenizer(
+    name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Read a tokenizer as its files mean it, with no more special tokens than it has, which do for a classifier.
 
     Args:
         name_or_path: A directory or hub name.
         gguf_file: As for `load_tokenizer`.
+        trust_remote_code: As for `load_tokenizer`.
 
     Raises:
         ParleyError: As `load_tokenizer`.
@@ -72,10 +78,10 @@ def read_tokenizer(name_or_path: str | Path, gguf_file: str | None = None) -> Pr
         options = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer: PreTrainedTokenizerBase | None = None if gguf_file else _without_settings(name, local_only)
         if tokenizer is None and not gguf_file:
-            tokenizer = _as_its_file_says(name, local_only)
+            tokenizer = _as_its_file_says(name, local_only, trust_remote_code)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(
-                name, local_files_only=local_only, trust_remote_code=False, **options
+                name, local_files_only=local_only, trust_remote_code=trust_remote_code, **options
             )
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
@@ -181,7 +187,7 @@ def _without_settings(name: str, local_only: bool) -> PreTrainedTokenizerBase | 
     )
 
 
-def _as_its_file_says(name: str, local_only: bool) -> PreTrainedTokenizerBase | None:
+def _as_its_file_says(name: str, local_only: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """Read `tokenizer.json` as it is where the class that `tokenizer_config.json` names cuts texts otherwise.
 
     transformers 5 takes the words out of the file and rebuilds around them what the class usually does. A KoBART of
@@ -196,7 +202,7 @@ def _as_its_file_says(name: str, local_only: bool) -> PreTrainedTokenizerBase | 
     backend = Tokenizer.from_file(str(whole))
     try:
         rebuilt: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(
-            name, local_files_only=local_only, trust_remote_code=False
+            name, local_files_only=local_only, trust_remote_code=trust_remote_code
         )
     except (TypeError, ValueError):  # a class for another kind of tokenizer than the file's
         rebuilt = None

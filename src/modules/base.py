@@ -49,6 +49,7 @@ class ModelModule(LightningModule, ABC):
         cpu_speed_ups: On a CPU, compute dropout, attention and GELU by what is fast there (src/models/cpu.py); the
             functions are the same, dropout's random numbers others.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
+        trust_remote_code: Run the code that the model's directory brings.
     """
 
     is_encoder_decoder: bool
@@ -65,6 +66,7 @@ class ModelModule(LightningModule, ABC):
         gradient_checkpointing: bool = False,
         cpu_speed_ups: bool = True,
         gguf_file: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         self.model_name_or_path = model_name_or_path
@@ -77,6 +79,7 @@ class ModelModule(LightningModule, ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_speed_ups = cpu_speed_ups
         self.gguf_file = gguf_file
+        self.trust_remote_code = trust_remote_code
         self.model: PreTrainedModel | PeftModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
         if self.generation.num_return_sequences != 1:
@@ -89,14 +92,15 @@ class ModelModule(LightningModule, ABC):
         if self.model is not None:
             return
         name = self.model_name_or_path
-        self._check_architecture(load_config(name, self.gguf_file))
-        self.tokenizer = load_tokenizer(name, gguf_file=self.gguf_file)
+        self._check_architecture(load_config(name, self.gguf_file, trust_remote_code=self.trust_remote_code))
+        self.tokenizer = load_tokenizer(name, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code)
         model = load_model(
             name,
             gguf_file=self.gguf_file,
             dtype=torch.get_default_dtype(),
             dropout=self.dropout,
             is_trainable=True,
+            trust_remote_code=self.trust_remote_code,
         )
         if not isinstance(model, PeftModel):
             fit_embeddings(model, self.tokenizer)

@@ -29,6 +29,7 @@ class ClassifierReward(Reward):
         text: What is classified: prompt, a space and the response, or the response alone.
         batch_size: Texts in a forward pass.
         max_length: Tokens of a text at most; as many as the classifier can read when left out.
+        trust_remote_code: Run the code that the classifier's directory brings.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ClassifierReward(Reward):
         text: Text = "prompt_and_response",
         batch_size: int = 16,
         max_length: int | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         COUNT.refuse("batch_size", batch_size)
         Range(1, note="null for all it can read").refuse("max_length", max_length)
@@ -51,6 +53,7 @@ class ClassifierReward(Reward):
         self.text = text
         self.batch_size = batch_size
         self.max_length = max_length
+        self.trust_remote_code = trust_remote_code
         self._device = torch.device("cpu")
         self._loaded: _Classifier | None = None
 
@@ -91,7 +94,7 @@ class ClassifierReward(Reward):
 
     def _classifier(self) -> _Classifier:
         if self._loaded is None:
-            self._loaded = _Classifier(self.model_name_or_path, self.label, self.max_length)
+            self._loaded = _Classifier(self.model_name_or_path, self.label, self.max_length, self.trust_remote_code)
             self._loaded.model.to(self._device)
         return self._loaded
 
@@ -99,7 +102,7 @@ class ClassifierReward(Reward):
 class _Classifier:
     """A loaded classifier: its model and tokenizer, the place of the label and how much it can read."""
 
-    def __init__(self, name: str, label: str | None, max_length: int | None) -> None:
+    def __init__(self, name: str, label: str | None, max_length: int | None, trusted: bool) -> None:
         from transformers import AutoModelForSequenceClassification
 
         from src.models.texts import tell_names_from_tokens
@@ -107,7 +110,7 @@ class _Classifier:
 
         try:
             self.model = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=torch.float32, trust_remote_code=False
+                name, dtype=torch.float32, trust_remote_code=trusted
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -116,7 +119,7 @@ class _Classifier:
                 "or a hub model that can be reached from here."
             ) from error
         self.model.eval().requires_grad_(False)
-        self.tokenizer = read_tokenizer(name)
+        self.tokenizer = read_tokenizer(name, trust_remote_code=trusted)
         self.tokenizer.truncation_side = "left"
         self.tokenizer.padding_side = "right"  # where a model that takes its answer from the last token finds it
         self._settle_padding(name)

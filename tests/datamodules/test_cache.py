@@ -89,7 +89,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(datasets.Dataset, "save_to_disk", save)
-        with pytest.raises(ParleyError, match=r"cannot be written .*No space left.*; set cache_dir"):
+        with pytest.raises(ParleyError, match=r"cannot be written .*No space left.*set cache_dir"):
             cached(tmp_path, ["key"], encoded)
     assert list(tmp_path.iterdir()) == []
     assert len(cached(tmp_path, ["key"], encoded)) == 5

@@ -48,6 +48,7 @@ class PolicyModule(ModelModule):
         metrics: Of the answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         cpu_speed_ups: As in `ModelModule`.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
+        trust_remote_code: Run the code that the model's directory brings.
 
     Attributes:
         comparisons: Of the split that was last gone through, in its order.
@@ -69,6 +70,7 @@ class PolicyModule(ModelModule):
         metrics: dict[str, Metric] | None = None,
         cpu_speed_ups: bool = True,
         gguf_file: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__(
             model_name_or_path,
@@ -79,6 +81,7 @@ class PolicyModule(ModelModule):
             metrics=metrics,
             cpu_speed_ups=cpu_speed_ups,
             gguf_file=gguf_file,
+            trust_remote_code=trust_remote_code,
         )
         self.reward = reward
         self.config = config
