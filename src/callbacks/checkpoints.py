@@ -130,8 +130,8 @@ class Checkpoints(Checkpoint):
         return bool(trainer.strategy.broadcast(is_up))  # clocks differ between processes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the best."""
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        """Keep the best; a sanity validation shows at once whether there is what is watched."""
+        if self.monitor is None or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
         if score is None:
@@ -139,6 +139,8 @@ class Checkpoints(Checkpoint):
             raise ParleyError(
                 f"Checkpoints watches {self.monitor!r}, which validation does not report; it reports {known}."
             )
+        if trainer.sanity_checking:
+            return
         value = float(score)
         if not math.isfinite(value):
             log.warning("%s is %s at step %d, which is never the best.", self.monitor, value, trainer.global_step)

@@ -24,6 +24,21 @@ def refuse_inexact(trainer: Trainer) -> None:
         )
 
 
+def refuse_unknown_metrics(trainer: Trainer) -> None:
+    """Refuse what EarlyStopping could not find, once a sanity validation has reported what there is to watch.
+
+    Raises:
+        ParleyError: It watches a metric of validation that there is none of.
+    """
+    known = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
+    for stopping in _stoppings(trainer):
+        if known and stopping.strict and stopping.monitor.startswith("val") and stopping.monitor not in known:
+            raise ParleyError(
+                f"EarlyStopping watches {stopping.monitor!r}, which validation does not report; it reports "
+                f"{', '.join(known)}."
+            )
+
+
 def keep_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """EarlyStopping takes its patience from a checkpoint; the configuration's holds."""
     for stopping in _stoppings(trainer):

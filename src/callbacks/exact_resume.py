@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.callbacks.companions import go_on, keep_patience, refuse_inexact
+from src.callbacks.companions import go_on, keep_patience, refuse_inexact, refuse_unknown_metrics
 from src.callbacks.csv_logger import RunLogger
 from src.callbacks.rng import rng_state, set_rng_state
 from src.callbacks.wandb_logger import WandbRun
@@ -86,6 +86,10 @@ class ExactResume(Callback):
             "logged_step": logged_step(trainer),
             "loggers": [logger.resume_state() for logger in _resumable(trainer)],
         }
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that what is watched is there, before an epoch is trained in vain."""
+        refuse_unknown_metrics(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation that is broken off starts over: remember what it started with."""

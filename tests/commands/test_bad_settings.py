@@ -12,6 +12,7 @@ from src.errors import ParleyError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZER, SCHEDULE = "model.init_args.optimizer", "model.init_args.lr_scheduler"
+UNSEEN = {"trainer.check_val_every_n_epoch": 9}  # no validation but the sanity check at the start
 ONE_CYCLE = {SCHEDULE: "torch.optim.lr_scheduler.OneCycleLR", f"{SCHEDULE}.init_args.max_lr": "0.1"}
 
 
@@ -43,8 +44,16 @@ def fit(tiny_base, sample, tmp_path, monkeypatch, capfd):
     [
         ({"trainer.val_check_interval": 50}, "`val_check_interval` (50) must be less than or equal to"),
         (
-            {"trainer.callbacks": "EarlyStopping", "trainer.callbacks.monitor": "val/nothing"},
-            "conditioned on metric `val/nothing` which is not available",
+            UNSEEN | {"trainer.callbacks": "EarlyStopping", "trainer.callbacks.monitor": "val/nothing"},
+            "EarlyStopping watches 'val/nothing', which validation does not report; it reports val/",
+        ),
+        (
+            UNSEEN | {"trainer.callbacks": "Checkpoints", "trainer.callbacks.monitor": "val/nothing"},
+            "Checkpoints watches 'val/nothing', which validation does not report; it reports val/",
+        ),
+        (
+            {"trainer.callbacks": "EarlyStopping", "trainer.callbacks.monitor": "loss"},
+            "conditioned on metric `loss` which is not available",
         ),
         ({"trainer.barebones": "true"}, "trainer.barebones leaves out"),
         ({"trainer.enable_checkpointing": "false"}, "trainer.enable_checkpointing is false"),
