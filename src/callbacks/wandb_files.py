@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,16 +22,21 @@ HEADER = struct.Struct("<IHB")  # checksum, length, which piece of a record it i
 WHOLE, FIRST, MIDDLE, LAST = range(1, 5)
 
 
-def rows_on_disk(directory: Path, run_id: str) -> list[dict[str, Any]]:
-    """Every row of a run in the order of W&B's own `_step`, from all processes that took part in it.
+def files_of(directory: Path, run_id: str) -> list[Path]:
+    """The files of all processes that took part in a run.
 
     Args:
         directory: W&B's, with a directory for each of these processes.
         run_id: The run.
     """
     name = glob.escape(run_id)
-    files = directory.glob(f"*run-*-{name}/run-{name}.wandb")
-    return sorted((row for file in files for row in rows_of(file)), key=lambda row: row["_step"])
+    return list(directory.glob(f"*run-*-{name}/run-{name}.wandb"))
+
+
+def rows_on_disk(directory: Path, run_id: str) -> list[dict[str, Any]]:
+    """Every row of a run, in the order of W&B's own `_step`; the arguments are those of `files_of`."""
+    rows = [row for file in files_of(directory, run_id) for row in rows_of(file)]
+    return sorted(rows, key=lambda row: row["_step"])
 
 
 def rows_of(file: Path) -> Iterator[dict[str, Any]]:
@@ -51,6 +57,24 @@ def records_of(file: Path) -> Iterator[Any]:
     """W&B's records, up to the first that is not whole."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
+    for _, record in _framed(file):
+        yield Record.FromString(record)
+
+
+def trim(file: Path) -> None:
+    """Cut off the piece of a record that a killed process left at the end; a file without a record goes altogether.
+
+    `wandb sync` stops there, and uploads none of the run's later files.
+    """
+    end = max((end for end, _ in _framed(file)), default=0)
+    if not end:
+        file.unlink()
+    elif end < file.stat().st_size:
+        os.truncate(file, end)
+
+
+def _framed(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Where each whole record ends, and the record."""
     data = file.read_bytes()
     position, pieces = PREAMBLE, b""
     while position + HEADER.size <= len(data):
@@ -65,4 +89,4 @@ def records_of(file: Path) -> Iterator[Any]:
         position += HEADER.size + length
         pieces = piece if kind in (WHOLE, FIRST) else pieces + piece
         if kind in (WHOLE, LAST):
-            yield Record.FromString(pieces)
+            yield position, pieces

@@ -17,7 +17,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
 from src.callbacks.row_journal import JournalRow, RowJournal
-from src.callbacks.wandb_files import rows_on_disk
+from src.callbacks.wandb_files import files_of, rows_on_disk, trim
 from src.errors import ParleyError
 from src.writing import writing
 
@@ -91,7 +91,11 @@ class WandbRun(WandbLogger):
     def _catch_up(self, run: Any) -> None:
         """Go on where W&B's rows end, with those that a killed process had logged and W&B never got."""
         if run.offline:
-            rows = rows_on_disk(Path(run.dir).parents[1], self.version)
+            own = Path(run.dir).parent
+            for file in files_of(own.parent, self.version):
+                if file.parent != own:
+                    trim(file)
+            rows = rows_on_disk(own.parent, self.version)
             step = rows[-1]["_step"] + 1 if rows else 0
             run.summary.update({name: row[name] for row in rows for name in row if name not in OF_WANDB})
         else:

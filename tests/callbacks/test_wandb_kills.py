@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from src.callbacks import WandbRun
-from src.callbacks.wandb_files import rows_of
+from src.callbacks.wandb_files import rows_of, trim
 from tests.callbacks.test_wandb_run import history, records, run_ids
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +121,26 @@ def test_a_file_is_read_up_to_where_it_was_cut(tmp_path):
     assert len(seen) > 20
     cut.write_bytes(data[:40000] + bytes([data[40000] ^ 1]) + data[40001:])
     assert list(rows_of(cut)) == whole[: len(list(rows_of(cut)))]
+
+
+def test_what_a_killed_process_left_is_made_fit_for_wandb_sync(tmp_path):
+    """`wandb sync` stops at a record that is not whole, and at a file without any, and leaves the run's later files."""
+    log_and_finish(tmp_path, 30)
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    rows, data = list(rows_of(file)), file.read_bytes()
+    file.write_bytes(data[:32768])
+    empty = file.parent.with_name("offline-run-20000101_000000-abcd1234") / file.name
+    empty.parent.mkdir()
+    empty.write_bytes(data[:7])
+    log_and_finish(tmp_path, ROWS)
+    kept = file.read_bytes()
+    assert 0 < len(kept) < 32768
+    assert data.startswith(kept)
+    assert 0 < len(list(rows_of(file))) < len(rows)
+    trim(file)
+    assert file.read_bytes() == kept
+    assert not empty.exists()
+    assert steps(tmp_path) == list(range(ROWS))  # those that were cut off are sent again
 
 
 class Server:
