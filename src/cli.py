@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not interrupted.number or debug:
                 raise
         if interrupted.number:
-            interrupted.say()
-            return interrupted.exit_status
+            interrupted.leave()
     return status
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 PARENT_LOOKED_AT = 0.5  # seconds
 
@@ -36,24 +38,19 @@ class Interruption:
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """Take the signal."""
-        if os.getpid() != self._process:
-            return  # a worker that was forked a moment ago: its parent decides
+        if os.getpid() != self._process or os.environ.get("LOCAL_RANK", "0") != "0":
+            return  # a worker that was forked a moment ago, or not the first of DDP's: it ends with its parent
         self.number = number
         if not self._at_once:
             raise KeyboardInterrupt
-        self.say()
-        os._exit(self.exit_status)
+        self.leave()
 
-    @property
-    def exit_status(self) -> int:
-        """What the shell gets."""
-        return 128 + self.number
-
-    def say(self) -> None:
-        """Say it, unless another process of the same run does."""
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            line = f"parley {self._command}: stopped by {signal.Signals(self.number).name}.\n"
-            os.write(2, line.encode())
+    def leave(self) -> NoReturn:
+        """Say it and end; not by way of the interpreter, which kills itself where an import was interrupted."""
+        sys.stdout.flush()
+        line = f"parley {self._command}: stopped by {signal.Signals(self.number).name}.\n"
+        os.write(2, line.encode())
+        os._exit(128 + self.number)
 
 
 @contextmanager

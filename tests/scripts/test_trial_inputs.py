@@ -32,6 +32,7 @@ def in_short(table, workshop) -> list[Case]:
     return [case for group in by_kind for case in group[:: max(1, len(group) // 2)][:2]] + good
 
 
+@pytest.mark.slow
 def test_each_is_answered(workshop):
     """One process forks them: what is imported is imported once."""
     chosen = in_short(list(numbers.cases(workshop)), workshop)[:44]
