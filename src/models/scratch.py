@@ -139,7 +139,7 @@ def check_sizes(architecture: str, sizes: Sizes) -> None:
     smallest = BYTES + len(kind.special_tokens)
     if sizes.vocab_size < smallest:
         raise ParleyError(
-            f"--vocab-size is {sizes.vocab_size}; it must be {smallest} or more, for the bytes and special tokens alone."
+            f"--vocab-size is {sizes.vocab_size}; it must be {smallest} or more, for bytes and special tokens alone."
         )
     if sizes.max_positions is not None and not kind.has_positions:
         raise ParleyError(f"{architecture} has relative positions without an end; leave --max-positions out.")
