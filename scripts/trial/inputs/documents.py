@@ -46,7 +46,7 @@ YAML: dict[str, tuple[str | bytes, str]] = {
     "a class that is not there": ("model:\n  class_path: NoSuchModule\n", "NoSuchModule"),
     "a class that is a number": ("model:\n  class_path: 7\n", "model"),
     "a class that is no Module": ("model:\n  class_path: collections.OrderedDict\n", "model"),
-    "a date of month 13": ("seed_everything: 2026-13-45\n", "seed_everything"),
+    "a date of month 13": ("seed_everything: 2026-13-45\n", "month"),
     "a number of 5,000 digits": (f"seed_everything: {'9' * 5000}\n", ""),
     "a section that is a text": ("trainer: fast\n", "trainer"),
     "a section that is a list": ("data: [1, 2]\n", "data"),
