@@ -19,7 +19,8 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
         asked: A file; `last`, the newest whole checkpoint of this recipe under the root; or `best`, the newest
             `best.ckpt` likewise.
         root: Where runs are.
-        settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's.
+        settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's. A
+            directory that they give to `Checkpoints` is looked into too.
         may_start_fresh: Whether a run without a checkpoint makes sense: to train, not to test.
 
     Returns:
@@ -34,7 +35,8 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
             raise CheckpointRefusedError(asked, reason)
         return Path(asked)
     pattern = "best.ckpt" if asked == "best" else "step=*.ckpt"
-    files = [file for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}checkpoints/{pattern}")]
+    folders = [*(path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}checkpoints")), *_named(settings)]
+    files = [file for folder in dict.fromkeys(map(Path.resolve, folders)) for file in folder.glob(pattern)]
     found = newest_that_will_do(files, lambda file: _why_not(file, settings, to_train=may_start_fresh), log.warning)
     if found is not None:
         log.info("Going on from %s.", found)
@@ -45,6 +47,13 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
     else:
         log.warning("No checkpoint of this recipe under %s: starting fresh.", root)
     return found
+
+
+def _named(settings: dict[str, Any]) -> list[Path]:
+    """The directories that callbacks are told to write to."""
+    callbacks = _at(settings, ("trainer", "callbacks"))
+    named = (_at(callback, ("init_args", "dirpath")) for callback in callbacks or ())
+    return [Path(path) for path in named if path]
 
 
 def _why_not(file: Path, settings: dict[str, Any], *, to_train: bool) -> str | None:

@@ -103,6 +103,16 @@ def test_last_takes_only_this_recipes(runs, words, caplog, monkeypatch, tiny_bas
     assert "starting fresh" in caplog.text
 
 
+def test_last_looks_where_checkpoints_are_told_to_go(runs, words, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
+    shutil.move(runs / "version_0" / "checkpoints", "kept")
+    there = ["--trainer.callbacks.dirpath", "kept", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    assert main([*words, *there]) == 0
+    assert "kept/step=0000003.ckpt" in caplog.text
+    assert [file.name for file in sorted(Path("kept").glob("*.ckpt"))][-1] == "step=0000006.ckpt"
+    assert "starting fresh" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -67,6 +67,17 @@ def test_loss_and_gradients_are_the_models_own(model, inputs, forced, monkeypatc
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_answer_is_the_same_with_gradients_and_without(model, inputs, precision):
+    """A ratio of the two is what PPO learns from."""
+    cpu.speed_up_on_cpu(_without_dropout(model).train())
+    with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+        logits = model(**inputs).logits
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, logits)
+    assert logits.requires_grad
+
+
 def test_generation_stays_the_same(model, inputs):
     prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     if not model.config.is_encoder_decoder:
