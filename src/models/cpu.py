@@ -136,7 +136,7 @@ class _LearnedBias(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         bias, query, key, value, mask = ctx.saved_tensors
         of_bias = None
         if ctx.needs_input_grad[1]:

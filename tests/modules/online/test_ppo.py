@@ -499,6 +499,13 @@ def test_strategies_and_precisions_that_cannot_work_are_refused(make):
         PPOModule("x", Scores(), max_skipped_updates=0)
 
 
+class Louder(Callback):
+    """Logits of a trained model's size, for a model that its Trainer has made as fast as it makes it."""
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.policy.get_output_embeddings().weight.data.mul_(20)
+
+
 @pytest.mark.parametrize("trained", ["whole", "lora"])
 @pytest.mark.parametrize("kind", ["t5-untied", "bart", "gpt2", "llama"])
 def test_in_bf16_the_first_ratio_is_one_although_minibatches_have_another_shape(make, kind, trained):
@@ -510,12 +517,9 @@ def test_in_bf16_the_first_ratio_is_one_although_minibatches_have_another_shape(
         rollout=rollout,
         ppo=PPOConfig(minibatch_size=3),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
-        trainer={"precision": "bf16-mixed"},
+        trainer={"precision": "bf16-mixed", "callbacks": [Louder()]},
     )
-    module.configure_model()
-    module.policy.get_output_embeddings().weight.data.mul_(20)  # logits of a trained model's size
     trainer.fit(module, data)
     stats = trainer.callback_metrics
-    limit = 0.15 if (kind, trained) == ("t5-untied", "whole") else 1e-3  # a T5 that is trained whole rounds otherwise
-    assert abs(float(stats["ppo/policy/ratio_max"]) - 1) < limit
-    assert abs(float(stats["ppo/policy/ratio_mean"]) - 1) < limit / 10
+    assert abs(float(stats["ppo/policy/ratio_max"]) - 1) < 1e-3
+    assert abs(float(stats["ppo/policy/ratio_mean"]) - 1) < 1e-4
