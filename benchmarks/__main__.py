@@ -10,6 +10,7 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "causal": "LoRA on a decoder-only model: examples per second beside a plain training loop",
     "generation": "answers per second: batches by length, batches as they come, one prompt at a time",
+    "grpo": "an iteration of GRPO on a decoder-only model beside the installed TRL's GRPOTrainer",
     "memory": "an iteration of PPO with LoRA beside a step of LoRA fine-tuning",
     "packing": "training a chatbot on short pairs: packed rows beside padded batches",
     "ppo": "an iteration of PPO beside TRL 0.11.4, batched and as published",

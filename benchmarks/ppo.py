@@ -106,11 +106,30 @@ def theirs(
     return json.loads((scratch / "figures.json").read_text())
 
 
+def of_checkout(checkout: Path, base: Path, prompts: list[list[str]], precision: str) -> list[dict[str, float]]:
+    """The iterations of another version of Parley, which has this benchmark too."""
+    code = (
+        "import json, sys; from pathlib import Path; from benchmarks import ppo; from benchmarks.seq2seq import quieten\n"
+        "given = json.loads(sys.stdin.read()); quieten()\n"
+        "print(json.dumps(ppo.ours(Path(given['base']), given['prompts'], given['precision'])))"
+    )
+    given = json.dumps({"base": str(base), "prompts": prompts, "precision": precision})
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], input=given, env=environment, cwd=checkout, capture_output=True, text=True
+    )
+    if result.returncode:
+        raise SystemExit(f"{checkout} failed: {result.stderr[-1500:]}")
+    figures: list[dict[str, float]] = json.loads(result.stdout.strip().splitlines()[-1])
+    return figures
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks ppo", description=__doc__)
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations of each method in a round")
     parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
     parser.add_argument("--batch-size", type=int, default=16, help="prompts an iteration")
+    parser.add_argument("--checkout", type=Path, help="also time the Parley of this directory, such as a git worktree")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     if not all(path.is_dir() for path in PEERS):
@@ -135,6 +154,11 @@ def main(argv: Sequence[str]) -> None:
             "TRL 0.11.4, batched, bf16": partial(theirs, base, prompts, Path(folder), batched=True, bf16=True),
             "TRL 0.11.4, as published": partial(theirs, base, prompts, Path(folder), batched=False),
         }
+        if args.checkout is not None:
+            methods |= {
+                f"{args.checkout.name}{name}": partial(of_checkout, args.checkout.resolve(), base, prompts, precision)
+                for name, precision in (("", "bf16-mixed"), (", float32", "32-true"))
+            }
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
         for number in range(args.rounds):
             start = number % len(methods)

@@ -22,15 +22,24 @@ class Prompts(LightningDataModule):
         examples: Prompts and targets.
         batch_size: Prompts in a batch.
         max_target_length: Tokens of a target.
+        is_encoder_decoder: What kind of model it is.
     """
 
-    def __init__(self, base: Path, examples: Sequence[Example], batch_size: int, max_target_length: int) -> None:
+    def __init__(
+        self,
+        base: Path,
+        examples: Sequence[Example],
+        batch_size: int,
+        max_target_length: int,
+        *,
+        is_encoder_decoder: bool = True,
+    ) -> None:
         super().__init__()
         tokenizer = load_tokenizer(base)
         lengths = {"max_source_length": 512, "max_target_length": max_target_length}
-        encoded = encode_examples(examples, tokenizer, is_encoder_decoder=True, **lengths)
+        encoded = encode_examples(examples, tokenizer, is_encoder_decoder=is_encoder_decoder, **lengths)
         self.rows = [{**row, "is_filler": False, "index": index} for index, row in enumerate(encoded)]
-        self.collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=True)
+        self.collate = Collator(pad_token_id=tokenizer.pad_token_id, is_encoder_decoder=is_encoder_decoder)
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader:

@@ -45,6 +45,15 @@ def test_generation_gives_the_same_answers_every_way(capsys):
     assert [row["same answers"] for row in json.loads(out[out.index("[\n") :])] == [4, 4, 4]
 
 
+def test_grpo_runs_beside_trl(capsys):
+    sizes = "--prompts 2 --num-generations 2 --minibatch-size 2 --tokens 3 --hidden-size 16 --layers 1 --iterations 2"
+    assert main(["grpo", *sizes.split(), "--rounds", "1", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    assert [row["method"] for row in rows] == ["Parley", "Parley, float32", "TRL, bf16", "TRL, float32"]
+    assert all(row["iteration s"] > 0 for row in rows)
+
+
 def test_medians_are_over_rounds():
     rounds = [
         {"padded": seq2seq.Clock(wall, wall), "grouped+bf16": seq2seq.Clock(wall / 2, wall / 4)} for wall in (8, 4, 100)

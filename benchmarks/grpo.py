@@ -1,0 +1,156 @@
+"""GRPO: seconds of an iteration, Parley's beside those of the installed TRL's `GRPOTrainer`.
+
+Same weights (a GPT-2 from scratch with a LoRA on its attention), prompts, group size, response length, minibatches,
+reward and threads; each in float32 and in bf16 autocast. The methods take turns, each round in another order; each has
+one iteration first that nobody timed; figures are medians over all timed iterations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from peft import LoraConfig
+
+from benchmarks.ppo import SAMPLE, Timed
+from benchmarks.prompts import Prompts
+from benchmarks.seq2seq import quieten
+from src.commands.output import show
+from src.contracts import Example
+from src.files import read_rows
+from src.models.corpus import read_corpus
+from src.models.rollout import RolloutOptions
+from src.models.scratch import Sizes, make_base_model
+from src.modules import GRPOModule
+from src.modules.online.grpo import GRPOConfig
+from src.rewards import LengthReward
+
+BETA = 0.04
+
+
+def adapter() -> LoraConfig:
+    """The same for both."""
+    return LoraConfig(r=16, lora_alpha=32, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+
+
+def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: str) -> list[float]:
+    """Seconds of each iteration of Parley's."""
+    module = GRPOModule(
+        str(base),
+        LengthReward(30),
+        lora=adapter(),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
+        grpo=GRPOConfig(num_generations=args.num_generations, minibatch_size=args.minibatch_size, beta=BETA),
+        rollout=RolloutOptions(
+            min_new_tokens=args.tokens, output_min_length=args.tokens, output_max_length=args.tokens
+        ),
+    )
+    examples = [Example(prompt, "-", ["-"]) for prompt in prompts]
+    timed = Timed()
+    Trainer(
+        accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[timed], gradient_clip_val=1.0,
+    ).fit(module, Prompts(base, examples, args.prompts, max_target_length=8, is_encoder_decoder=False))  # fmt: skip
+    return [row["total"] for row in timed.figures]
+
+
+def theirs(base: Path, prompts: list[str], args: argparse.Namespace, *, bf16: bool) -> list[float]:
+    """Seconds of each iteration of TRL's: a batch of prompts sampled, then a step on each minibatch."""
+    import datasets
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig as PeerConfig
+    from trl import GRPOTrainer
+
+    steps = args.prompts * args.num_generations // args.minibatch_size
+    reward, seconds, since = LengthReward(30), [], [0.0]
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, arguments: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            if state.global_step % steps == 0:
+                since[0] = time.perf_counter()
+
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            if state.global_step % steps == 0:
+                seconds.append(time.perf_counter() - since[0])
+
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            str(base),
+            reward_funcs=lambda prompts, completions, **_: reward(prompts, completions).tolist(),
+            args=PeerConfig(
+                output_dir=folder,
+                use_cpu=True,
+                bf16=bf16,
+                model_init_kwargs={"dtype": "float32"},
+                gradient_checkpointing=False,
+                learning_rate=1e-6,
+                lr_scheduler_type="constant",
+                beta=BETA,
+                num_generations=args.num_generations,
+                per_device_train_batch_size=args.minibatch_size,
+                steps_per_generation=steps,
+                max_completion_length=args.tokens,
+                generation_kwargs={"min_new_tokens": args.tokens},
+                max_steps=steps * len(prompts) // args.prompts,
+                shuffle_dataset=False,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            ),
+            train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+            processing_class=tokenizer,
+            peft_config=adapter(),
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    return seconds
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks grpo", description=__doc__)
+    parser.add_argument("--iterations", type=int, default=3, help="timed iterations of each method in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts an iteration")
+    parser.add_argument("--num-generations", type=int, default=4, help="answers a prompt")
+    parser.add_argument("--minibatch-size", type=int, default=8, help="answers in a forward and backward pass")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of every answer")
+    parser.add_argument("--hidden-size", type=int, default=256, help="the model's width")
+    parser.add_argument("--layers", type=int, default=6, help="the model's blocks")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(argv)
+    texts = [str(row.cells["dialogue"]) for row in read_rows(SAMPLE / "train.jsonl")]
+    prompts = [f"Summarize.\n\n{text}\n\nSummary: " for text in texts[: args.prompts * (args.iterations + 1)]]
+    quieten()
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "base"
+        sizes = Sizes(vocab_size=8000, hidden_size=args.hidden_size, layers=args.layers)
+        make_base_model("gpt2", read_corpus([SAMPLE]), base, sizes)
+        methods: dict[str, Callable[[], list[float]]] = {
+            "Parley": partial(ours, base, prompts, args, "bf16-mixed"),
+            "Parley, float32": partial(ours, base, prompts, args, "32-true"),
+            "TRL, bf16": partial(theirs, base, prompts, args, bf16=True),
+            "TRL, float32": partial(theirs, base, prompts, args, bf16=False),
+        }
+        figures: dict[str, list[float]] = {name: [] for name in methods}
+        for number in range(args.rounds):
+            start = number % len(methods)
+            for name in [*methods][start:] + [*methods][:start]:
+                figures[name] += methods[name]()[1:]
+    medians = {name: statistics.median(seconds) for name, seconds in figures.items()}
+    rows = [
+        {"method": name, "iteration s": seconds, "Parley is faster by": seconds / medians["Parley"]}
+        for name, seconds in medians.items()
+    ]
+    title = f"GRPO, {args.prompts} prompts, {args.num_generations} answers each of {args.tokens} tokens"
+    show(rows, title=title, as_json=args.json)
