@@ -108,11 +108,15 @@ def theirs(
 
 def of_checkout(checkout: Path, base: Path, prompts: list[list[str]], precision: str) -> list[dict[str, float]]:
     """The iterations of another version of Parley, which has this benchmark too."""
-    code = (
-        "import json, sys; from pathlib import Path; from benchmarks import ppo; from benchmarks.seq2seq import quieten\n"
-        "given = json.loads(sys.stdin.read()); quieten()\n"
-        "print(json.dumps(ppo.ours(Path(given['base']), given['prompts'], given['precision'])))"
-    )
+    code = """
+import json, sys
+from pathlib import Path
+from benchmarks import ppo
+from benchmarks.seq2seq import quieten
+given = json.loads(sys.stdin.read())
+quieten()
+print(json.dumps(ppo.ours(Path(given["base"]), given["prompts"], given["precision"])))
+"""
     given = json.dumps({"base": str(base), "prompts": prompts, "precision": precision})
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     result = subprocess.run(
