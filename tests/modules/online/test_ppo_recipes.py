@@ -27,7 +27,7 @@ def words(tiny_base, sample, tmp_path, monkeypatch):
         base, adapter = tiny_base(architecture), tmp_path / "adapter"
         save_adapter(add_lora(load_model(base), LoraConfig(target_modules="all-linear")), load_tokenizer(base), adapter)
         settings = {
-            "model.init_args.model_name_or_path": adapter,
+            "model.init_args.model_name_or_path": base if recipe == "dialogsum_causal_grpo" else adapter,
             "data.init_args.path": sample,
             "data.init_args.batch_size": 2,
             "model.init_args.rollout.output_min_length": 8,
@@ -48,6 +48,7 @@ def words(tiny_base, sample, tmp_path, monkeypatch):
     ("recipe", "architecture"),
     [
         ("dialogsum_causal_ppo", "llama"),
+        ("dialogsum_causal_grpo", "llama"),
         ("demo/dialogsum_ppo", "t5"),
         ("demo/dialogsum_rloo", "t5"),
         ("demo/dialogsum_grpo", "t5"),
