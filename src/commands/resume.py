@@ -35,8 +35,9 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
             raise CheckpointRefusedError(asked, reason)
         return Path(asked)
     pattern = "best.ckpt" if asked == "best" else "step=*.ckpt"
-    folders = [*(path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}checkpoints")), *_named(settings)]
-    files = [file for folder in dict.fromkeys(map(Path.resolve, folders)) for file in folder.glob(pattern)]
+    folders = [*_named(settings), *(path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}checkpoints"))]
+    each_once = {folder.resolve(): folder for folder in folders}.values()
+    files = [file for folder in each_once for file in folder.glob(pattern)]
     found = newest_that_will_do(files, lambda file: _why_not(file, settings, to_train=may_start_fresh), log.warning)
     if found is not None:
         log.info("Going on from %s.", found)

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationSched
 from torch.utils.data import Dataset
 
 from src.callbacks import AtomicCheckpointIO, Checkpoints, ExactResume, RunLogger
+from src.contracts import CHECKPOINT_FORMAT
 from src.datamodules.loader import ResumableDataLoader
 from src.datamodules.sampler import LengthGroupedBatchSampler
 from src.errors import ParleyError
@@ -112,7 +113,13 @@ def log_of(root: Path) -> list[tuple[str, ...]]:
 @pytest.fixture(autouse=True)
 def ours(monkeypatch):
     """A checkpoint of Parley's says so."""
-    monkeypatch.setattr(Recorder, "on_save_checkpoint", lambda self, checkpoint: checkpoint.update(parley={}))
+    record = {
+        "format": CHECKPOINT_FORMAT,
+        "version": "0",
+        "base": {"name": "none"},
+        "config": {},
+    }  # as of a Module of ours
+    monkeypatch.setattr(Recorder, "on_save_checkpoint", lambda self, checkpoint: checkpoint.update(parley=record))
 
 
 WITHIN: list[dict[str, Any]] = [{}, {"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2}]

@@ -72,10 +72,10 @@ def test_output_that_exists_is_refused_unless_overwritten(corpus, tmp_path, caps
     ("words", "said"),
     [
         (["--heads", "3"], "not divisible by 3 heads"),
-        (["--vocab-size", "10"], "too small"),
+        (["--vocab-size", "10"], "it must be 259 or more"),
         (["--corpus", "nowhere.txt"], "there is no corpus file nowhere.txt"),
         (["--architecture", "rnn"], "invalid choice"),
-        (["--layers", "many"], "invalid int value"),
+        (["--layers", "many"], "it must be a whole number, 1 or more"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(words, said, corpus, tmp_path, capsys):

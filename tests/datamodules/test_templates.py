@@ -43,9 +43,9 @@ def test_braces_in_a_dialogue_are_left_alone() -> None:
         ("", "unknown template ''"),
         ("question", "template 'question' asks for 'question', which this dataset lacks; it has {dialogue}"),
         ("{dialogue", "is malformed"),
-        ("{}", "asks for ''"),
+        ("{}", "more than a field's name between braces at ''"),
         ("{dialogue} {topic}", "asks for 'topic'"),
-        ("{dialogue.upper}", "asks for 'dialogue.upper'"),
+        ("{dialogue.upper}", "more than a field's name between braces at 'dialogue.upper'"),
     ],
 )
 def test_templates_that_cannot_be_filled_are_refused(template: str, said: str) -> None:

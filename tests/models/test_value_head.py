@@ -84,13 +84,13 @@ def test_the_value_head_starts_at_zero_and_answers_in_float32():
     assert head(torch.randn(2, 3, 8)).abs().sum() == 0
     assert head(torch.randn(2, 3, 8, dtype=torch.bfloat16)).dtype == torch.float32
     head(torch.ones(2, 3, 8)).sum().backward()
-    assert head.linear.weight.grad.tolist() == [[6.0] * 8]
+    assert head.layers[0].weight.grad.tolist() == [[6.0] * 8]
 
 
 def test_the_value_head_computes_in_float32_under_autocast():
     head, hidden = ValueHead(64), torch.randn(5, 64)
-    torch.nn.init.normal_(head.linear.weight)
-    expected = (hidden.double() @ head.linear.weight[0].double()).float()
+    torch.nn.init.normal_(head.layers[0].weight)
+    expected = (hidden.double() @ head.layers[0].weight[0].double()).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(head(hidden), expected, rtol=1e-5, atol=1e-5)
 

@@ -4,7 +4,18 @@ from pathlib import Path
 import pytest
 
 RL = Path(__file__).parents[2] / "src" / "rl"
-ALLOWED = ("torch", "src.rl", "src.errors", "__future__", "collections", "dataclasses", "typing", "abc", "math")
+ALLOWED = (
+    "torch",
+    "src.rl",
+    "src.errors",
+    "src.ranges",
+    "__future__",
+    "collections",
+    "dataclasses",
+    "typing",
+    "abc",
+    "math",
+)
 
 
 @pytest.mark.parametrize("path", sorted(RL.glob("*.py")), ids=lambda path: path.stem)

@@ -73,6 +73,7 @@ def test_there_are_enough(workshop, monkeypatch):
     """At least 400 bad ones, no two alike, and a good one in every table."""
     (workshop.root / "runs/seq2seq/version_0/checkpoints").mkdir(parents=True, exist_ok=True)
     (workshop.root / "runs/seq2seq/version_0/checkpoints/step=1.ckpt").touch()
+    workshop.write("predictions.jsonl", "{}")
     tables = [list(table.cases(workshop)) for table in (numbers, documents, options)]
     bad = [case.words for table in tables for case in table if not case.accepted]
     assert len(bad) >= 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import resource
 import signal
@@ -78,6 +79,7 @@ def _be_the_command(words: Sequence[str], directory: Path, files: Sequence[Path]
             os.dup2(os.open(file, flags, 0o644), number)
         sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
         sys.stderr = open(2, "w", errors="backslashreplace")  # noqa: SIM115  (as Python's own)
+        logging.getLogger("src").handlers.clear()  # one that this process has writes to its own standard error
         sys.modules["__main__"].__spec__ = None  # DDP starts its other processes as this one was, by sys.argv then
         from src.cli import main
 
