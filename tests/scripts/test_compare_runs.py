@@ -81,6 +81,7 @@ def test_a_row_that_wandb_lacks_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()  # a run that is still open would be taken for this one
     ours, theirs = RunLogger(str(tmp_path), name=""), WandbRun(save_dir=str(tmp_path), id="abcd1234", offline=True)
     for step in range(5):
         row = {"train/loss": step / 3 if step < 4 else float("nan"), "time/fit": 1.0}

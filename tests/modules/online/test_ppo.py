@@ -421,7 +421,7 @@ def test_validation_s_kl_leaves_out_an_eos_that_is_forbidden(make):
 
 
 def test_tables_stand_at_the_step_of_their_metrics(make, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "disabled")
 
     class Recorder(WandbLogger):
@@ -443,6 +443,7 @@ def test_tables_stand_at_the_step_of_their_metrics(make, tmp_path, monkeypatch):
         },
     )
     trainer.fit(module, data)
+    wandb.finish()
     steps = [step for step, is_validation in logged if is_validation]
     assert len(set(steps)) == 2
     for key in ("before_after", "samples"):
