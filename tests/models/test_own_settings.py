@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, pipeline
 from transformers.utils import logging as transformers_logging
 
 from src.cli import main
@@ -24,6 +27,13 @@ DISTILBART = {
     "early_stopping": True, "forced_bos_token_id": 0, "forced_eos_token_id": 2,
 }  # fmt: skip
 SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1, "min_p": 0.02}
+PEER = Path(__file__).parents[2] / ".peers" / "transformers-4.45"  # the last series with pipelines that summarise
+SUMMARISE = """
+import sys
+from transformers import pipeline
+[made] = pipeline("summarization", model=sys.argv[1], device="cpu")(sys.argv[2])
+print(made["summary_text"], end="")
+"""
 PROMPT = "Anna: Are you coming at 7:30? Ben: Yes, I will bring the 2 tickets."
 
 
@@ -66,6 +76,27 @@ def by_transformers(name: str, seed: int = 0, **options: object) -> str:
 def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> str:
     assert main(["generate", name, "--prompt", PROMPT, "--device", "cpu", *words]) == 0
     return capsys.readouterr().out.removesuffix("\n")
+
+
+@pytest.mark.peers
+def test_a_pipeline_that_summarises_says_the_same(made: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    if not PEER.is_dir():
+        pytest.skip("needs transformers 4.45 in .peers: make peers")
+    name = made("bart", DISTILBART)
+    command = [sys.executable, "-c", SUMMARISE, name, PROMPT]
+    environment = os.environ | {"PYTHONPATH": str(PEER)}
+    theirs = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said(capsys, name) == theirs.strip()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_pipeline_that_goes_on_says_the_same(
+    made: Callable[..., str], capsys: pytest.CaptureFixture[str], architecture: str
+) -> None:
+    """Pipelines sample where the model's settings do not say; ours do not, so theirs are told."""
+    name = made(architecture, {"num_beams": 3, "max_new_tokens": 12, "length_penalty": 2.0, "no_repeat_ngram_size": 2})
+    [theirs] = pipeline("text-generation", model=name, device="cpu")(PROMPT, return_full_text=False, do_sample=False)
+    assert said(capsys, name, "--format", "raw") == theirs["generated_text"].strip()
 
 
 @pytest.mark.parametrize(
