@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -58,6 +58,70 @@ class Batch(TypedDict):
     references: list[list[str]]
     is_filler: list[bool]
     index: list[int]
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, of which one is better.
+
+    Attributes:
+        prompt: What both answer.
+        chosen: The better one.
+        rejected: The other.
+        margin: By how much the better one is better, where the source says so.
+        id: Names the pair in tables and files.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float | None = None
+    id: str = ""
+
+
+class PreferenceBatch(TypedDict):
+    """What a DataModule of preferences hands to a Module: everything that a batch of prompts has, and their answers.
+
+    Attributes:
+        prompt_ids: (batch, prompt) left-padded for a decoder-only model; (batch, 0) where whole texts are read.
+        prompt_attention_mask: (batch, prompt).
+        answer_ids: (2 × batch, answer) right-padded: the chosen answers and then the rejected ones, each with the token
+            that ends it; or whole texts of prompt and answer, as a classifier reads them.
+        answer_mask: (2 × batch, answer) 1 where `answer_ids` is not padding.
+        margin: (batch,) float32; 0 where the source has none.
+        id: The pairs' names.
+        prompt: The prompts as text.
+        chosen: The better answers as text.
+        rejected: The others.
+        references: The better answer again, as the one right answer to the prompt.
+        is_filler: True for a pair that only keeps processes in step: it is not to be learned from nor counted.
+        index: The row in the split.
+    """
+
+    prompt_ids: Tensor
+    prompt_attention_mask: Tensor
+    answer_ids: Tensor
+    answer_mask: Tensor
+    margin: Tensor
+    id: list[str]
+    prompt: list[str]
+    chosen: list[str]
+    rejected: list[str]
+    references: list[list[str]]
+    is_filler: list[bool]
+    index: list[int]
+
+
+@runtime_checkable
+class LearnsFromPreferences(Protocol):
+    """A Module that learns from pairs of answers.
+
+    Attributes:
+        reads: `answers`: each after its prompt, as the model would write it; `texts`: prompt and answer as one text,
+            as a classifier reads it.
+    """
+
+    reads: Literal["answers", "texts"]
 
 
 @runtime_checkable
