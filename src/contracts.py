@@ -13,6 +13,19 @@ CHECKPOINT_FORMAT = 1  # raise it when an older checkpoint can no longer be read
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What one side of a talk says.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        content: The words.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Example:
     """What every dataset comes down to.
 
@@ -21,12 +34,14 @@ class Example:
         target: What it should answer.
         references: Everything that counts as a right answer; `target` is one of them.
         id: Names the example in tables and files.
+        turns: The talk that the prompt is, where it is one; `prompt` is then its text.
     """
 
     prompt: str
     target: str
     references: list[str] = field(default_factory=list)
     id: str = ""
+    turns: tuple[Turn, ...] = ()
 
 
 class Batch(TypedDict):
@@ -70,6 +85,7 @@ class Preference:
         rejected: The other.
         margin: By how much the better one is better, where the source says so.
         id: Names the pair in tables and files.
+        turns: The talk that the prompt is, where it is one; `prompt` is then its text.
     """
 
     prompt: str
@@ -77,6 +93,7 @@ class Preference:
     rejected: str
     margin: float | None = None
     id: str = ""
+    turns: tuple[Turn, ...] = ()
 
 
 class PreferenceBatch(TypedDict):

@@ -22,6 +22,7 @@ RANGES = {
     **{f"data.init_args.{name}": allowed for name, allowed in DATA.items()},
     **{f"model.init_args.generation.{name}": allowed for name, allowed in DECODING.items()},
     **{f"model.init_args.rollout.{name}": allowed for name, allowed in ROLLOUT.items()},
+    "data.init_args.pack_length": COUNT,
     "model.init_args.dropout": SHARE,
     "model.init_args.label_smoothing": SHARE,
     "model.init_args.max_skipped_updates": COUNT,

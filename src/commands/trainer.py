@@ -192,7 +192,7 @@ def run(name: str, words: list[str]) -> int:
     try:
         ParleyCLI(
             model_class=src.modules.ModelModule,
-            datamodule_class=src.datamodules.DialogueDataModule,
+            datamodule_class=src.datamodules.TextDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

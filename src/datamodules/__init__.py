@@ -1,7 +1,8 @@
 """DataModules, by short name in YAML."""
 
-from src.datamodules.base import DialogueDataModule
+from src.datamodules.base import TextDataModule
 from src.datamodules.chatbot import ChatbotDataModule
 from src.datamodules.dialogsum import DialogSumDataModule
+from src.datamodules.dialogue import DialogueDataModule
 
-__all__ = ["ChatbotDataModule", "DialogSumDataModule", "DialogueDataModule"]
+__all__ = ["ChatbotDataModule", "DialogSumDataModule", "DialogueDataModule", "TextDataModule"]

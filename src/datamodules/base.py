@@ -1,29 +1,29 @@
-"""What all DataModules share: rows to examples, examples to tokens, tokens to batches."""
+"""What all DataModules share: rows read, filtered and cut; tokens through a cache; batches dealt to processes."""
 
 from __future__ import annotations
 
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from src.contracts import Example, LearnsFromRollouts
+from src.contracts import LearnsFromPreferences, LearnsFromRollouts
 from src.datamodules import checks
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
-from src.datamodules.encoding import Collator, encode_examples
 from src.datamodules.formats import Format, resolve_format
 from src.datamodules.loader import Batches, ResumableDataLoader
-from src.datamodules.packing import PackedCollator, PackedDataset
+from src.datamodules.rows import Row, by_question, without_empty
 from src.datamodules.sampler import LengthGroupedBatchSampler
 from src.datamodules.sources import Rows, read_split
 from src.datamodules.splits import SplitSpec
-from src.datamodules.templates import fill, resolve_template
+from src.datamodules.templates import resolve_template
 from src.errors import ParleyError
 from src.internals import uses_distributed_sampler
 from src.models.loading import is_encoder_decoder, load_config, load_tokenizer
@@ -31,34 +31,17 @@ from src.ranges import COUNT, NOT_NEGATIVE, SEED, refuse_outside
 
 log = logging.getLogger(__name__)
 
-COUNTS = ("batch_size", "max_tokens_per_batch", "pack_length", "max_source_length", "max_target_length", "every_nth")
+COUNTS = ("batch_size", "max_tokens_per_batch", "max_source_length", "max_target_length", "every_nth", "max_chars")
 RANGES = {
-    **dict.fromkeys((*COUNTS, "pad_to_multiple_of", "max_chars"), COUNT),
+    **dict.fromkeys((*COUNTS, "pad_to_multiple_of"), COUNT),
     **dict.fromkeys(("num_workers", "min_chars"), NOT_NEGATIVE),
     "seed": SEED,
 }
-CACHE_VERSION = 2  # raise it when the meaning of a cached row changes
+CACHE_VERSION = 3  # raise it when the meaning of a cached row changes
 
 
-@dataclass(frozen=True)
-class Row:
-    """A dataset's row, its columns sorted into what is asked and what is answered.
-
-    Attributes:
-        fields: What the template may name.
-        target: One right answer.
-        id: The row's name in its source.
-        size: Characters, for the limits on length.
-    """
-
-    fields: dict[str, str] = field(default_factory=dict)
-    target: str = ""
-    id: str = ""
-    size: int = 0
-
-
-class DialogueDataModule(LightningDataModule):
-    """Base of the DataModules: a dataset says what its rows mean, everything else is here.
+class TextDataModule(LightningDataModule):
+    """Base of the DataModules: a dataset says what its rows mean and how they are encoded, everything else is here.
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
@@ -71,13 +54,9 @@ class DialogueDataModule(LightningDataModule):
         format: How a decoder-only model is shown prompt and target: by its chat template (`chat`), as plain text
             (`plain`), or as `<s>prompt</s><s>target</s>` (`published`). `auto` takes the chat template where there is
             one. An encoder-decoder has no such choice.
-        loss_on: What a decoder-only model learns: the `response` alone, or `all` tokens, as the published chatbot does.
         batch_size: Examples a process takes at a time.
         max_tokens_per_batch: In training, take as many examples at a time as keep their number times the longest one
             (prompt and target together) within this, instead of `batch_size`.
-        packing: In training, put several examples into one row, kept apart, instead of padding each to the longest.
-            Decoder-only models; the batch's sizes then count rows.
-        pack_length: Tokens of such a row at most; `max_source_length` and `max_target_length` together when left out.
         group_by_length: Batch examples of similar length together.
         max_source_length: Tokens of a prompt at most; longer ones are truncated and counted in the log.
         max_target_length: Tokens of a target at most.
@@ -95,6 +74,7 @@ class DialogueDataModule(LightningDataModule):
 
     fields: frozenset[str]  # what a template may name
     in_turns = False  # whether prompt and target are two turns of a talk
+    answers: tuple[str, ...] = ("target",)  # what a cached row has beside its prompt: the columns `<name>_ids`
 
     def __init__(
         self,
@@ -105,11 +85,8 @@ class DialogueDataModule(LightningDataModule):
         test_split: str = "test",
         template: str = "",
         format: Format = "auto",
-        loss_on: Literal["response", "all"] = "response",
         batch_size: int = 8,
         max_tokens_per_batch: int | None = None,
-        packing: bool = False,
-        pack_length: int | None = None,
         group_by_length: bool = True,
         max_source_length: int = 512,
         max_target_length: int = 128,
@@ -133,11 +110,8 @@ class DialogueDataModule(LightningDataModule):
         }
         self.template = resolve_template(template, set(self.fields))
         self.format = format
-        self.loss_on = loss_on
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
-        self.packing = packing
-        self.pack_length = pack_length
         self.group_by_length = group_by_length
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
@@ -152,45 +126,82 @@ class DialogueDataModule(LightningDataModule):
         self.gguf_file = gguf_file
         self.trust_remote_code = trust_remote_code
         self.datasets: dict[str, EncodedDataset] = {}
-        self._examples: dict[str, list[Example]] = {}  # from prepare_data to setup
+        self._examples: dict[str, list[Any]] = {}  # from prepare_data to setup
         self._tokenizer: PreTrainedTokenizerBase | None = None
         refuse_outside(self, RANGES)
+
+    # What a dataset says
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:
         """Sort a source's columns into rows, one a right answer; rows with equal fields answer the same question."""
 
-    def examples(self, part: str) -> list[Example]:
+    @abstractmethod
+    def examples(self, part: str) -> list[Any]:
         """Read, filter and cut a split.
 
         Args:
-            part: `train` gives one example a right answer; `validation` and `test` give one a question, with all
-                its answers as references.
+            part: `train`, `validation` or `test`.
+
+        Raises:
+            ParleyError: The source cannot be read, or nothing is left of the split.
+        """
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        """Tokens of examples, one row of the cache each: `prompt_ids`, and `<answer>_ids` for each of `answers`."""
+
+    @abstractmethod
+    def collator(self, *, training: bool) -> Callable[[Sequence[Any]], Any]:
+        """What makes a batch of rows."""
+
+    def refuse_misfits(self, module: object) -> None:
+        """Refuse a Module or a model for which this data is not.
+
+        Args:
+            module: The Module; None where there is none.
+
+        Raises:
+            ParleyError: They do not fit.
+        """
+        if isinstance(module, LearnsFromPreferences):
+            raise ParleyError(
+                f"{type(module).__name__} learns from pairs of answers, and {type(self).__name__} has single ones; "
+                "give PreferenceDataModule, for pairs such as `parley prefer` makes."
+            )
+
+    def training_dataset(self, lengths: list[int]) -> tuple[Dataset, list[int]]:
+        """What training takes its rows from, and the lengths of these.
+
+        Args:
+            lengths: Tokens of each example.
+        """
+        return self.datasets["train"], lengths
+
+    # Rows
+
+    def groups(self, part: str) -> list[list[Row]]:
+        """A split's rows after the filters, those that answer the same question together.
+
+        Args:
+            part: `train`, `validation` or `test`.
 
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
         source = self._read(part)
         rows = self._of_part(part, list(self.to_rows(source)))
-        rows = self._without_empty(rows[:: self.every_nth], source.origin)
+        rows = without_empty(rows[:: self.every_nth], source.origin, strict=self.strict, speaks=self._speaks)
         longest = math.inf if self.max_chars is None else self.max_chars
-        rows = [row for row in rows if self.min_chars < row.size <= longest]
-        by_question: dict[tuple[str, ...], list[Row]] = {}
-        for row in rows:
-            by_question.setdefault(tuple(row.fields[name] for name in sorted(row.fields)), []).append(row)
-        start, stop = self.splits[part].bounds(len(by_question))
-        groups = list(by_question.values())[start:stop]
-        if part == "train":
-            groups = [[row] for group in groups for row in group]
+        groups = by_question(row for row in rows if self.min_chars < row.size <= longest)
+        start, stop = self.splits[part].bounds(len(groups))
+        groups = groups[start:stop]
         if not groups:
             raise ParleyError(
                 f"the {part} split of {source.origin} is empty ({len(source.rows)} rows before every_nth, min_chars, "
                 "max_chars and the slice); widen them or name another split."
             )
-        return [
-            Example(fill(self.template, group[0].fields), group[0].target, [row.target for row in group], group[0].id)
-            for group in groups
-        ]
+        return groups
 
     def _read(self, part: str) -> Rows:
         return read_split(self.path, self.splits[part].name)
@@ -199,20 +210,7 @@ class DialogueDataModule(LightningDataModule):
         """Those of a source's rows that belong to a split, where the source does not say."""
         return rows
 
-    def _without_empty(self, rows: list[Row], origin: str) -> list[Row]:
-        def is_empty(row: Row) -> bool:
-            return not row.target.strip() or not all(text.strip() for text in row.fields.values())
-
-        empty = [row.id for row in rows if is_empty(row)]
-        if empty and self.strict:
-            raise ParleyError(
-                f"{origin}: row {empty[0]!r} has an empty cell; fill it, or drop strict to skip such rows."
-            )
-        if empty and self._speaks:
-            log.warning(
-                "%s: dropped %d of %d rows with an empty cell (first: %s).", origin, len(empty), len(rows), empty[0]
-            )
-        return [row for row in rows if not is_empty(row)]
+    # Tokens
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -228,27 +226,29 @@ class DialogueDataModule(LightningDataModule):
         return self.trainer is None or self.trainer.is_global_zero
 
     @property
-    def _is_encoder_decoder(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
+        """Whether the model has an encoder and a decoder."""
         return is_encoder_decoder(
             self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
         )
 
     @property
+    def model_config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        return load_config(self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code)
+
+    @property
     def resolved_format(self) -> Format:
         """What `format` means for this model: `plain`, `published` or `chat`."""
         return resolve_format(
-            self.format, self.tokenizer, is_encoder_decoder=self._is_encoder_decoder, turns=self.in_turns
+            self.format, self.tokenizer, is_encoder_decoder=self.is_encoder_decoder, turns=self.in_turns
         )
 
-    def _refuse_contradictions(self) -> None:
-        if not self._is_encoder_decoder:
-            return
-        for name, is_set in (("loss_on: all", self.loss_on == "all"), ("packing: true", self.packing)):
-            if is_set:
-                raise ParleyError(
-                    f"{name} is for decoder-only models, and {self.model_name_or_path!r} is an encoder-decoder; "
-                    "leave it out, or give another model."
-                )
+    def cache_key(self) -> list[Any]:
+        """What the tokens depend on beside the examples, JSON-serialisable."""
+        limits = {"max_source_length": self.max_source_length, "max_target_length": self.max_target_length}
+        format = self.resolved_format
+        return [CACHE_VERSION, not self.is_encoder_decoder, format, limits, tokenizer_fingerprint(self.tokenizer)]
 
     def _encoded(self, part: str) -> EncodedDataset:
         """A split's tokens from the cache, or made now.
@@ -256,24 +256,12 @@ class DialogueDataModule(LightningDataModule):
         The key holds the finished examples, so whatever changes them (file, split, filters, template) makes a new
         entry, and what does not (another file with the same rows, the seed) makes none.
         """
-        self._refuse_contradictions()
+        self.refuse_misfits(None if self.trainer is None else self.trainer.lightning_module)
         if part not in self._examples:
             self._examples[part] = self.examples(part)
         examples = self._examples[part]
-        limits = {"max_source_length": self.max_source_length, "max_target_length": self.max_target_length}
-        joined, format = not self._is_encoder_decoder, self.resolved_format
-        return cached(
-            self.cache_dir,
-            [
-                CACHE_VERSION,
-                joined,
-                format,
-                limits,
-                tokenizer_fingerprint(self.tokenizer),
-                [astuple(item) for item in examples],
-            ],
-            lambda: encode_examples(examples, self.tokenizer, is_encoder_decoder=not joined, format=format, **limits),
-        )
+        key = [*self.cache_key(), [[type(item).__name__, asdict(item)] for item in examples]]
+        return cached(self.cache_dir, key, lambda: self.encode(examples))
 
     def _parts(self, stage: str | None) -> list[str]:
         return {
@@ -302,19 +290,31 @@ class DialogueDataModule(LightningDataModule):
                 continue
             dataset = self.datasets[part] = self._encoded(part)
             del self._examples[part]
-            checks.refuse_too_long(
-                part,
-                dataset,
-                load_config(
-                    self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
-                ),
-                joined=not self._is_encoder_decoder,
-            )
+            checks.refuse_too_long(part, dataset, self.answers, self.model_config, joined=not self.is_encoder_decoder)
             if self._speaks:
-                checks.report(part, dataset, {"prompt": self.max_source_length, "target": self.max_target_length})
-            checks.check_survival(part, dataset, self.model_name_or_path, speaks=self._speaks)
+                limits = dict.fromkeys(self.answers, self.max_target_length)
+                checks.report(part, dataset, {"prompt": self.max_source_length, **limits})
+            checks.check_survival(part, dataset, self.answers, self.model_name_or_path, speaks=self._speaks)
             if part == "validation" and "train" in self.datasets and self._speaks:
                 checks.warn_of_overlap(self.datasets["train"], dataset)
+
+    # Batches
+
+    def lengths(self, part: str, *, in_all: bool) -> list[int]:
+        """Tokens of each example, by which they are grouped.
+
+        An encoder-decoder pads the two sides apart, and the prompts weigh more: grouping by them alone pads 1.5 % less
+        on DialogSum than grouping by the sum.
+
+        Args:
+            part: The split.
+            in_all: Count what the model reads in all, as a budget of tokens does.
+        """
+        prompts = self.datasets[part].lengths("prompt_ids")
+        if self.is_encoder_decoder and not in_all:
+            return prompts
+        answers = [self.datasets[part].lengths(f"{name}_ids") for name in self.answers]
+        return [prompt + max(lengths) for prompt, *lengths in zip(prompts, *answers, strict=True)]
 
     def _loader(self, part: str, *, training: bool, limit: str = "") -> ResumableDataLoader:
         """A split's batches.
@@ -324,18 +324,12 @@ class DialogueDataModule(LightningDataModule):
             training: Shuffle, and form batches as the training options say.
             limit: The trainer's argument that may want fewer batches than there are.
         """
-        dataset: EncodedDataset | PackedDataset = self.datasets[part]
+        dataset: Dataset = self.datasets[part]
         trainer = self.trainer
         max_tokens = self.max_tokens_per_batch if training else None
-        lengths = self.datasets[part].lengths("prompt_ids")
-        # An encoder-decoder pads the two sides apart, and the prompts weigh more: grouping by them alone pads 1.5 %
-        # less on DialogSum than grouping by the sum, which a budget needs.
-        if max_tokens is not None or not self._is_encoder_decoder:
-            lengths = list(map(sum, zip(lengths, self.datasets[part].lengths("target_ids"), strict=True)))
-        if training and self.packing:
-            row_length = self.pack_length or self.max_source_length + self.max_target_length
-            dataset = PackedDataset(self.datasets[part], lengths, row_length)
-            lengths = dataset.lengths
+        lengths = self.lengths(part, in_all=max_tokens is not None)
+        if training:
+            dataset, lengths = self.training_dataset(lengths)
         accumulate, uses = trainer.accumulate_grad_batches if trainer is not None and training else 1, 1
         if training and trainer is not None and isinstance(trainer.lightning_module, LearnsFromRollouts):
             if max_tokens is not None:
@@ -358,10 +352,7 @@ class DialogueDataModule(LightningDataModule):
         if trainer is not None and limit:
             self._take_sample(sampler, part, limit)
         return ResumableDataLoader(
-            dataset,
-            sampler,
-            collate_fn=self._collator(packed=training and self.packing),
-            num_workers=self.num_workers,
+            dataset, sampler, collate_fn=self.collator(training=training), num_workers=self.num_workers
         )
 
     def _take_sample(self, sampler: LengthGroupedBatchSampler, part: str, limit: str) -> None:
@@ -379,12 +370,6 @@ class DialogueDataModule(LightningDataModule):
                 sum(map(len, sampler.global_batches()[:taken])),
                 len(self.datasets[part]),
             )
-
-    def _collator(self, *, packed: bool) -> Collator | PackedCollator:
-        pad_token_id, learns_prompts = self.tokenizer.pad_token_id, self.loss_on == "all"
-        if packed:
-            return PackedCollator(pad_token_id, learns_prompts, self.pad_to_multiple_of)
-        return Collator(pad_token_id, self._is_encoder_decoder, learns_prompts, self.pad_to_multiple_of)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from src.datamodules.download import ADVICE
-from src.datamodules.encoding import Encoded
 from src.errors import ParleyError
 from src.writing import writing
 
@@ -64,7 +63,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256((type(tokenizer).__name__ + text + special).encode()).hexdigest()
 
 
-def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], list[Encoded]]) -> EncodedDataset:
+def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], Sequence[Mapping[str, Any]]]) -> EncodedDataset:
     """Load rows from the cache, or make them and put them there.
 
     The directory is written under another name and renamed, so that two processes that make the same rows at once

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from src.datamodules.base import DialogueDataModule, Row
+from src.datamodules.dialogue import DialogueDataModule
 from src.datamodules.download import downloaded, is_url
 from src.datamodules.formats import Format
+from src.datamodules.rows import Row
 from src.datamodules.sources import Rows, aliases, holds_split, only_table, read_split
 from src.errors import ParleyError
 
@@ -44,7 +45,7 @@ class ChatbotDataModule(DialogueDataModule):
         loss_on: As in `DialogueDataModule`.
         max_source_length: Tokens of a question at most.
         max_target_length: Tokens of an answer at most.
-        **kwargs: The other arguments of `DialogueDataModule`.
+        **kwargs: The other arguments of `DialogueDataModule` and `TextDataModule`.
 
     Source: https://github.com/songys/Chatbot_data (MIT).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
@@ -22,30 +23,34 @@ def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
     Args:
         part: The split.
         dataset: Its tokens.
-        limits: Of tokens, of a `prompt` and of a `target`.
+        limits: Of tokens: of a `prompt`, and of each kind of answer.
     """
-    tokens = sum(dataset.lengths("prompt_ids")) + sum(dataset.lengths("target_ids"))
+    tokens = sum(sum(dataset.lengths(f"{what}_ids")) for what in limits)
     log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
     for what, limit in limits.items():
         if cut := sum(dataset.rows[f"{what}_truncated"]):
             log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
 
 
-def refuse_too_long(part: str, dataset: EncodedDataset, config: PretrainedConfig, *, joined: bool) -> None:
+def refuse_too_long(
+    part: str, dataset: EncodedDataset, answers: Sequence[str], config: PretrainedConfig, *, joined: bool
+) -> None:
     """Refuse examples with more tokens than a model has positions; the limits alone may be longer.
 
     Args:
         part: The split.
         dataset: Its tokens.
+        answers: What a row has beside its prompt.
         config: The model's.
-        joined: Whether the model reads prompt and target as one.
+        joined: Whether the model reads prompt and answer as one.
 
     Raises:
         ParleyError: There is such an example.
     """
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    lengths = [dataset.lengths(name) for name in ("prompt_ids", "target_ids")]
-    longest = max(map(sum, zip(*lengths, strict=True))) if joined else max(map(max, lengths))
+    prompts = dataset.lengths("prompt_ids")
+    pairs = [pair for name in answers for pair in zip(prompts, dataset.lengths(f"{name}_ids"), strict=True)]
+    longest = max(map(sum if joined else max, pairs))
     if longest > positions:
         raise ParleyError(
             f"an example of the {part} split has {longest} tokens, but {config.name_or_path or 'the model'} has "
@@ -53,19 +58,20 @@ def refuse_too_long(part: str, dataset: EncodedDataset, config: PretrainedConfig
         )
 
 
-def check_survival(part: str, dataset: EncodedDataset, model: str, *, speaks: bool) -> None:
+def check_survival(part: str, dataset: EncodedDataset, answers: Sequence[str], model: str, *, speaks: bool) -> None:
     """Notice texts that the tokenizer cannot give back: it does not know their characters.
 
     Args:
         part: The split.
         dataset: Its tokens.
+        answers: What a row has beside its prompt.
         model: Whose tokenizer it was.
         speaks: Whether this process is the one that logs.
 
     Raises:
-        ParleyError: Nearly all is lost of the prompts or of the targets.
+        ParleyError: Nearly all is lost of the prompts or of the answers.
     """
-    for what in ("prompt", "target"):
+    for what in ("prompt", *answers):
         lost = sum(dataset.rows[f"{what}_lost"])
         if not lost:
             continue

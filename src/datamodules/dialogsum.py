@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from src.datamodules.base import DialogueDataModule, Row
+from src.datamodules.dialogue import DialogueDataModule
+from src.datamodules.rows import Row
 from src.datamodules.sources import Rows
 
 
@@ -16,7 +17,7 @@ class DialogSumDataModule(DialogueDataModule):
     row (`test_0`); both give the same examples by the same names. A row's characters, for `min_chars` and `max_chars`,
     are its dialogue's.
 
-    The arguments are those of `DialogueDataModule`. Chen et al., 2021, https://arxiv.org/abs/2105.06762.
+    The arguments are those of `DialogueDataModule` and `TextDataModule`. Chen et al., 2021, https://arxiv.org/abs/2105.06762.
     """
 
     fields = frozenset({"dialogue"})

@@ -184,7 +184,7 @@ def test_published_encoding(chatbot, tmp_path):
     whole = row["prompt_ids"] + row["target_ids"]
     assert whole == tokenizer("<s>밥 먹었어?</s><s>네, 먹었어요.</s>", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(row["prompt_ids"]) == "<s>밥 먹었어?</s><s>"
-    batch = module._collator(packed=False)([row])
+    batch = module.collator(training=False)([row])
     assert batch["labels"][0].tolist() == [IGNORE_INDEX, *whole[1:]]
 
 

@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-import src.datamodules.base
+import src.datamodules.dialogue
 from src.datamodules import DialogSumDataModule
 from src.errors import ParleyError
 from src.models.loading import load_tokenizer
@@ -210,13 +210,13 @@ def test_the_published_hub_name_and_template_are_the_defaults(base: Callable[[st
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of examples each time some are tokenised."""
     counted: list[int] = []
-    encode = src.datamodules.base.encode_examples
+    encode = src.datamodules.dialogue.encode_examples
 
     def count(examples: Any, *args: Any, **kwargs: Any) -> Any:
         counted.append(len(examples))
         return encode(examples, *args, **kwargs)
 
-    monkeypatch.setattr(src.datamodules.base, "encode_examples", count)
+    monkeypatch.setattr(src.datamodules.dialogue, "encode_examples", count)
     return counted
 
 

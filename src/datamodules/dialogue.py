@@ -1,0 +1,101 @@
+"""What the DataModules of prompts and right answers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch.utils.data import Dataset
+
+from src.contracts import Example
+from src.datamodules.base import TextDataModule
+from src.datamodules.encoding import Collator, encode_examples
+from src.datamodules.packing import PackedCollator, PackedDataset
+from src.datamodules.templates import fill
+from src.errors import ParleyError
+from src.ranges import COUNT
+
+
+class DialogueDataModule(TextDataModule):
+    """Base of the DataModules of prompts and right answers: a dataset says what its rows mean.
+
+    Args:
+        model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
+        path: A hub name, a directory, a file (.jsonl, .csv, .parquet) or a directory saved by `datasets`.
+        loss_on: What a decoder-only model learns: the `response` alone, or `all` tokens, as the published chatbot does.
+        packing: In training, put several examples into one row, kept apart, instead of padding each to the longest.
+            Decoder-only models; the batch's sizes then count rows.
+        pack_length: Tokens of such a row at most; `max_source_length` and `max_target_length` together when left out.
+        **kwargs: What every DataModule takes (`TextDataModule`).
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        path: str,
+        loss_on: Literal["response", "all"] = "response",
+        packing: bool = False,
+        pack_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model_name_or_path, path, **kwargs)
+        self.loss_on = loss_on
+        self.packing = packing
+        self.pack_length = pack_length
+        COUNT.refuse("pack_length", pack_length)
+
+    def examples(self, part: str) -> list[Example]:
+        """Read, filter and cut a split.
+
+        Args:
+            part: `train` gives one example a right answer; `validation` and `test` give one a question, with all
+                its answers as references.
+
+        Raises:
+            ParleyError: The source cannot be read, or nothing is left of the split.
+        """
+        groups = self.groups(part)
+        if part == "train":
+            groups = [[row] for group in groups for row in group]
+        return [
+            Example(fill(self.template, group[0].fields), group[0].target, [row.target for row in group], group[0].id)
+            for group in groups
+        ]
+
+    def encode(self, examples: Sequence[Example]) -> Sequence[Mapping[str, Any]]:
+        """Tokens of examples, one row of the cache each."""
+        return encode_examples(
+            examples,
+            self.tokenizer,
+            is_encoder_decoder=self.is_encoder_decoder,
+            format=self.resolved_format,
+            max_source_length=self.max_source_length,
+            max_target_length=self.max_target_length,
+        )
+
+    def refuse_misfits(self, module: object) -> None:
+        """Refuse a Module that learns from pairs, and what is for decoder-only models where the model is none."""
+        super().refuse_misfits(module)
+        if not self.is_encoder_decoder:
+            return
+        for name, is_set in (("loss_on: all", self.loss_on == "all"), ("packing: true", self.packing)):
+            if is_set:
+                raise ParleyError(
+                    f"{name} is for decoder-only models, and {self.model_name_or_path!r} is an encoder-decoder; "
+                    "leave it out, or give another model."
+                )
+
+    def training_dataset(self, lengths: list[int]) -> tuple[Dataset, list[int]]:
+        """The examples, packed where that is wanted."""
+        if not self.packing:
+            return super().training_dataset(lengths)
+        row_length = self.pack_length or self.max_source_length + self.max_target_length
+        packed = PackedDataset(self.datasets["train"], lengths, row_length)
+        return packed, packed.lengths
+
+    def collator(self, *, training: bool) -> Callable[[Sequence[Any]], Any]:
+        """What makes a `Batch` of rows."""
+        pad_token_id, learns_prompts = self.tokenizer.pad_token_id, self.loss_on == "all"
+        if training and self.packing:
+            return PackedCollator(pad_token_id, learns_prompts, self.pad_to_multiple_of)
+        return Collator(pad_token_id, self.is_encoder_decoder, learns_prompts, self.pad_to_multiple_of)
