@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from src.errors import ParleyError
-from src.rewards.classifier import ClassifierReward, Text, check_text, texts_to_score
+from src.models.texts_to_classify import Text, check_text, texts_to_score
+from src.rewards.classifier import ClassifierReward
 from src.rewards.profanity import profanity_probability
 
 Aggregation = Literal["all", "mean", "maximum", "ratio"]

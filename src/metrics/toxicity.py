@@ -9,7 +9,7 @@ import numpy as np
 from src.metrics.answers import Answer, AnswerMetric, Figures
 from src.metrics.improvement import percent_improvement
 from src.metrics.measurement import ToxicityMeasurement
-from src.rewards.classifier import Text
+from src.models.texts_to_classify import Text
 
 
 class Toxicity(AnswerMetric):

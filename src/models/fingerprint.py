@@ -25,6 +25,8 @@ class BaseRecord:
         rows: Of the embeddings.
         fingerprint: Of the weights in float32; None where they were rounded when they were read.
         trusted: Whether its own code may be run to read it.
+        outputs: Of a sequence classifier; None of a language model.
+        fresh: Modules of a classifier that its files do not have, by their last names.
     """
 
     name: str
@@ -32,10 +34,18 @@ class BaseRecord:
     rows: int
     fingerprint: str | None
     trusted: bool = False
+    outputs: int | None = None
+    fresh: tuple[str, ...] = ()
 
 
 def record_base(
-    model: PreTrainedModel, gguf_file: str | None = None, *, rounded: bool = False, trusted: bool = False
+    model: PreTrainedModel,
+    gguf_file: str | None = None,
+    *,
+    rounded: bool = False,
+    trusted: bool = False,
+    outputs: int | None = None,
+    fresh: tuple[str, ...] = (),
 ) -> BaseRecord:
     """Look at a model that was just read, and keep with it what is seen.
 
@@ -44,9 +54,12 @@ def record_base(
         gguf_file: The GGUF file that it was read from.
         rounded: Its weights are not those of the file.
         trusted: Its own code may be run to read it.
+        outputs: Of a sequence classifier.
+        fresh: Modules of a classifier that its files do not have, which the fingerprint leaves out.
     """
-    seen = None if rounded else fingerprint(model)
-    record = BaseRecord(model.name_or_path or "", gguf_file, embedding_matrix(model).shape[0], seen, trusted)
+    seen = None if rounded else fingerprint(model, fresh)
+    rows = embedding_matrix(model).shape[0]
+    record = BaseRecord(model.name_or_path or "", gguf_file, rows, seen, trusted, outputs, fresh)
     keep_record(model, record)
     return record
 
@@ -63,7 +76,7 @@ def base_record(model: nn.Module) -> BaseRecord:
     return record if isinstance(record, BaseRecord) else record_base(base)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> str:
     """Hash a module's weights, cheaply: names, shapes and an even sample of each parameter's values.
 
     The directory that a model came from does not count. Values are compared as float32; on the meta device names and
@@ -71,12 +84,15 @@ def fingerprint(model: nn.Module) -> str:
 
     Args:
         model: Any module.
+        without: Modules that do not count, by their last names.
 
     Returns:
         Sixteen hexadecimal digits.
     """
     parameters: dict[int, tuple[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not set(without).isdisjoint(name.split(".")):
+            continue
         known = parameters.get(id(parameter))
         if known is None or name < known[0]:  # tied parameters count once, under the first of their names
             parameters[id(parameter)] = (name, parameter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 
 from src.errors import ParleyError
 from src.models.adapters import load_adapter, refuse_code
+from src.models.classifiers import check_classifiable, drawn_from, fresh_modules, says_classifier
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.sources import adapter_base, is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
@@ -46,21 +49,26 @@ __all__ = [
 
 
 def load_config(
-    name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
+    name_or_path: str | Path,
+    gguf_file: str | None = None,
+    *,
+    outputs: int | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedConfig:
     """The configuration of a base model; of an adapter directory, its base's.
 
     Args:
         name_or_path: A directory or hub name.
         gguf_file: The GGUF file's name within it.
+        outputs: Of a sequence classifier that is to be made of it; a language model when left out.
         trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Raises:
-        ParleyError: When there is none, or it is of no language model that generates.
+        ParleyError: When there is none, or it is of no language model that generates (or no classifier can be made).
     """
     if is_adapter(name_or_path):
         base, base_gguf = adapter_base(name_or_path)
-        return load_config(base, gguf_file or base_gguf, trust_remote_code=trust_remote_code)
+        return load_config(base, gguf_file or base_gguf, outputs=outputs, trust_remote_code=trust_remote_code)
     name, local_only = locate(name_or_path)
     if local_only and Path(name).is_dir() and not gguf_file and not (Path(name) / "config.json").is_file():
         raise ParleyError(f"{name} is not a model directory: it has no config.json (nor adapter_config.json).")
@@ -71,7 +79,9 @@ def load_config(
             config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, _modified(Path(name) / gguf_file)))
         else:
             config = AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=trust_remote_code)
-    _auto_class(config, name)
+    _auto_class(config, name, outputs)
+    if outputs is not None and config.num_labels != outputs:
+        config.num_labels = outputs
     return config
 
 
@@ -101,9 +111,13 @@ def load_model(
     dropout: float | None = None,
     is_trainable: bool = False,
     base_model: str | Path | None = None,
+    outputs: int | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Load a base model, or a PEFT adapter on its base; the head stays tied or untied as the weights have it.
+
+    A classifier that is made of a language model, or of one with other outputs, gets a fresh head, drawn from the run's
+    seed alone.
 
     Args:
         name_or_path: A directory or hub name, or a directory with an adapter.
@@ -113,6 +127,7 @@ def load_model(
         dropout: Every dropout probability of the model; its own configuration's when left out.
         is_trainable: Whether an adapter's weights take gradients.
         base_model: For an adapter, its base where that has moved.
+        outputs: Of a sequence classifier; a language model when left out.
         trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Returns:
@@ -128,10 +143,13 @@ def load_model(
             "dtype": dtype,
             "attn_implementation": attn_implementation,
             "dropout": dropout,
+            "outputs": outputs,
             "trust_remote_code": trust_remote_code,
         }
         return _load_adapter(name_or_path, base, is_trainable, options)
-    config = load_config(name_or_path, gguf_file, trust_remote_code=trust_remote_code)
+    config = load_config(name_or_path, gguf_file, outputs=outputs, trust_remote_code=trust_remote_code)
+    if outputs is None and says_classifier(config):
+        raise ParleyError(f"{name_or_path} is a classifier, such as a reward model, and answers nothing; give another.")
     if dropout is not None:
         _set_dropout(config, dropout)
     name, local_only = locate(name_or_path)
@@ -141,8 +159,9 @@ def load_model(
     if (Path(name) / "generation_config.json").is_file():  # which transformers passes over where it is broken
         with reading("generation_config.json", name):
             GenerationConfig.from_pretrained(name)
-    with reading("the weights", name), quietly(bars=not local_only):
-        loaded: Any = _auto_class(config, name).from_pretrained(
+    drawing = nullcontext() if outputs is None else drawn_from(torch.initial_seed())
+    with reading("the weights", name), quietly(bars=not local_only), drawing:
+        loaded: Any = _auto_class(config, name, outputs).from_pretrained(
             name,
             config=config,
             dtype=dtype or torch.float32,
@@ -153,19 +172,32 @@ def load_model(
             **{key: value for key, value in given.items() if value is not None},
         )
     model, report = loaded
-    if odd := sorted(report["mismatched_keys"]):
+    fresh = _fresh(model, report, name, outputs)
+    _refuse_broken(model, name)
+    settle_head(model, untied=_file_says_untied(name))
+    rounded = dtype not in (None, torch.float32)
+    record_base(model, gguf_file, rounded=rounded, trusted=trust_remote_code, outputs=outputs, fresh=fresh)
+    return model
+
+
+def _fresh(model: PreTrainedModel, report: dict[str, Any], name: str, outputs: int | None) -> tuple[str, ...]:
+    """What of a classifier is not in its base's files; nothing of a language model may be missing there."""
+    missing, odd = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if outputs is not None:
+        fresh = fresh_modules(model, missing, [key for key, *_ in odd])
+        if fresh:
+            logger.info("%s has no %s with %d output(s): fresh ones are trained.", name, ", ".join(fresh), outputs)
+        return fresh
+    if odd:
         key, there, wanted = odd[0]
         raise ParleyError(
             f"the weights of {name} do not fit its config.json: {key} is {tuple(there)} instead of {tuple(wanted)}."
         )
     if unused := sorted(report["unexpected_keys"]):
         logger.warning("%d weights of %s are not used, %s among them.", len(unused), name, unused[0])
-    if missing := sorted(report["missing_keys"]):
+    if missing:
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
-    _refuse_broken(model, name)
-    settle_head(model, untied=_file_says_untied(name))
-    record_base(model, gguf_file, rounded=dtype not in (None, torch.float32), trusted=trust_remote_code)
-    return model
+    return ()
 
 
 def _refuse_broken(model: PreTrainedModel, name: str) -> None:
@@ -178,7 +210,9 @@ def _refuse_broken(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def model_from_config(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def model_from_config(
+    config: PreTrainedConfig, *, outputs: int | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A model with random weights, also under `torch.device("meta")`; with a head of its own where T5 v1.1 has one.
 
     An untied T5 head starts at a standard deviation of d_model^-0.5, as in T5X (the 1.0 that transformers 4 used
@@ -186,15 +220,16 @@ def model_from_config(config: PreTrainedConfig, *, trust_remote_code: bool = Fal
 
     Args:
         config: Any configuration of an encoder-decoder or decoder-only language model.
+        outputs: Of a sequence classifier; a language model when left out.
         trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
     Raises:
         ParleyError: When the architecture is neither.
     """
-    model = _auto_class(config, config.model_type).from_config(
+    model = _auto_class(config, config.model_type, outputs).from_config(
         config, dtype=torch.float32, trust_remote_code=trust_remote_code
     )
-    if wants_untied_head(config):
+    if outputs is None and wants_untied_head(config):
         tied = head_is_tied(model)
         untie_head(model)
         if tied:
@@ -208,7 +243,9 @@ def identify(model: PreTrainedModel | PeftModel) -> BaseRecord:
     record = base_record(model)
     if record.fingerprint is None:
         with torch.device("cpu"):
-            again = load_model(record.name, gguf_file=record.gguf_file, trust_remote_code=record.trusted)
+            again = load_model(
+                record.name, gguf_file=record.gguf_file, outputs=record.outputs, trust_remote_code=record.trusted
+            )
             record = base_record(again)
         keep_record(model, record)
     return record
@@ -237,13 +274,21 @@ def _set_dropout(config: PreTrainedConfig, probability: float) -> None:
         "resid_pdrop",
         "embd_pdrop",
         "attn_pdrop",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "seq_classif_dropout",
+        "summary_first_dropout",
     )
     for name in names:
         if hasattr(config, name):
             setattr(config, name, probability)
 
 
-def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForSeq2SeqLM] | type[AutoModelForCausalLM]:
+def _auto_class(config: PreTrainedConfig, name: str, outputs: int | None = None) -> Any:
+    if outputs is not None:
+        check_classifiable(config, name)
+        return AutoModelForSequenceClassification
     own = getattr(config, "auto_map", {})  # of a model with code of its own
     if config.is_encoder_decoder and "AutoModelForSeq2SeqLM" in own:
         return AutoModelForSeq2SeqLM

@@ -46,7 +46,8 @@ def save_model(
         with quietly(), _all_weights(model):
             model.save_pretrained(folder, state_dict=_state_for_both_versions(model, changes))
         rewrite_json(folder / "config.json", changes | _rope_for_both_versions(model.config.to_dict()))
-        _save_settings(model, tokenizer, folder)
+        if model.can_generate():
+            _save_settings(model, tokenizer, folder)
         save_tokenizer(tokenizer, folder)
     return Path(directory)
 
@@ -57,12 +58,16 @@ def _all_weights(model: PreTrainedModel) -> Iterator[None]:
 
     transformers refuses to save settings that contradict themselves, as some published ones do.
     """
-    skipped, settings = model._keys_to_ignore_on_save, model.generation_config
-    model._keys_to_ignore_on_save, model.generation_config = None, GenerationConfig()
+    skipped, settings = model._keys_to_ignore_on_save, getattr(model, "generation_config", None)
+    model._keys_to_ignore_on_save = None
+    if settings is not None:
+        model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model._keys_to_ignore_on_save, model.generation_config = skipped, settings
+        model._keys_to_ignore_on_save = skipped
+        if settings is not None:
+            model.generation_config = settings
 
 
 def _save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -23,12 +23,14 @@ def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
         model: The model that is trained, with its adapter.
     """
     base = identify(model) if isinstance(model, PeftModel) else base_record(model)
+    settings = getattr(base_model(model), "generation_config", None)  # a classifier has none
     return {
         "format": CHECKPOINT_FORMAT,
         "version": __version__,
         "base": {"name": base.name, "fingerprint": base.fingerprint, "gguf_file": base.gguf_file},
         "config": model.config.to_dict(),
-        "generation": _plain(base_model(model).generation_config.to_dict()),
+        "outputs": base.outputs,
+        "generation": _plain(settings.to_dict()) if settings is not None else None,
         "adapter": _plain(model.active_peft_config.to_dict()) if isinstance(model, PeftModel) else None,
     }
 
@@ -72,6 +74,11 @@ def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftM
         raise ParleyError("this checkpoint was not written by Parley; give one from a run's checkpoints directory.")
     base, name = saved["base"], base_model(model).name_or_path
     has_adapter = isinstance(model, PeftModel)
+    if saved.get("outputs") != base_record(model).outputs:
+        kind = "a language model" if saved.get("outputs") is None else "a reward model"
+        raise ParleyError(
+            f"the checkpoint holds {kind}, which {name!r} is not here; give a checkpoint of this Module's."
+        )
     if (saved["adapter"] is not None) != has_adapter:
         kinds = {True: "an adapter", False: "a whole model"}
         raise ParleyError(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.errors import ParleyError
+from src.models.texts_to_classify import Text, check_text, load_classifier_tokenizer, reader_of, texts_to_score
 from src.ranges import COUNT, Range
 from src.rewards.base import Reward, full_precision
-
-Text = Literal["prompt_and_response", "response"]
 
 
 class ClassifierReward(Reward):
@@ -100,13 +99,10 @@ class ClassifierReward(Reward):
 
 
 class _Classifier:
-    """A loaded classifier: its model and tokenizer, the place of the label and how much it can read."""
+    """A loaded classifier: its model, how it reads texts, and the place of the label."""
 
     def __init__(self, name: str, label: str | None, max_length: int | None, trusted: bool) -> None:
         from transformers import AutoModelForSequenceClassification
-
-        from src.models.texts import tell_names_from_tokens
-        from src.models.tokenizer import read_tokenizer
 
         try:
             self.model = AutoModelForSequenceClassification.from_pretrained(
@@ -119,60 +115,19 @@ class _Classifier:
                 "or a hub model that can be reached from here."
             ) from error
         self.model.eval().requires_grad_(False)
-        self.tokenizer = read_tokenizer(name, trust_remote_code=trusted)
-        self.tokenizer.truncation_side = "left"
-        self.tokenizer.padding_side = "right"  # where a model that takes its answer from the last token finds it
-        self._settle_padding(name)
-        tell_names_from_tokens(self.tokenizer)
+        tokenizer = load_classifier_tokenizer(name, self.model, trust_remote_code=trusted)
+        self.reader = reader_of(self.model, tokenizer, max_length)
         self.index = _label_index(self.model.config, label, name)
-        self.max_length = min(
-            max_length or _readable(self.model, self.tokenizer), _readable(self.model, self.tokenizer)
-        )
-
-    def _settle_padding(self, name: str) -> None:
-        """Let model and tokenizer agree on a padding token: the one's, the other's or, as for GPT-2, EOS."""
-        config, tokenizer = self.model.config.get_text_config(), self.tokenizer
-        if tokenizer.pad_token is None and config.pad_token_id is not None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
-        elif tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-        if tokenizer.pad_token is None:
-            raise ParleyError(f"the tokenizer of the classifier {name!r} has no padding token; set its pad_token.")
-        config.pad_token_id = tokenizer.pad_token_id
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """What the classifier says of a batch of texts, shape (batch, labels)."""
-        encoded = self.tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.max_length,
-            padding=True,
-            split_special_tokens=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        if not encoded["input_ids"].shape[1]:
-            padding = torch.full((len(texts), 1), self.tokenizer.pad_token_id, device=self.model.device)
-            encoded = {"input_ids": padding, "attention_mask": torch.ones_like(padding)}
-        encoded["attention_mask"][:, 0] = 1  # a text without tokens is one token of padding, alone as in a batch
-        return self.model(**encoded).logits.float()
+        encoded = self.reader.tokenizer.pad({"input_ids": self.reader.ids(texts)}, return_tensors="pt")
+        return self.model(**encoded.to(self.model.device)).logits.float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities of the labels, shape (batch, labels)."""
         several = self.model.config.problem_type == "multi_label_classification"
         return logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(-1)
-
-
-def check_text(text: str) -> None:
-    """Complain about a `text` argument that `texts_to_score` does not know."""
-    if text not in get_args(Text):
-        raise ParleyError(f"there is no text {text!r}; choose {' or '.join(get_args(Text))}.")
-
-
-def texts_to_score(prompts: Sequence[str], responses: Sequence[str], text: Text) -> list[str]:
-    """What a reward reads of each pair: prompt, a space and the response, or the response alone."""
-    if text == "response":
-        return list(responses)
-    return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def _label_index(config: Any, label: str | None, name: str) -> int:
@@ -186,17 +141,3 @@ def _label_index(config: Any, label: str | None, name: str) -> int:
     if len(labels) == 1:
         raise ParleyError(f"the classifier {name!r} has one output and no label {label!r}; set `label` to null.")
     raise ParleyError(f"the classifier {name!r} has no label {label!r}; choose one of: {', '.join(labels)}.")
-
-
-def _readable(model: Any, tokenizer: Any) -> int:
-    """How many tokens the classifier can read; a tokenizer that does not know says 10³⁰."""
-    limits = [tokenizer.model_max_length]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits += [positions] if positions is not None else []
-    for module_name, module in model.named_modules():
-        if module_name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from behind its padding index, which costs that many places.
-            taken = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - taken)
-    readable = min(limits)
-    return readable if readable < 1_000_000 else 512

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from src.errors import ParleyError
+from src.models.texts_to_classify import Text, check_text, texts_to_score
 from src.rewards.base import Reward
-from src.rewards.classifier import Text, check_text, texts_to_score
 
 
 class ProfanityReward(Reward):
