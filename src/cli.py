@@ -31,6 +31,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "compare": "several models on the same examples, side by side, with ROUGE and differences",
     "score": "ROUGE of a predictions file, several columns side by side",
+    "prefer": "preference pairs of a model's own answers, by any reward",
     "report": "one run or several as an HTML page with plots",
     "export": "a checkpoint as a plain Hugging Face or PEFT directory",
     "demo": "the whole road offline, in minutes",

@@ -111,8 +111,8 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to ask, besides a single prompt."""
+def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> None:
+    """What to ask, besides a single prompt; of a dataset, the split of this name."""
     count, seed = number(int, COUNT), number(int, SEED)
     group = parser.add_argument_group("what to ask")
     group.add_argument("--input", type=Path, metavar="FILE", help="prompts: a text file's lines, or a table's column")
@@ -125,7 +125,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="a column with right answers; repeatable",
     )
     group.add_argument("--data", metavar="PATH", help="DialogSum or ChatbotData: a file, a directory or a hub name")
-    group.add_argument("--split", default="test", help="of the data; a part is test[:100]")
+    group.add_argument("--split", default=split, help="of the data; a part is test[:100]")
     group.add_argument(
         "--data-seed", type=seed, default=42, metavar="N", help="by which one table is dealt into splits"
     )

@@ -1,0 +1,100 @@
+"""Make preference pairs of a model's own answers: the best against the worst of each prompt's, by any reward.
+
+MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name. Answers are sampled, unless the
+decoding options say otherwise. What is generated is kept in FILE.part as it comes: the same command goes on where it
+was stopped. `PreferenceDataModule` reads the file, for `RewardModule` and `DPOModule`; so do TRL's trainers.
+
+  parley prefer models/sft --data knkarthick/dialogsum --split train --reward ProfanityReward --output pairs.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from src.commands import arguments
+from src.commands.output import show, show_json
+from src.commands.rewards import HELP, read_reward
+from src.errors import ParleyError
+from src.ranges import Range
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint, an adapter or model directory, or a hub name")
+    parser.add_argument("--reward", required=True, metavar="REWARD", help=HELP)
+    count = arguments.number(int, Range(2))
+    parser.add_argument("--num-generations", type=count, default=8, metavar="N", help="answers to each prompt")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the pairs, as .jsonl")
+    parser.add_argument(
+        "--margins", action="store_true", help="write by how much the scores differ, for a reward model's loss"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments.add_data_arguments(parser, split="train")
+    arguments.add_style_arguments(parser)
+    arguments.add_decoding_arguments(parser)
+    arguments.add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from src.inference.answers import answer_all, check_output
+    from src.inference.journal import AnswerJournal
+    from src.inference.preferences import choose_pairs, score_answers, unique_prompts, write_pairs
+
+    if hasattr(args, "num_return_sequences"):
+        raise ParleyError("the number of answers is --num-generations here; leave --num-return-sequences out.")
+    if args.output.suffix.lower() != ".jsonl":
+        raise ParleyError(f"{args.output} ends in {args.output.suffix or 'nothing'!r}; pairs are written as .jsonl.")
+    check_output(args.output, args.input, args.data)
+    args.num_return_sequences = args.num_generations
+    if not args.preset:
+        args.do_sample = getattr(args, "do_sample", True)
+    args.seed = getattr(args, "seed", 42)
+    if not getattr(args, "do_sample", True) and getattr(args, "num_beams", 1) < args.num_generations:
+        raise ParleyError("without sampling all answers to a prompt are one; leave --no-do-sample out, or add beams.")
+    arguments.decoding_options(args)  # mistakes show before anything is loaded
+    reward = read_reward(args.reward)
+    asked = arguments.read_examples(args)
+    asked = replace(asked, examples=unique_prompts(asked.examples))
+    if reward.needs_references and not all(example.references for example in asked.examples):
+        raise ParleyError(f"{type(reward).__name__} needs right answers; name their columns with --reference-column.")
+    score_answers(reward, asked.examples[:1], [["An answer."]], 1)  # what a reward lacks shows before hours of answers
+    finished = arguments.load(args, args.model)
+    reward.to(finished.device)
+    start = time.perf_counter()
+    prompts, options = arguments.encode(args, finished, asked, arguments.decoding_options(args, finished))
+    journal = AnswerJournal(args.output, finished, prompts, options)
+    answers = answer_all(
+        finished, prompts, options, batch_size=args.batch_size, track=arguments.progress, journal=journal
+    )
+    scores = score_answers(
+        reward, asked.examples, answers, args.batch_size, lambda batches: arguments.progress(batches, "Scoring")
+    )
+    chosen = choose_pairs(asked.examples, answers, scores)
+    if not chosen.pairs:
+        raise ParleyError(
+            f"no prompt has a better and a worse answer ({chosen.ties} ties, {chosen.unusable} prompts with fewer than "
+            "two answers); raise --temperature or --num-generations, or name another reward."
+        )
+    write_pairs(args.output, chosen.pairs, margins=args.margins)
+    journal.finish()
+    count = len(chosen.pairs)
+    summary = {
+        "prompts": len(prompts),
+        "pairs": count,
+        "ties": chosen.ties,
+        "unusable": chosen.unusable,
+        "mean_score": chosen.mean_score,
+        "score_chosen": sum(pair.score_chosen for pair in chosen.pairs) / count,
+        "score_rejected": sum(pair.score_rejected for pair in chosen.pairs) / count,
+    }
+    log.info("%d pairs written to %s in %.1f s.", count, args.output, time.perf_counter() - start)
+    if args.json:
+        show_json(summary)
+        return
+    show([summary])
