@@ -142,6 +142,17 @@ class LearnsFromPreferences(Protocol):
 
 
 @runtime_checkable
+class ReadsWholeTexts(LearnsFromPreferences, Protocol):
+    """A Module that reads prompt and answer as one text.
+
+    Attributes:
+        text: Which: prompt, a space and the response, or the response alone.
+    """
+
+    text: Literal["prompt_and_response", "response"]
+
+
+@runtime_checkable
 class LearnsFromRollouts(Protocol):
     """A Module that answers a batch of prompts and then takes several training steps on the answers.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -164,7 +165,7 @@ class TextDataModule(LightningDataModule):
         Raises:
             ParleyError: They do not fit.
         """
-        if isinstance(module, LearnsFromPreferences):
+        if isinstance(module, LearnsFromPreferences) and (module.reads == "texts" or self._trains):
             raise ParleyError(
                 f"{type(module).__name__} learns from pairs of answers, and {type(self).__name__} has single ones; "
                 "give PreferenceDataModule, for pairs such as `parley prefer` makes."
@@ -222,6 +223,11 @@ class TextDataModule(LightningDataModule):
         return self._tokenizer
 
     @property
+    def _trains(self) -> bool:
+        """Whether this is for training, with its validation, rather than for testing or predicting."""
+        return self.trainer is not None and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
+
+    @property
     def _speaks(self) -> bool:
         return self.trainer is None or self.trainer.is_global_zero
 
@@ -244,11 +250,14 @@ class TextDataModule(LightningDataModule):
             self.format, self.tokenizer, is_encoder_decoder=self.is_encoder_decoder, turns=self.in_turns
         )
 
+    def limits(self) -> dict[str, int]:
+        """Of tokens: of a prompt, and of each kind of answer."""
+        return {"prompt": self.max_source_length, **dict.fromkeys(self.answers, self.max_target_length)}
+
     def cache_key(self) -> list[Any]:
         """What the tokens depend on beside the examples, JSON-serialisable."""
-        limits = {"max_source_length": self.max_source_length, "max_target_length": self.max_target_length}
-        format = self.resolved_format
-        return [CACHE_VERSION, not self.is_encoder_decoder, format, limits, tokenizer_fingerprint(self.tokenizer)]
+        format, tokenizer = self.resolved_format, tokenizer_fingerprint(self.tokenizer)
+        return [CACHE_VERSION, not self.is_encoder_decoder, format, self.limits(), tokenizer]
 
     def _encoded(self, part: str) -> EncodedDataset:
         """A split's tokens from the cache, or made now.
@@ -292,8 +301,7 @@ class TextDataModule(LightningDataModule):
             del self._examples[part]
             checks.refuse_too_long(part, dataset, self.answers, self.model_config, joined=not self.is_encoder_decoder)
             if self._speaks:
-                limits = dict.fromkeys(self.answers, self.max_target_length)
-                checks.report(part, dataset, {"prompt": self.max_source_length, **limits})
+                checks.report(part, dataset, self.limits())
             checks.check_survival(part, dataset, self.answers, self.model_name_or_path, speaks=self._speaks)
             if part == "validation" and "train" in self.datasets and self._speaks:
                 checks.warn_of_overlap(self.datasets["train"], dataset)

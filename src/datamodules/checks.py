@@ -14,6 +14,7 @@ from src.models.texts import visible
 
 log = logging.getLogger(__name__)
 
+LABELS = {"chosen": "chosen answer", "rejected": "rejected answer"}  # where a column's name is not one
 LOSS_TO_WARN_OF, LOSS_TO_REFUSE = 0.01, 0.8  # shares of the characters
 
 
@@ -29,7 +30,9 @@ def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
     log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
     for what, limit in limits.items():
         if cut := sum(dataset.rows[f"{what}_truncated"]):
-            log.warning("%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), what, limit)
+            log.warning(
+                "%s: %d of %d %ss truncated to %d tokens.", part, cut, len(dataset), LABELS.get(what, what), limit
+            )
 
 
 def refuse_too_long(
@@ -75,18 +78,19 @@ def check_survival(part: str, dataset: EncodedDataset, answers: Sequence[str], m
         lost = sum(dataset.rows[f"{what}_lost"])
         if not lost:
             continue
+        label = LABELS.get(what, what)
         share = lost / sum(len(visible(text)) for text in dataset.rows[what])
         if share >= LOSS_TO_REFUSE:
             raise ParleyError(
-                f"{share:.0%} of the characters in the {part} split's {what}s are unknown to the tokenizer of {model}: "
-                "it is for another language; give another model."
+                f"{share:.0%} of the characters in the {part} split's {label}s are unknown to the tokenizer of "
+                f"{model}: it is for another language; give another model."
             )
         if share >= LOSS_TO_WARN_OF and speaks:
             log.warning(
                 "%s: %.1f %% of the characters in the %ss are unknown to the tokenizer of %s and lost.",
                 part,
                 100 * share,
-                what,
+                label,
                 model,
             )
 

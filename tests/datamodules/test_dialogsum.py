@@ -369,7 +369,7 @@ def test_workers_prepare_the_same_batches(rows: MakeRows, jsonl: Write, module: 
 def test_examples_are_values(rows: MakeRows, jsonl: Write, module: Make, tmp_path: Path) -> None:
     [example] = module(jsonl(tmp_path / "rows.jsonl", rows(1))).examples("train")
     prompt = "Summarize the following conversation.\n\nAnn: line 0 of turn 0.\n\nSummary: "
-    assert astuple(example) == (prompt, "Ann speaks 0.", ["Ann speaks 0."], "row_0")
+    assert astuple(example) == (prompt, "Ann speaks 0.", ["Ann speaks 0."], "row_0", ())
 
 
 def test_slices_count_dialogues_whatever_is_made_of_them(
