@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from src.contracts import Example
     from src.inference.examples import ExampleSet
     from src.inference.loading import FinishedModel
+    from src.inference.rewards import Reward
     from src.models.generation import GenerationOptions
 
 log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 16
 STYLES = ("auto", "plain", "published", "chat", "raw")
+REWARD_HELP = (
+    "a reward's class (ProfanityReward), YAML of one ('{class_path: LengthReward, init_args: {target: 15}}'), a file "
+    "of settings with a reward in it, or a classifier's directory or hub name"
+)
 _NUMBERS: dict[str, tuple[type, str]] = {
     "max_new_tokens": (int, "tokens of an answer at most"),
     "min_new_tokens": (int, "tokens of an answer at least"),
@@ -175,6 +180,21 @@ def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = 
         whose = "the model's own settings" if isinstance(options, ModelOptions) else "none of the model's own settings"
         log.info("Decoding of %s by %s: %s.", finished.name, whose, describe(options))
     return options
+
+
+def reward(text: str) -> Reward:
+    """The reward that a command line names; see `src.inference.rewards`.
+
+    Raises:
+        ParleyError: It names none, or its settings are not right.
+    """
+    from src.commands.complaints import essence
+    from src.inference.rewards import read_reward
+
+    try:
+        return read_reward(text)
+    except argparse.ArgumentError as error:
+        raise ParleyError(f"{essence(str(error))}; docs/rewards.md lists the rewards.") from error
 
 
 def read_examples(args: argparse.Namespace) -> ExampleSet:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from src.commands import arguments
 from src.commands.output import show, show_json
-from src.commands.rewards import HELP, read_reward
 from src.errors import ParleyError
 from src.ranges import Range
 
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint, an adapter or model directory, or a hub name")
-    parser.add_argument("--reward", required=True, metavar="REWARD", help=HELP)
+    parser.add_argument("--reward", required=True, metavar="REWARD", help=arguments.REWARD_HELP)
     count = arguments.number(int, Range(2))
     parser.add_argument("--num-generations", type=count, default=8, metavar="N", help="answers to each prompt")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the pairs, as .jsonl")
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if not getattr(args, "do_sample", True) and getattr(args, "num_beams", 1) < args.num_generations:
         raise ParleyError("without sampling all answers to a prompt are one; leave --no-do-sample out, or add beams.")
     arguments.decoding_options(args)  # mistakes show before anything is loaded
-    reward = read_reward(args.reward)
+    reward = arguments.reward(args.reward)
     asked = arguments.read_examples(args)
     asked = replace(asked, examples=unique_prompts(asked.examples))
     if reward.needs_references and not all(example.references for example in asked.examples):

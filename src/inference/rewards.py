@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from src.commands.complaints import essence
+import src.rewards
 from src.errors import ParleyError
+from src.rewards import Reward
+from src.yaml_files import read_yaml
 
-if TYPE_CHECKING:
-    from src.rewards import Reward
-
-HELP = (
-    "a reward's class (ProfanityReward), YAML of one ('{class_path: LengthReward, init_args: {target: 15}}'), a file "
-    "of settings with a reward in it, or a classifier's directory or hub name"
-)
+__all__ = ["Reward", "read_reward"]
 
 
 def read_reward(text: str) -> Reward:
     """Make the reward that a command line names.
 
     Args:
-        text: As `HELP` says.
+        text: A reward's class, YAML of one, a file of settings with a reward in it, or a classifier.
 
     Raises:
-        ParleyError: It names none, or its settings are not right.
+        ParleyError: It names none.
+        argparse.ArgumentError: Its settings are not right.
     """
     from jsonargparse import ArgumentParser
 
-    import src.rewards  # noqa: F401  (by short name)
-    from src.rewards import Reward
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--reward", type=Reward)
-    try:
-        return parser.instantiate_classes(parser.parse_object({"reward": _named(text)})).reward
-    except argparse.ArgumentError as error:
-        raise ParleyError(f"{essence(str(error))}; docs/rewards.md lists the rewards.") from error
+    return parser.instantiate_classes(parser.parse_object({"reward": _named(text)})).reward
 
 
 def _named(text: str) -> dict[str, Any]:
-    import src.rewards
-
     if text in src.rewards.__all__ and isinstance(getattr(src.rewards, text), type):
         return {"class_path": f"src.rewards.{text}"}
     if text.endswith((".yaml", ".yml")):
@@ -68,8 +56,6 @@ def _named(text: str) -> dict[str, Any]:
 
 def _in_settings(path: Path) -> dict[str, Any]:
     """The reward of a recipe, or of a file that has nothing else."""
-    from src.yaml_files import read_yaml
-
     settings = read_yaml(path)
     for keys in (("model", "init_args", "reward"), ("reward",), ()):
         found: Any = settings
