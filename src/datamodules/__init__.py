@@ -4,5 +4,6 @@ from src.datamodules.base import TextDataModule
 from src.datamodules.chatbot import ChatbotDataModule
 from src.datamodules.dialogsum import DialogSumDataModule
 from src.datamodules.dialogue import DialogueDataModule
+from src.datamodules.preferences import PreferenceDataModule
 
-__all__ = ["ChatbotDataModule", "DialogSumDataModule", "DialogueDataModule", "TextDataModule"]
+__all__ = ["ChatbotDataModule", "DialogSumDataModule", "DialogueDataModule", "PreferenceDataModule", "TextDataModule"]

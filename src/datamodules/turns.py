@@ -1,0 +1,126 @@
+"""Talks of several turns: the layouts that datasets write them in, their text, and how one is made shorter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from src.contracts import Turn
+from src.errors import ParleyError
+
+# The names that a role goes by: those of chat templates, and ShareGPT's.
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+_KEYS = (("role", "content"), ("from", "value"))
+
+
+def parse_messages(cell: Any, place: str) -> tuple[Turn, ...]:
+    """Read a talk as a dataset has it.
+
+    The layouts are a list of messages with `role` and `content`, ShareGPT's list with `from` and `value`, a list of
+    texts (the user's and the assistant's by turns), and any of these as JSON text. A message's content may be a list
+    of parts, each with a `text`. Messages of one role in a row are one turn, parted by a line end.
+
+    Args:
+        cell: The cell.
+        place: What to call it in messages.
+
+    Returns:
+        The turns: the system's first, where there is one, then the others' in turn. Empty ones stay.
+
+    Raises:
+        ParleyError: It is none of these, a role is unknown, or the system speaks after others.
+    """
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            raise ParleyError(
+                f"{place} is a text, not a list of messages; give messages with role and content."
+            ) from None
+    if not isinstance(cell, list):
+        raise ParleyError(f"{place} is {type(cell).__name__}, not a list of messages with role and content; mend it.")
+    turns: list[Turn] = []
+    for number, message in enumerate(cell, start=1):
+        turn = _turn(message, number, f"{place}, message {number}")
+        if turn.role == "system" and any(before.role != "system" for before in turns):
+            raise ParleyError(f"{place}, message {number} is the system's, after others have spoken; put it first.")
+        if turns and turns[-1].role == turn.role:
+            turn = Turn(turn.role, "\n".join(text for text in (turns.pop().content, turn.content) if text.strip()))
+        turns.append(turn)
+    return tuple(turns)
+
+
+def _turn(message: Any, number: int, place: str) -> Turn:
+    if isinstance(message, str):
+        return Turn("user" if number % 2 else "assistant", message)
+    keys = message.keys() if isinstance(message, dict) else ()
+    found = next(((role, content) for role, content in _KEYS if role in keys), None)
+    if found is None:
+        raise ParleyError(f"{place} has neither role and content nor from and value; mend it.")
+    role, content = str(message[found[0]]), message.get(found[1])
+    if role.lower() not in ROLES:
+        raise ParleyError(f"{place} has the role {role!r}; the roles are {', '.join(ROLES)}: drop it or rename it.")
+    return Turn(ROLES[role.lower()], _text(content, place))
+
+
+def _text(content: Any, place: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ParleyError(f"{place} holds {type(content).__name__} {str(content)[:40]!r}, not text; drop it.")
+    return content
+
+
+def as_text(turns: Sequence[Turn]) -> str:
+    """A talk as one text, as an encoder-decoder reads it and tables show it.
+
+    A single turn of the user is its own words, so that a prompt is the same text as prompt and as talk. Otherwise each
+    turn is a line that begins with its role: T5's tokenizer makes a blank of a line end, so that the roles alone tell
+    the turns apart there.
+    """
+    if [turn.role for turn in turns] == ["user"]:
+        return turns[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
+def answered(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The part of a talk that can be learned from: from the user's first turn to the assistant's last.
+
+    What the assistant says before anybody has asked goes, and so does a question without an answer.
+
+    Returns:
+        The turns, the system's among them; none where nothing is answered.
+    """
+    system, said = _system_apart(turns)
+    first = next((place for place, turn in enumerate(said) if turn.role == "user"), len(said))
+    last = max((place for place, turn in enumerate(said) if turn.role == "assistant"), default=-1)
+    return (*system, *said[first : last + 1]) if first < last else ()
+
+
+def shortened(turns: Sequence[Turn]) -> Iterator[tuple[Turn, ...]]:
+    """A talk without its oldest turns, ever more of them; the system's stays, and the user is the first to speak.
+
+    Yields:
+        Shorter and shorter talks, down to the user's last turn.
+    """
+    system, said = _system_apart(turns)
+    for place, turn in enumerate(said):
+        if place and turn.role == "user":
+            yield (*system, *said[place:])
+
+
+def _system_apart(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    count = 1 if turns and turns[0].role == "system" else 0
+    return tuple(turns[:count]), tuple(turns[count:])
