@@ -1,0 +1,1 @@
+"""Modules that learn which of two answers is the better one."""
