@@ -1,21 +1,40 @@
 """How a decoder-only model is shown prompt and answer: as plain text, as turns in `<s>` and `</s>`, by a chat template.
 
+A prompt is a text, or a talk that ends with the user's turn; a text is a talk of one turn.
+
 An encoder-decoder needs none of this: it reads the prompt on one side and writes the answer on the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from src.contracts import Turn
 from src.errors import ParleyError
 from src.models.endings import TURN_END, TURN_START, close_answer, ending_ids
 from src.models.sources import first_line
-from src.models.texts import disguise, rendered_ids, text_ids
+from src.models.texts import disguise, rendered_pieces, text_ids
 
 Format = Literal["auto", "plain", "published", "chat"]
+Prompt = str | Sequence[Turn]
+
+
+@dataclass(frozen=True)
+class TalkIds:
+    """A prompt's token ids.
+
+    Attributes:
+        ids: Everything before the first token of the answer.
+        answers: From where to where the assistant's earlier turns are in it, each with the token that ends it.
+    """
+
+    ids: list[int]
+    answers: list[tuple[int, int]]
 
 
 def resolve_format(
@@ -55,34 +74,54 @@ def resolve_format(
     return format
 
 
-def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, format: Format) -> list[list[int]]:
-    """Everything before the first token of the answer, as a decoder-only model reads it in training and generation.
+class _RewrittenError(ParleyError):
+    """A chat template's text of a talk does not begin with its text of the first turns."""
 
-    - `plain`: what the tokenizer puts before a text, and the prompt; a newline closes it unless whitespace does.
-    - `published`: `<s>` prompt `</s>` `<s>`.
-    - `chat`: the chat template's user turn and its generation prompt.
+
+def prompt_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, format: Format) -> list[list[int]]:
+    """The ids of `talk_ids`; nothing earlier is learned, so that a chat template may show earlier turns as it likes.
 
     Args:
-        prompts: The prompts.
+        prompts: As for `talk_ids`.
         tokenizer: The model's.
         format: Resolved, not `auto`.
 
     Raises:
         ParleyError: The chat template fails.
     """
+    if format != "chat":
+        return [talk.ids for talk in talk_ids(prompts, tokenizer, format)]
+    return [list(chain.from_iterable(_encoded_pieces(_turns(prompt), tokenizer))) for prompt in prompts]
+
+
+def talk_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, format: Format) -> list[TalkIds]:
+    """Everything before the first token of the answer, as a decoder-only model reads it in training and generation.
+
+    - `plain`: what the tokenizer puts before a text, and the prompt; a newline closes it unless whitespace does. In a
+      talk each of the assistant's turns follows so and ends in EOS, and the system's words are lines before the user's.
+    - `published`: `<s>` prompt `</s>` `<s>`; in a talk every turn is so enclosed.
+    - `chat`: the chat template's turns and its generation prompt.
+
+    What is before an answer is the same whether more follows or not: a talk begins with the ids of its first turns.
+
+    Args:
+        prompts: The prompts; talks end with the user's turn.
+        tokenizer: The model's.
+        format: Resolved, not `auto`.
+
+    Raises:
+        ParleyError: The chat template fails, or does not keep to a talk that grows.
+    """
+    talks = [_turns(prompt) for prompt in prompts]
     if format == "chat":
-        return [turns_ids(_conversation(prompt), tokenizer) for prompt in prompts]
+        return [_by_template(talk, tokenizer) for talk in talks]
     if format == "published":
-        vocabulary = tokenizer.get_vocab()
-        start, end = vocabulary[TURN_START], vocabulary[TURN_END]
-        return [[start, *ids, end, start] for ids in text_ids(prompts, tokenizer)]
-    texts = [prompt if prompt[-1:].isspace() else f"{prompt}\n" for prompt in prompts]
-    eos = tokenizer.eos_token_id
-    return [ids[:-1] if ids and ids[-1] == eos else ids for ids in text_ids(texts, tokenizer, special=True)]
+        return _in_marks(talks, tokenizer)
+    return _as_plain_text(talks, tokenizer)
 
 
 def answer_ids(
-    prompts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, format: Format
+    prompts: Sequence[Prompt], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, format: Format
 ) -> list[list[int]]:
     """The answers as they follow `prompt_ids`, up to and with the token that ends them.
 
@@ -101,45 +140,128 @@ def answer_ids(
     endings = ending_ids(tokenizer)
     if format == "plain":
         return [[*ids, *endings[:1]] for ids in text_ids(answers, tokenizer)]
-    texts = [_rendered_answer(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    return [close_answer(rendered_ids(text, tokenizer), tokenizer, endings) for text in texts]
+    pairs = zip(prompts, answers, strict=True)
+    talks = ([*_turns(prompt), Turn("assistant", answer)] for prompt, answer in pairs)
+    return [close_answer(_encoded_pieces(talk, tokenizer)[-1], tokenizer, endings) for talk in talks]
 
 
-def turns_ids(conversation: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A talk's token ids by the chat template, up to where the assistant's next turn begins.
+def _turns(prompt: Prompt) -> Sequence[Turn]:
+    return [Turn("user", prompt)] if isinstance(prompt, str) else prompt
 
-    Args:
-        conversation: Turns with `role` and `content`.
-        tokenizer: Has a chat template.
+
+def _as_plain_text(talks: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase) -> list[TalkIds]:
+    pieces = [_lines_and_answers(talk) for talk in talks]
+    eos, end = tokenizer.eos_token_id, ending_ids(tokenizer)[:1]
+    first = text_ids([first for first, *_ in pieces], tokenizer, special=True)
+    opened = [ids[:-1] if ids and ids[-1] == eos else ids for ids in first]
+    others = iter(text_ids(list(chain.from_iterable(rest for _, *rest in pieces)), tokenizer))
+    found = []
+    for ids, texts in zip(opened, pieces, strict=True):
+        answers = []
+        for number, _ in enumerate(texts[1:]):
+            start, ids = len(ids), [*ids, *next(others)]
+            if number % 2 == 0:
+                ids = [*ids, *end]
+                answers.append((start, len(ids)))
+        found.append(TalkIds(ids, answers))
+    return found
+
+
+def _lines_and_answers(talk: Sequence[Turn]) -> list[str]:
+    """What is said before an answer, the answer, and so on, up to the last question."""
+    pieces, lines = [], ""
+    for turn in talk:
+        if turn.role == "assistant":
+            pieces += [lines, turn.content]
+            lines = ""
+        else:
+            lines += turn.content if turn.content[-1:].isspace() else f"{turn.content}\n"
+    return [*pieces, lines]
+
+
+def _in_marks(talks: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase) -> list[TalkIds]:
+    start, end = tokenizer.get_vocab()[TURN_START], tokenizer.get_vocab()[TURN_END]
+    contents = iter(text_ids([turn.content for talk in talks for turn in talk], tokenizer))
+    found = []
+    for talk in talks:
+        ids, answers = [start], []
+        for turn in talk:
+            first, ids = len(ids), [*ids, *next(contents), end]
+            if turn.role == "assistant":
+                answers.append((first, len(ids)))
+            ids.append(start)
+        found.append(TalkIds(ids, answers))
+    return found
+
+
+def _by_template(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> TalkIds:
+    pieces = rendered_pieces(_pieces(talk, tokenizer), tokenizer)
+    ids: list[int] = []
+    answers, endings = [], ending_ids(tokenizer) if len(pieces) > 1 else []
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            closed = close_answer(piece, tokenizer, endings)
+            answers.append((len(ids), len(ids) + min(len(closed), len(piece))))
+        ids += piece
+    return TalkIds(ids, answers)
+
+
+def _encoded_pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of the template's pieces; where it rewrites earlier turns, all that is before the last answer is one."""
+    try:
+        pieces = _pieces(talk, tokenizer)
+    except _RewrittenError:
+        earlier = len(talk) - (talk[-1].role == "assistant")
+        pieces = [_render(tokenizer, talk[:earlier], add_generation_prompt=True)]
+        if earlier < len(talk):
+            pieces.append(_answer_after(pieces[0], talk, tokenizer))
+    return rendered_pieces(pieces, tokenizer)
+
+
+def _pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What the template makes of a talk, for `rendered_pieces`: up to an answer, the answer, and so on.
+
+    The last piece is the assistant's last turn where the talk ends with it, else what is before its next one. Templates
+    put a newline after the end of a turn; nobody generates it, and it belongs to what comes next.
 
     Raises:
-        ParleyError: The chat template fails.
+        ParleyError: The template fails, puts an answer elsewhere than after its generation prompt, or shows earlier
+            turns otherwise once more is said.
     """
-    return rendered_ids(_render(tokenizer, conversation, add_generation_prompt=True), tokenizer)
+    pieces, done = [], ""
+    answers = [number for number, turn in enumerate(talk) if turn.role == "assistant"]
+    ends_open = len(talk) - 1 not in answers
+    for number in [*answers, *[len(talk)] * ends_open]:
+        before = _render(tokenizer, talk[:number], add_generation_prompt=True)
+        if not before.startswith(done):
+            raise _RewrittenError(
+                "the model's chat template shows earlier turns otherwise once more is said, as those of reasoning "
+                "models do, so that what is learned is not what is asked; use format plain, or another template."
+            )
+        pieces.append(before[len(done) :])
+        if number < len(talk):
+            pieces.append(_answer_after(before, talk[: number + 1], tokenizer))
+            done = before + pieces[-1]
+    return pieces
 
 
-def _conversation(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
-    turns = [{"role": "user", "content": prompt}]
-    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
+def _answer_after(before: str, talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template makes of a talk's last turn, the assistant's, after what is before it."""
+    whole = _render(tokenizer, talk).rstrip()
+    if not whole.startswith(before):
+        raise _RewrittenError(
+            "the model's chat template does not put an answer right after its generation prompt; use format plain."
+        )
+    return whole[len(before) :]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Mapping[str, str]], **options: Any) -> str:
-    """What the template makes of a talk, for `rendered_ids`."""
+def _render(tokenizer: PreTrainedTokenizerBase, talk: Sequence[Turn], **options: Any) -> str:
+    """What the template makes of a talk, for `rendered_pieces`."""
     hide = disguise(tokenizer)
-    hidden = [{**turn, "content": hide(turn["content"])} for turn in conversation]
+    hidden = [asdict(turn) | {"content": hide(turn.content)} for turn in talk]
     try:
         return str(tokenizer.apply_chat_template(hidden, tokenize=False, **options))
     except Exception as error:  # a template is a program: Jinja and the template itself raise what they like
         raise ParleyError(
             f"the model's chat template fails ({first_line(error)}); use format plain, or another tokenizer."
         ) from error
-
-
-def _rendered_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
-    before = _render(tokenizer, _conversation(prompt), add_generation_prompt=True)
-    whole = _render(tokenizer, _conversation(prompt, answer))
-    if not whole.startswith(before):
-        raise ParleyError(
-            "the model's chat template does not put an answer right after its generation prompt; use format plain."
-        )
-    return whole[len(before) :].rstrip()  # templates put a newline after the end of a turn; nobody generates it

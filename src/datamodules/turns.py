@@ -42,9 +42,7 @@ def parse_messages(cell: Any, place: str) -> tuple[Turn, ...]:
         try:
             cell = json.loads(cell)
         except (ValueError, RecursionError):
-            raise ParleyError(
-                f"{place} is a text, not a list of messages; give messages with role and content."
-            ) from None
+            raise ParleyError(f"{place} is a text, not messages with role and content; mend it.") from None
     if not isinstance(cell, list):
         raise ParleyError(f"{place} is {type(cell).__name__}, not a list of messages with role and content; mend it.")
     turns: list[Turn] = []

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from src.contracts import Turn
 from src.errors import ParleyError
 from src.inference.loading import FinishedModel
-from src.inference.prompts import Style, Turn, turn_ids
+from src.inference.prompts import Style, turn_ids
 from src.inference.streaming import TextStream
 from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions, generate_text

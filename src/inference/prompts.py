@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-from src.contracts import Example
+from src.contracts import Example, Turn
 from src.datamodules import formats
+from src.datamodules.turns import as_text
 from src.errors import ParleyError
 from src.files import refuse_surrogates
 from src.inference.loading import FinishedModel
@@ -20,19 +20,6 @@ log = logging.getLogger(__name__)
 Style = Literal["auto", "plain", "published", "chat", "raw"]
 SHOT_SEPARATOR = "\n\n\n\n\n"  # published: a newline, the stop sequence, a newline
 STOP_SEQUENCE = "\n\n\n"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one side says.
-
-    Attributes:
-        role: `system`, `user` or `assistant`, as chat templates call them.
-        content: The text.
-    """
-
-    role: str
-    content: str
 
 
 def resolve_style(style: Style, finished: FinishedModel, *, turns: bool, trained: bool) -> Style:
@@ -92,22 +79,17 @@ def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> li
     Args:
         turns: Ending with the user's.
         finished: The model.
-        style: `chat` for the tokenizer's template, `published` for `<s>turn</s><s>turn</s><s>`, otherwise lines.
+        style: As training encodes a talk in this format; an encoder-decoder, and a model that goes on where the text
+            ends (`raw`), reads it as one text.
 
     Raises:
         ParleyError: The chat template fails.
     """
-    tokenizer = finished.tokenizer
     for turn in turns:
         refuse_surrogates(turn.content, f"the {turn.role}'s text")
-    if style == "published":
-        start, end = tokenizer.get_vocab()[formats.TURN_START], tokenizer.get_vocab()[formats.TURN_END]
-        contents = [turn.content for turn in turns]
-        texts = text_ids(contents, tokenizer)
-        return [*itertools.chain.from_iterable([start, *ids, end] for ids in texts), start]
-    if style != "chat":
-        return _text_ids("\n".join(turn.content for turn in turns), finished, style)
-    return formats.turns_ids([asdict(turn) for turn in turns], tokenizer)
+    if finished.is_encoder_decoder or style == "raw":
+        return _text_ids(as_text(turns), finished, style)
+    return formats.prompt_ids([turns], finished.tokenizer, style)[0]
 
 
 def _text_ids(text: str, finished: FinishedModel, style: Style) -> list[int]:

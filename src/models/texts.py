@@ -73,6 +73,27 @@ def rendered_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return kept
 
 
+def rendered_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of pieces of one rendered text, each as it follows those before it.
+
+    All ids together are those of the text as a whole, where its tokens do not reach over the borders of pieces. Where
+    they do, a piece is encoded by itself. Either way a piece's ids depend on it and on what is before it alone.
+
+    Args:
+        pieces: As for `rendered_ids`.
+        tokenizer: The chat template's.
+    """
+    apart = [rendered_ids(piece, tokenizer) for piece in pieces]
+    if len(pieces) < 2 or [id for ids in apart for id in ids] == rendered_ids("".join(pieces), tokenizer):
+        return apart
+    before, placed = apart[0], [apart[0]]  # a tokenizer that puts a blank before a text, for instance
+    for number in range(1, len(pieces)):
+        whole = rendered_ids("".join(pieces[: number + 1]), tokenizer)
+        placed.append(whole[len(before) :] if whole[: len(before)] == before else apart[number])
+        before = [*before, *placed[-1]]
+    return placed
+
+
 def disguise(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
     """What makes the names of special tokens in a text unrecognisable until `rendered_ids`.
 

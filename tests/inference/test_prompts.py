@@ -99,7 +99,7 @@ def test_turns(finished: Callable[[str], FinishedModel]) -> None:
     assert decoded == {
         "published": "<s>안녕?</s><s>네.</s><s>뭐 해?</s><s>",
         "chat": "[user]안녕?</s>[assistant]네.</s>[user]뭐 해?</s>[bot]",
-        "plain": "안녕?\n네.\n뭐 해?\n",
+        "plain": "안녕?\n네.</s>뭐 해?\n",
     }
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from src.contracts import Turn
 from src.errors import ParleyError
 from src.inference.chat import Talk
 from src.inference.loading import FinishedModel
-from src.inference.prompts import Turn
 from src.models.generation import GenerationOptions
 
 
