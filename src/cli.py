@@ -30,6 +30,8 @@ COMMANDS = {
     "generate": "answers to one prompt, a file or a split, with any decoding",
     "chat": "talk to a model in the terminal",
     "compare": "several models on the same examples, side by side, with ROUGE and differences",
+    "reward": "what a reward says of texts, or of two columns of a file",
+    "tokenize": "what a tokenizer makes of texts, token by token",
     "score": "ROUGE of a predictions file, several columns side by side",
     "prefer": "preference pairs of a model's own answers, by any reward",
     "report": "one run or several as an HTML page with plots",
@@ -126,7 +128,7 @@ def _dispatch(name: str, words: list[str]) -> int:
     command = importlib.import_module(f"src.commands.{name}")
     parser = _Parser(prog=f"parley {name}", description=command.__doc__, formatter_class=_Formatter)
     command.add_arguments(parser)
-    return command.run(parser.parse_args(words)) or 0
+    return command.run(parser.parse_intermixed_args(words)) or 0
 
 
 def _log_to_stderr() -> None:

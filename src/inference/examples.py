@@ -44,7 +44,12 @@ def from_text(text: str, template: str | None = None) -> ExampleSet:
 
 
 def from_file(
-    path: Path, *, column: str | None = None, references: Sequence[str] = (), template: str | None = None
+    path: Path,
+    *,
+    column: str | None = None,
+    references: Sequence[str] = (),
+    template: str | None = None,
+    may_be_empty: bool = False,
 ) -> ExampleSet:
     """Prompts from a file: a text file's lines, or a column of a table.
 
@@ -53,6 +58,7 @@ def from_file(
         column: The column with prompts; `prompt` when left out.
         references: Columns with right answers; a cell may be a list of texts.
         template: Filled with each prompt.
+        may_be_empty: Take empty cells too, as an answer may be.
 
     Raises:
         ParleyError: The file or a column is missing, or there is nothing in it.
@@ -65,16 +71,16 @@ def from_file(
     else:
         read = list(read_rows(path))
         rows = Rows([row.cells for row in read], [f"{path}, {row.place}" for row in read], str(path))
-        examples = [_example(rows, number, column or "prompt", references) for number in range(len(read))]
+        examples = [_example(rows, number, column or "prompt", references, may_be_empty) for number in range(len(read))]
     if not examples:
         raise ParleyError(f"{path} has no prompts in it; give a file with some.")
     filled = [Example(_filled(template, item.prompt), item.target, item.references, item.id) for item in examples]
     return ExampleSet(filled, trained=template is not None)
 
 
-def _example(rows: Rows, number: int, column: str, references: Sequence[str]) -> Example:
+def _example(rows: Rows, number: int, column: str, references: Sequence[str], may_be_empty: bool) -> Example:
     prompt = rows.text(number, column)
-    if not prompt.strip():
+    if not (prompt.strip() or may_be_empty):
         raise ParleyError(f"{rows.places[number]}: column {column!r} is empty; fill it or drop the row.")
     texts: list[str] = []
     for name in references:

@@ -82,26 +82,52 @@ class ClassifierReward(Reward):
             ParleyError: The classifier cannot be loaded, or lacks the label.
         """
         classifier = self._classifier()
-        scores = torch.zeros(len(texts), device=self._device)
+        index = _label_index(classifier.model.config, self.label, self.model_name_or_path)
+        logits = self._logits(texts)
+        return (logits if self.output == "logit" else classifier.probabilities(logits))[:, index]
+
+    @torch.no_grad()
+    @full_precision()
+    def labels(self, prompts: Sequence[str], responses: Sequence[str]) -> list[dict[str, tuple[float, float]]]:
+        """Every label's logit and probability, whichever of them is the reward.
+
+        Args:
+            prompts: What the model was given.
+            responses: What it answered, one for each prompt.
+
+        Returns:
+            For each response the labels by name.
+
+        Raises:
+            ParleyError: The classifier cannot be loaded.
+        """
+        classifier = self._classifier()
+        logits = self._logits(texts_to_score(prompts, responses, self.text))
+        names = [str(classifier.model.config.id2label[index]) for index in range(logits.shape[1])]
+        pairs = zip(logits.tolist(), classifier.probabilities(logits).tolist(), strict=True)
+        return [dict(zip(names, zip(*pair, strict=True), strict=True)) for pair in pairs]
+
+    def _logits(self, texts: Sequence[str]) -> Tensor:
+        """Of every label, shape (texts, labels)."""
+        classifier = self._classifier()
+        logits = torch.zeros(len(texts), classifier.model.config.num_labels, device=self._device)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(texts), self.batch_size):
             chosen = by_length[start : start + self.batch_size]
-            logits = classifier.logits([texts[index] for index in chosen])
-            outputs = logits if self.output == "logit" else classifier.probabilities(logits)
-            scores[torch.tensor(chosen, device=self._device)] = outputs[:, classifier.index]
-        return scores
+            logits[torch.tensor(chosen, device=self._device)] = classifier.logits([texts[index] for index in chosen])
+        return logits
 
     def _classifier(self) -> _Classifier:
         if self._loaded is None:
-            self._loaded = _Classifier(self.model_name_or_path, self.label, self.max_length, self.trust_remote_code)
+            self._loaded = _Classifier(self.model_name_or_path, self.max_length, self.trust_remote_code)
             self._loaded.model.to(self._device)
         return self._loaded
 
 
 class _Classifier:
-    """A loaded classifier: its model, how it reads texts, and the place of the label."""
+    """A loaded classifier: its model, and how it reads texts."""
 
-    def __init__(self, name: str, label: str | None, max_length: int | None, trusted: bool) -> None:
+    def __init__(self, name: str, max_length: int | None, trusted: bool) -> None:
         from transformers import AutoModelForSequenceClassification
 
         try:
@@ -117,7 +143,6 @@ class _Classifier:
         self.model.eval().requires_grad_(False)
         tokenizer = load_classifier_tokenizer(name, self.model, trust_remote_code=trusted)
         self.reader = reader_of(self.model, tokenizer, max_length)
-        self.index = _label_index(self.model.config, label, name)
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """What the classifier says of a batch of texts, shape (batch, labels)."""

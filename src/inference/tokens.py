@@ -1,0 +1,117 @@
+"""What a tokenizer makes of a text, token by token, and whether the text comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from src.callbacks.storage import read_checkpoint
+from src.errors import ParleyError
+from src.models.loading import load_tokenizer
+from src.models.texts import lost_characters, special_names, text_ids
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a text.
+
+    Attributes:
+        id: Its number in the vocabulary.
+        token: As the vocabulary spells it.
+        text: What it decodes to by itself; a character that several tokens share shows as `�` in each.
+        special: Whether it is one of the special tokens.
+    """
+
+    id: int
+    token: str
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class TokenisedText:
+    """A text and its tokens.
+
+    Attributes:
+        text: As it was given.
+        tokens: In their order, special ones included.
+        back: What the tokens decode to, without the special ones.
+        lost: Characters that do not come back; blanks, case and Unicode's forms of one character do not count.
+    """
+
+    text: str
+    tokens: list[Token]
+    back: str
+    lost: int
+
+    @property
+    def survived(self) -> str:
+        """`exactly`; `but for blanks or case`; or how many characters are lost."""
+        if self.back == self.text:
+            return "exactly"
+        return f"{self.lost} characters are lost" if self.lost else "but for blanks or case"
+
+
+def read_tokenizer_of(
+    name_or_path: str, *, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of whatever there is: a checkpoint, an adapter, a model directory, a hub name.
+
+    Raises:
+        ParleyError: There is none, or it cannot be read.
+    """
+    place = Path(name_or_path).expanduser()
+    if place.is_file():
+        base = read_checkpoint(place, mmap=True).get("parley", {}).get("base")
+        if base is None:
+            raise ParleyError(f"{place} was not written by Parley; give the directory of its model.")
+        name_or_path, gguf_file = base["name"], base["gguf_file"]
+    return load_tokenizer(name_or_path, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+
+
+def tokenise(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> TokenisedText:
+    """Cut a text into tokens, as training and generation do: the name of a special token in it stays text.
+
+    Args:
+        text: What people wrote.
+        tokenizer: The model's.
+        special: With the tokens that the tokenizer puts around a text.
+    """
+    [ids] = text_ids([text], tokenizer, special=special)
+    back = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    [lost] = lost_characters([text], [ids], tokenizer)
+    return TokenisedText(text, named(ids, tokenizer), back, lost)
+
+
+def named(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Token]:
+    """Token ids with what they stand for."""
+    specials = set(special_names(tokenizer))
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = [str(tokenizer.decode([id], clean_up_tokenization_spaces=False)) for id in ids]
+    return [Token(id, str(token), text, token in specials) for id, token, text in zip(ids, tokens, texts, strict=True)]
+
+
+def look_up(asked: str, tokenizer: PreTrainedTokenizerBase) -> Token:
+    """A token by its id or by its spelling.
+
+    Args:
+        asked: A number is an id; anything else a spelling, in the vocabulary's way (`▁the`) or in plain letters.
+        tokenizer: The model's.
+
+    Raises:
+        ParleyError: The vocabulary has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if asked in vocabulary and not asked.isdigit():
+        return named([vocabulary[asked]], tokenizer)[0]
+    if asked.isdigit():
+        if int(asked) >= len(tokenizer):
+            raise ParleyError(f"there is no token {asked}: the vocabulary has {len(tokenizer):,}, from 0.")
+        return named([int(asked)], tokenizer)[0]
+    [ids] = text_ids([asked], tokenizer)
+    if len(ids) == 1:
+        return named(ids, tokenizer)[0]
+    raise ParleyError(f"{asked!r} is not one token here but {len(ids)}; tokenise it as a text to see them.")
