@@ -11,7 +11,7 @@ from torch import nn
 from src.errors import ParleyError
 
 if TYPE_CHECKING:  # a reward without a model does without transformers
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Text = Literal["prompt_and_response", "response"]
 UNKNOWN_LENGTH = 512  # of a text, where neither model nor tokenizer knows a limit
@@ -79,7 +79,7 @@ def load_reader(
     config = load_config(name_or_path, gguf_file, outputs=1, trust_remote_code=trust_remote_code)
     with reading("the model", str(name_or_path)), torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-    tokenizer = load_classifier_tokenizer(name_or_path, model, gguf_file, trust_remote_code=trust_remote_code)
+    tokenizer = load_classifier_tokenizer(name_or_path, config, gguf_file, trust_remote_code=trust_remote_code)
     return reader_of(model, tokenizer, max_length)
 
 
@@ -96,13 +96,13 @@ def reader_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | 
 
 
 def load_classifier_tokenizer(
-    name_or_path: str, model: PreTrainedModel, gguf_file: str | None = None, *, trust_remote_code: bool = False
+    name_or_path: str, config: PreTrainedConfig, gguf_file: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load a classifier's tokenizer, and let the classifier agree on the padding.
 
     Args:
         name_or_path: A model directory, a hub name or an adapter directory.
-        model: The classifier; its configuration learns the padding token.
+        config: The classifier's; it learns the padding token.
         gguf_file: The GGUF file's name within the directory.
         trust_remote_code: Run the code that the model's directory brings, as the user asked.
 
@@ -115,16 +115,15 @@ def load_classifier_tokenizer(
     tokenizer = read_tokenizer(name_or_path, gguf_file, trust_remote_code=trust_remote_code)
     tokenizer.truncation_side = "left"
     tokenizer.padding_side = "right"  # where a model that takes its answer from the last token finds it
-    _settle_padding(model, tokenizer, name_or_path)
+    _settle_padding(config.get_text_config(), tokenizer, name_or_path)
     tell_names_from_tokens(tokenizer)
-    if model.config.is_encoder_decoder:
-        _close_texts(model, tokenizer)
+    if config.is_encoder_decoder:
+        _close_texts(config.eos_token_id, tokenizer)
     return tokenizer
 
 
-def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def _settle_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Let model and tokenizer agree on a padding token: the one's, the other's or, as for GPT-2, EOS."""
-    config = model.config.get_text_config()
     if tokenizer.pad_token is None and config.pad_token_id is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     elif tokenizer.pad_token is None:
@@ -134,7 +133,7 @@ def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     config.pad_token_id = tokenizer.pad_token_id
 
 
-def _close_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _close_texts(eos: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> None:
     """Have the tokenizer end texts with EOS, as T5's and BART's do and KoBART's does not.
 
     A classifier with a decoder takes its answer from there, in stock transformers too, so it is the tokenizer's to add.
@@ -143,7 +142,6 @@ def _close_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     from tokenizers.processors import TemplateProcessing
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    eos = model.config.eos_token_id
     if backend is None or not isinstance(eos, int) or eos in tokenizer("")["input_ids"]:
         return
     token = str(tokenizer.convert_ids_to_tokens(eos))

@@ -1,11 +1,10 @@
-"""What every Module shares: model, adapter, optimiser, generation, checkpoints."""
+"""What every Module shares: model, adapter, optimiser, checkpoints."""
 
 from __future__ import annotations
 
 import logging
-from abc import ABC
-from dataclasses import replace
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -13,16 +12,11 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch.optim import AdamW
-from torchmetrics import Metric
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from src.contracts import Batch
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
-from src.metrics.answers import AnswerMetric
-from src.metrics.rouge import Rouge
 from src.models.cpu import speed_up_on_cpu
-from src.models.generation import GenerationOptions, ModelOptions, generate_text
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
@@ -32,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelModule(LightningModule, ABC):
-    """Base of every Module: of those that learn from data (`SupervisedModule`) or from their own answers.
+    """Base of every Module: of those that answer prompts (`GeneratingModule`) and of a reward model.
 
     Set-up has a fixed order, in `configure_model`: tokenizer, base model, adapter. Lightning calls it on
     every process, once the strategy says where and in which precision the model is to be.
@@ -42,17 +36,19 @@ class ModelModule(LightningModule, ABC):
         lora: A PEFT configuration to train an adapter; the whole model is trained when left out.
         optimizer: Makes the optimiser from parameters.
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
-        generation: How validation, test and predict decode; as the model's own settings say when left out.
-        metrics: Of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         dropout: Every dropout probability of the model; its own configuration's when left out.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
         cpu_speed_ups: On a CPU, compute dropout, attention and GELU by what is fast there (src/models/cpu.py); the
             functions are the same, dropout's random numbers others.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
         trust_remote_code: Run the code that the model's directory brings.
+
+    Attributes:
+        outputs: Of a sequence classifier, where the Module trains one; None where it trains a language model.
     """
 
     is_encoder_decoder: bool
+    outputs: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -60,8 +56,6 @@ class ModelModule(LightningModule, ABC):
         lora: LoraConfig | PeftConfig | None = None,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
-        generation: GenerationOptions | None = None,
-        metrics: dict[str, Metric] | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
         cpu_speed_ups: bool = True,
@@ -72,9 +66,6 @@ class ModelModule(LightningModule, ABC):
         self.model_name_or_path = model_name_or_path
         self.lora = lora
         self._plan = OptimizerPlan(optimizer, lr_scheduler)
-        self.generation = generation or GenerationOptions()
-        self._decodes_as_the_model_says = generation is None
-        self.metrics: dict[str, Metric] = {"rouge": Rouge()} if metrics is None else metrics
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_speed_ups = cpu_speed_ups
@@ -82,8 +73,6 @@ class ModelModule(LightningModule, ABC):
         self.trust_remote_code = trust_remote_code
         self.model: PreTrainedModel | PeftModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
-        if self.generation.num_return_sequences != 1:
-            raise ParleyError("generation.num_return_sequences must be 1 here: metrics take one answer a prompt.")
 
     # Set-up
 
@@ -92,14 +81,16 @@ class ModelModule(LightningModule, ABC):
         if self.model is not None:
             return
         name = self.model_name_or_path
-        self._check_architecture(load_config(name, self.gguf_file, trust_remote_code=self.trust_remote_code))
-        self.tokenizer = load_tokenizer(name, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code)
+        config = load_config(name, self.gguf_file, outputs=self.outputs, trust_remote_code=self.trust_remote_code)
+        self._check_architecture(config)
+        self.tokenizer = self.load_tokenizer(config)
         model = load_model(
             name,
             gguf_file=self.gguf_file,
             dtype=torch.get_default_dtype(),
             dropout=self.dropout,
             is_trainable=True,
+            outputs=self.outputs,
             trust_remote_code=self.trust_remote_code,
         )
         if not isinstance(model, PeftModel):
@@ -120,26 +111,21 @@ class ModelModule(LightningModule, ABC):
             speed_up_on_cpu(model)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
-        if self._decodes_as_the_model_says:
-            self.generation = replace(ModelOptions.of(model), num_return_sequences=1)
         self.model = model.train()
 
-    def setup(self, stage: str) -> None:
-        """Ask every metric about nothing: what it lacks (a package, a classifier) shows before training."""
-        for metric in self.metrics.values():
-            if isinstance(metric, AnswerMetric):
-                metric.to(self.trainer.strategy.root_device).measure([])
+    def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model.
 
-    def _check_architecture(self, config: PreTrainedConfig) -> None:
-        if bool(config.is_encoder_decoder) == self.is_encoder_decoder:
-            return
-        kind, other = "an encoder-decoder", "Seq2SeqModule"
-        if self.is_encoder_decoder:
-            kind, other = "a decoder-only", "CausalLMModule"
-        raise ParleyError(
-            f"{self.model_name_or_path!r} is {kind} model ({config.model_type}); use {other}, "
-            f"or give {type(self).__name__} another model."
+        Args:
+            config: The model's.
+        """
+        return load_tokenizer(
+            self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
         )
+
+    @abstractmethod
+    def _check_architecture(self, config: PreTrainedConfig) -> None:
+        """Refuse a model of another kind, and note in `is_encoder_decoder` which kind it is."""
 
     @property
     def parameter_count(self) -> ParameterCount:
@@ -160,14 +146,6 @@ class ModelModule(LightningModule, ABC):
     def learning_rates(self) -> dict[str, float]:
         """Rates of parts that have one of their own, by how the names of their parameters begin."""
         return {}
-
-    # Generation
-
-    def generate(self, batch: Batch) -> list[str]:
-        """Answers to a batch's prompts."""
-        return generate_text(
-            self.policy, self.tokenizer, batch["prompt_ids"], batch["prompt_attention_mask"], self.generation
-        )
 
     # Checkpoints
 

@@ -141,7 +141,7 @@ class _Classifier:
                 "or a hub model that can be reached from here."
             ) from error
         self.model.eval().requires_grad_(False)
-        tokenizer = load_classifier_tokenizer(name, self.model, trust_remote_code=trusted)
+        tokenizer = load_classifier_tokenizer(name, self.model.config, trust_remote_code=trusted)
         self.reader = reader_of(self.model, tokenizer, max_length)
 
     def logits(self, texts: Sequence[str]) -> Tensor:

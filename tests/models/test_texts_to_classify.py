@@ -29,7 +29,7 @@ def test_training_and_reward_read_the_same_ids(base, tmp_path, architecture):
     name = base(architecture)
     reader = load_reader(name)
     model = load_model(name, outputs=1)
-    save_model(model, load_classifier_tokenizer(name, model), tmp_path / "reward")
+    save_model(model, load_classifier_tokenizer(name, model.config), tmp_path / "reward")
     reward = ClassifierReward(str(tmp_path / "reward"), label=None)
     texts = texts_to_score(PROMPTS, ANSWERS, "prompt_and_response")
     ids = reader.ids(texts)
@@ -51,7 +51,7 @@ def test_a_tokenizer_that_does_not_end_texts_is_made_to(tiny_base, tmp_path):
     bare = AutoTokenizer.from_pretrained(tiny_base("bart"))
     bare.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
     bare.save_pretrained(tmp_path / "bare")
-    tokenizer = load_classifier_tokenizer(str(tmp_path / "bare"), model)
+    tokenizer = load_classifier_tokenizer(str(tmp_path / "bare"), model.config)
     ids = reader_of(model, tokenizer).ids(["good day", ""])
     assert [row[-1] for row in ids] == [model.config.eos_token_id] * 2
     save_model(model, tokenizer, tmp_path / "saved")

@@ -19,7 +19,7 @@ from src.models.lora import ParameterCount
 from src.models.reference import Reference
 from src.models.rollout import RolloutOptions
 from src.models.value_head import ValueHead
-from src.modules.base import ModelModule
+from src.modules.generating import GeneratingModule
 from src.modules.online.collector import Collector
 from src.modules.online.counts import OnlineParameterCount
 from src.modules.online.evaluation import Comparison, Evaluator, gather
@@ -29,7 +29,7 @@ from src.rl.config import OnlineConfig
 log = logging.getLogger(__name__)
 
 
-class PolicyModule(ModelModule):
+class PolicyModule(GeneratingModule):
     """A policy, its reference and its reward.
 
     The reference is the model as training finds it: the base below a fresh adapter, the fine-tuned model where an

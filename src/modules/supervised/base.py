@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from src.contracts import Batch
-from src.modules.base import ModelModule
+from src.modules.generating import GeneratingModule
 from src.modules.supervised.breakdown import Breakdown
 from src.modules.supervised.metrics import EvaluationMetrics
 from src.modules.supervised.token_mean import TokenMean
 
 
-class SupervisedModule(ModelModule):
+class SupervisedModule(GeneratingModule):
     """Base of the Modules that learn to answer prompts: `Seq2SeqModule` and `CausalLMModule`.
 
     Args:
         model_name_or_path: A hub name or a directory that `from_pretrained` takes.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
-        **kwargs: What every Module takes (`ModelModule`).
+        **kwargs: What every Module takes (`GeneratingModule`).
     """
 
     def __init__(
