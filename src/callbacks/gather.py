@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch.distributed
 from lightning.pytorch import Trainer
 
-from src.contracts import Batch
+from src.contracts import Batch, PreferenceBatch
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,68 @@ class Prediction:
     references: list[str]
     prediction: str
 
+    def cells(self) -> dict[str, Any]:
+        """A row of a table that is to be looked at."""
+        references = "\n".join(self.references)
+        return {"id": self.id, "prompt": self.prompt, "references": references, "prediction": self.prediction}
 
-def predictions_of(outputs: Mapping[str, Any], batch: Batch) -> list[Prediction]:
+    def text(self) -> str:
+        """As Markdown."""
+        return f"{self.prompt}\n\n**{self.prediction}**"
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """Two answers to a prompt, and what a reward model gave to them.
+
+    Attributes:
+        index: The row in its split.
+        id: The pair's name.
+        prompt: What both answer.
+        chosen: The better answer.
+        rejected: The other.
+        chosen_reward: Of the better one.
+        rejected_reward: Of the other.
+    """
+
+    index: int
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+
+    def cells(self) -> dict[str, Any]:
+        """A row of a table that is to be looked at."""
+        return {name: value for name, value in asdict(self).items() if name != "index"}
+
+    def text(self) -> str:
+        """As Markdown."""
+        answers = ((self.chosen_reward, self.chosen), (self.rejected_reward, self.rejected))
+        return "\n\n".join([self.prompt, *(f"**{reward:.3f}** {answer}" for reward, answer in answers)])
+
+
+Row = Prediction | JudgedPair
+
+
+def rows_of(outputs: Mapping[str, Any], batch: Any) -> Sequence[Row]:
+    """A step's outputs beside its batch, fillers left out: answers, or pairs where it gave rewards."""
+    return _pairs_of(outputs, batch) if "chosen_rewards" in outputs else _predictions_of(outputs, batch)
+
+
+def _pairs_of(outputs: Mapping[str, Any], batch: PreferenceBatch) -> list[JudgedPair]:
+    names = ("index", "id", "prompt", "chosen", "rejected")
+    columns = [batch[name] for name in names]  # type: ignore[literal-required]
+    columns += [outputs["chosen_rewards"], outputs["rejected_rewards"]]
+    return [
+        JudgedPair(*row)
+        for row, is_filler in zip(zip(*columns, strict=True), batch["is_filler"], strict=True)
+        if not is_filler
+    ]
+
+
+def _predictions_of(outputs: Mapping[str, Any], batch: Batch) -> list[Prediction]:
     """A step's outputs beside its batch, fillers left out."""
     return [
         Prediction(index, name, prompt, references, prediction)
@@ -48,10 +108,10 @@ def predictions_of(outputs: Mapping[str, Any], batch: Batch) -> list[Prediction]
     ]
 
 
-def gather(predictions: list[Prediction], trainer: Trainer) -> list[Prediction]:
-    """The predictions of all processes in the split's order; every process must call this."""
+def gather(rows: Sequence[Row], trainer: Trainer) -> list[Row]:
+    """The rows of all processes in the split's order; every process must call this."""
     if trainer.world_size > 1:
-        gathered: list[list[Prediction]] = [[] for _ in range(trainer.world_size)]
-        torch.distributed.all_gather_object(gathered, predictions)
-        predictions = [prediction for part in gathered for prediction in part]
-    return sorted(predictions, key=lambda prediction: prediction.index)
+        gathered: list[list[Row]] = [[] for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(gathered, list(rows))
+        rows = [row for part in gathered for row in part]
+    return sorted(rows, key=lambda row: row.index)

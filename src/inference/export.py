@@ -25,6 +25,7 @@ from src.models.loading import fit_embeddings, load_config, load_model, load_sta
 from src.models.lora import add_lora, merge_lora
 from src.models.saving import save_model
 from src.models.sources import FOREIGN_CODE, reading
+from src.models.texts_to_classify import load_classifier_tokenizer
 
 MODEL_PREFIX = "model."
 
@@ -63,21 +64,24 @@ def restore(path: str | Path, *, base_model: str | None = None, trust_remote_cod
 def _restore(path: str | Path, base_model: str | None, trusted: bool) -> Restored:
     checkpoint = read_checkpoint(path, mmap=True)
     description, saved = checkpoint["parley"], checkpoint["parley"]["base"]
+    outputs = description.get("outputs")  # of a reward model
     base, gguf_file, adapter = base_model or saved["name"], saved.get("gguf_file"), description.get("adapter")
     state = {
         name.removeprefix(MODEL_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(MODEL_PREFIX)
     }
-    tokenizer = load_tokenizer(base, gguf_file=gguf_file, trust_remote_code=trusted)
     if adapter is None:
         with reading("the model", str(path)):
-            model = model_from_config(_config(description["config"], base, trusted), trust_remote_code=trusted)
+            config = _config(description["config"], base, trusted)
+            tokenizer = _tokenizer(base, config, outputs, gguf_file, trusted)
+            model = model_from_config(config, outputs=outputs, trust_remote_code=trusted)
             load_state(model, state)
             if settings := description.get("generation"):  # older checkpoints have none
                 model.generation_config = GenerationConfig.from_dict(settings)
         return Restored(model.eval(), tokenizer, base)
-    foundation = load_model(base, gguf_file=gguf_file, trust_remote_code=trusted)
+    foundation = load_model(base, gguf_file=gguf_file, outputs=outputs, trust_remote_code=trusted)
+    tokenizer = _tokenizer(base, foundation.config, outputs, gguf_file, trusted)
     if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != saved.get("fingerprint"):
         raise ParleyError(
             f"the checkpoint's adapter was trained on {saved['name']!r}, and {base!r} has other weights; "
@@ -94,6 +98,14 @@ def _restore(path: str | Path, base_model: str | None, trusted: bool) -> Restore
             f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
         )
     return Restored(adapted.eval(), tokenizer, base)
+
+
+def _tokenizer(
+    base: str, config: PreTrainedConfig, outputs: int | None, gguf_file: str | None, trusted: bool
+) -> PreTrainedTokenizerBase:
+    if outputs is not None:
+        return load_classifier_tokenizer(base, config, gguf_file, trust_remote_code=trusted)
+    return load_tokenizer(base, gguf_file=gguf_file, trust_remote_code=trusted)
 
 
 def _config(saved: dict[str, Any], base: str, trusted: bool) -> PreTrainedConfig:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.inference.export import refuse_not_finite, restore
+from src.models.classifiers import is_classifier
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import can_merge, merge_lora
 from src.models.sources import is_adapter
@@ -81,6 +82,11 @@ def load_finished(
             if gguf_file:
                 raise ParleyError("a checkpoint knows its base's GGUF file by itself; leave --gguf-file out.")
             restored = restore(place, base_model=base_model, trust_remote_code=trust_remote_code)
+            if is_classifier(restored.model):
+                raise ParleyError(
+                    f"{name_or_path} is a reward model, which answers nothing; export it, and give it to "
+                    "ClassifierReward."
+                )
             model, tokenizer = restored.model, restored.tokenizer
         else:
             if base_model and not is_adapter(place):

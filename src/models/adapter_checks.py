@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from src.errors import ParleyError
+from src.models.classifiers import is_classifier
 from src.models.sources import first_line
 from src.models.tying import base_model
 
@@ -67,7 +68,10 @@ def check_adapter(model: PeftModel) -> None:
         if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) and not isinstance(module, TrainableTokensLayer):
             adapted.add(last := name.rpartition(".")[2])
             handles.append(module.register_forward_pre_hook(lambda *_, last=last: run.add(last)))  # type: ignore[union-attr]
-    ids = torch.tensor([[0, getattr(base.config, "pad_token_id", None) or 0]], device=base.device)
+    tokens = [0, getattr(base.config, "pad_token_id", None) or 0]
+    if base.config.is_encoder_decoder and is_classifier(base):
+        tokens.append(base.config.eos_token_id)  # where it takes its answer from
+    ids = torch.tensor([tokens], device=base.device)
     inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.errors import ParleyError
 from src.models.fingerprint import BaseRecord, base_record
 from src.models.saving import fresh_directory, rewrite_json, save_tokenizer
-from src.models.sources import BASE_FILE, FOREIGN_CODE, read_json, reading
+from src.models.sources import BASE_FILE, FOREIGN_CODE, is_adapter, read_json, reading
 from src.models.tokenizer import fit_embeddings
 from src.models.tying import base_model, embedding_matrix
 
@@ -43,7 +43,10 @@ def save_adapter(
         # does not answer.
         model.save_pretrained(str(folder), save_embedding_layers=rows != base.rows)
         rewrite_json(folder / "adapter_config.json", {"base_model_name_or_path": name})
-        record = {"name": name, "gguf_file": base.gguf_file, "rows": rows, "fingerprint": base.fingerprint}
+        record: dict[str, Any] = {"name": name, "gguf_file": base.gguf_file, "rows": rows}
+        record["fingerprint"] = base.fingerprint
+        if base.outputs is not None:
+            record["outputs"] = base.outputs
         (folder / BASE_FILE).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         save_tokenizer(tokenizer, folder)
@@ -74,6 +77,9 @@ def load_adapter(
     """
     path = Path(directory) / BASE_FILE
     record = read_json(path) if path.is_file() else {}
+    if record.get("outputs") != base.outputs:
+        kind = "of a language model" if base.outputs is not None else "of a reward model"
+        raise ParleyError(f"the adapter {directory} is {kind}, which this is not; merge it into its base first.")
     if record.get("fingerprint") not in (None, base.fingerprint):
         raise ParleyError(
             f"the adapter {directory} was trained on {record.get('name')}, whose weights differ from those of "
@@ -83,6 +89,12 @@ def load_adapter(
         fit_embeddings(model, tokenizer)
     with reading("the adapter", str(directory)):
         return PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+
+
+def classifier_outputs(directory: str | Path) -> int | None:
+    """Of a classifier's adapter that was written here; None of anything else."""
+    path = Path(directory).expanduser() / BASE_FILE
+    return read_json(path).get("outputs") if is_adapter(directory) and path.is_file() else None
 
 
 def refuse_code(settings: dict[str, Any], name: str) -> None:

@@ -16,12 +16,15 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from src.errors import ParleyError
 from src.models.adapter_checks import check_adapter, check_config
+from src.models.classifiers import head_name, is_classifier
+from src.models.fingerprint import base_record
 from src.models.sources import first_line
 from src.models.tying import T5_FAMILY, base_model, settle_head
 
@@ -51,7 +54,8 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
     Args:
         model: The base.
-        config: Any PEFT configuration. It is not changed; a `task_type` left out follows the architecture.
+        config: Any PEFT configuration. It is not changed; a `task_type` left out follows the architecture. Of a
+            classifier the head, and whatever else is fresh, is trained whole.
 
     Returns:
         The PEFT model around `model`.
@@ -60,7 +64,9 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         ParleyError: When a target module is not in the model, or PEFT or `adapter_checks` refuses the configuration.
     """
     config = copy.deepcopy(config)
-    if config.task_type is None:
+    if is_classifier(model):
+        _train_head(model, config)
+    elif config.task_type is None:
         config.task_type = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
     config.inference_mode = False
     check_config(model, config)
@@ -80,6 +86,25 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
     check_adapter(adapted)
     return adapted
+
+
+def _train_head(model: PreTrainedModel, config: PeftConfig) -> None:
+    """Have a classifier's head trained beside the adapter: it may be fresh, and a frozen one would stay random.
+
+    Raises:
+        ParleyError: The configuration is of another task, or cannot train a head.
+    """
+    if config.task_type not in (None, TaskType.SEQ_CLS):
+        raise ParleyError(
+            f"lora.task_type is {config.task_type}, and a reward model is a classifier (SEQ_CLS); leave it out."
+        )
+    if config.is_prompt_learning or not hasattr(config, "modules_to_save"):
+        raise ParleyError(
+            "a reward model trains its head beside an adapter that changes weights (LoRA and its like); use LoRA."
+        )
+    config.task_type = TaskType.SEQ_CLS
+    whole = dict.fromkeys([*(config.modules_to_save or []), head_name(model), *base_record(model).fresh])
+    config.modules_to_save = [name for name in whole if name not in SEQ_CLS_HEAD_NAMES]  # which PEFT adds itself
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from src.modules.online.base import OnlineModule
 from src.modules.online.grpo import GRPOModule
 from src.modules.online.ppo import PPOModule
 from src.modules.online.rloo import RLOOModule
+from src.modules.preference.reward import RewardModule
 from src.modules.schedules import WarmupSchedule
 from src.modules.supervised.base import SupervisedModule
 from src.modules.supervised.causal import CausalLMModule
@@ -17,6 +18,7 @@ __all__ = [
     "OnlineModule",
     "PPOModule",
     "RLOOModule",
+    "RewardModule",
     "Seq2SeqModule",
     "SupervisedModule",
     "WarmupSchedule",

@@ -128,12 +128,8 @@ class _Classifier:
     """A loaded classifier: its model, and how it reads texts."""
 
     def __init__(self, name: str, max_length: int | None, trusted: bool) -> None:
-        from transformers import AutoModelForSequenceClassification
-
         try:
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=torch.float32, trust_remote_code=trusted
-            )
+            self.model: Any = _load(name, trusted)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ParleyError(
@@ -153,6 +149,18 @@ class _Classifier:
         """Probabilities of the labels, shape (batch, labels)."""
         several = self.model.config.problem_type == "multi_label_classification"
         return logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(-1)
+
+
+def _load(name: str, trusted: bool) -> Any:
+    """A classifier's directory, or that of an adapter which Parley wrote."""
+    from transformers import AutoModelForSequenceClassification
+
+    from src.models.adapters import classifier_outputs
+    from src.models.loading import load_model
+
+    if (outputs := classifier_outputs(name)) is not None:
+        return load_model(name, outputs=outputs, trust_remote_code=trusted)
+    return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=trusted)
 
 
 def _label_index(config: Any, label: str | None, name: str) -> int:

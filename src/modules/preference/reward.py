@@ -1,0 +1,184 @@
+"""A reward model: a sequence classifier with one output, trained on pairs of answers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from src.contracts import PreferenceBatch
+from src.errors import ParleyError
+from src.metrics.pairs import PairFigures
+from src.models.classifiers import head_in_float32
+from src.models.texts_to_classify import Text, check_text, load_classifier_tokenizer
+from src.models.tying import base_model
+from src.modules.base import ModelModule
+from src.modules.supervised.breakdown import Breakdown
+from src.modules.supervised.token_mean import TokenMean
+from src.ranges import NOT_NEGATIVE, SHARE, refuse_outside
+from src.rl.bradley_terry import bradley_terry_loss
+
+RANGES = {"label_smoothing": SHARE, "center_rewards_coefficient": NOT_NEGATIVE}
+
+
+class RewardModule(ModelModule):
+    """Trains a reward model by the Bradley-Terry loss, whole or with an adapter: `AutoModelForSequenceClassification`.
+
+    Any base that transformers has a classifier of will do: encoders such as BERT, decoder-only models, T5 and BART. A
+    language model gets a fresh head, a reward model goes on with its own. With an adapter the head is trained whole.
+    The head computes in float32 whatever the trunk's precision is.
+
+    Args:
+        model_name_or_path: A hub name, a model directory, or the directory of a reward model's adapter, which is then
+            trained on.
+        text: What is read of a pair: prompt, a space and the answer, or the answer alone; set the same for
+            `ClassifierReward`.
+        label_smoothing: How probable it is that a pair's answers are the wrong way round, from 0 to below 1. In
+            training only; validation's loss is without.
+        center_rewards_coefficient: Of the square of the two rewards' sum, which keeps rewards around 0; not in
+            validation's loss either.
+        dropout: Every dropout probability of the model; null for its own configuration's. Both answers of a pair
+            should go through the same model.
+        **kwargs: What every Module takes (`ModelModule`).
+    """
+
+    reads: Literal["texts"] = "texts"
+    outputs: ClassVar[int | None] = 1
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        text: Text = "prompt_and_response",
+        label_smoothing: float = 0.0,
+        center_rewards_coefficient: float = 0.0,
+        dropout: float | None = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model_name_or_path, dropout=dropout, **kwargs)
+        check_text(text)
+        self.text = text
+        self.label_smoothing = label_smoothing
+        self.center_rewards_coefficient = center_rewards_coefficient
+        refuse_outside(self, RANGES)
+        self.figures = PairFigures()
+        self._mean = TokenMean()
+        self._breakdown = Breakdown()
+        self._seen: Tensor | None = None  # of this optimiser step: pairs, those told right, sum of margins
+
+    # Set-up
+
+    def configure_model(self) -> None:
+        """Load the model, and tell it what pads; a second call does nothing."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        base = base_model(self.policy)
+        base.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        takes_cache = "use_cache" in inspect.signature(base.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
+
+    def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+        """As `ClassifierReward` will read texts."""
+        return load_classifier_tokenizer(
+            self.model_name_or_path, config, self.gguf_file, trust_remote_code=self.trust_remote_code
+        )
+
+    def _check_architecture(self, config: PreTrainedConfig) -> None:
+        self.is_encoder_decoder = bool(config.is_encoder_decoder)
+
+    def setup(self, stage: str) -> None:
+        """Let the figures be computed where the model is."""
+        self.figures.to(self.trainer.strategy.root_device)
+
+    # Loss
+
+    def rewards(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Of the chosen and of the rejected answers: (batch,) each, float32."""
+        if "answer_ids" not in batch:
+            raise ParleyError(
+                "RewardModule learns from pairs of answers; give PreferenceDataModule, or another Module for this data."
+            )
+        with head_in_float32(self.policy):
+            logits = self.policy(
+                input_ids=batch["answer_ids"], attention_mask=batch["answer_mask"], **self._options
+            ).logits
+        chosen, rejected = logits.squeeze(-1).float().chunk(2)
+        return chosen, rejected
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """The mean over the pairs of all processes and accumulated batches: a run's losses don't depend on the cut."""
+        chosen, rejected = self.rewards(batch)
+        losses = bradley_terry_loss(
+            chosen,
+            rejected,
+            batch["margin"],
+            label_smoothing=self.label_smoothing,
+            center_coefficient=self.center_rewards_coefficient,
+        )
+        real = ~torch.tensor(batch["is_filler"], device=losses.device)
+        with torch.no_grad():
+            margins = torch.where(real, chosen - rejected, 0.0)
+            seen = torch.stack([real.sum(), ((chosen > rejected) & real).sum(), margins.sum()])
+        if self.trainer.world_size > 1:
+            seen = self.trainer.strategy.reduce(seen, reduce_op="sum")
+        # The strategy averages gradients over processes; this undoes it.
+        loss_sum = torch.where(real, losses, 0.0).sum() * self.trainer.world_size
+        loss, shown = self._mean.add(loss_sum, seen[0])
+        self._seen = seen if self._seen is None else self._seen + seen
+        self.log("train/loss", shown, prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
+        pairs, right, margin = self._seen.unbind()
+        self.log_dict({"train/accuracy": right / pairs, "train/margin": margin / pairs}, batch_size=1)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradients those of the step's mean, and see that there is one."""
+        self._seen = None
+        loss = self._mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
+        if loss is not None:
+            self._breakdown.note(loss, self.trainer)
+
+    def tokens(self, batch: PreferenceBatch) -> Tensor:
+        """Tokens that the last training step read, padding left out."""
+        return batch["answer_mask"].sum()
+
+    # Evaluation
+
+    def _evaluate(self, batch: PreferenceBatch) -> dict[str, list[float]]:
+        chosen, rejected = self.rewards(batch)
+        losses = bradley_terry_loss(chosen, rejected, batch["margin"])
+        real = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
+        self.figures.update([batch["index"][row] for row in real], chosen[real], rejected[real], losses[real])
+        return {"chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, list[float]]:
+        """Both rewards of each pair, for the figures and for the callbacks."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, list[float]]:
+        """As in validation."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, list[float]]:
+        """Both rewards of each pair."""
+        chosen, rejected = self.rewards(batch)
+        return {"chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start anew."""
+        self.figures.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start anew."""
+        self.figures.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self.log_dict({f"val/{name}": figure for name, figure in self.figures.compute().items()})
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole split."""
+        self.log_dict({f"test/{name}": figure for name, figure in self.figures.compute().items()})
