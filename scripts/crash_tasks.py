@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.crash_processes import ROOT
 
+SAMPLE = ROOT / "src" / "datamodules" / "sample"
 EVERY_N_STEPS = 6
 STEPS_AN_EPOCH = 48  # a multiple of the above: a checkpoint falls on an epoch's last batch, before its validation
 BATCHES_AN_ITERATION = 4  # of an online method, so that every second checkpoint falls between two of them
@@ -24,6 +26,7 @@ class Task:
         monitor: The metric of `best.ckpt`; more of it is better.
         minibatch: Of an online method: the option's name and responses on each process, where there are most.
         certain: What takes the chance out of training, where a run goes on with other random numbers.
+        learns_pairs: From preference pairs, which `write_pairs` makes.
     """
 
     architecture: str
@@ -32,6 +35,7 @@ class Task:
     monitor: str = "val/rouge1"
     minibatch: tuple[str, int] | None = None
     certain: tuple[str, ...] = ("--model.init_args.dropout", "0.0")
+    learns_pairs: bool = False
 
 
 def _online(method: str, minibatch_size: int, *own: str) -> Task:
@@ -80,6 +84,16 @@ TASKS = {
         *("--model.init_args.ppo.adaptive_kl", "true", "--model.init_args.ppo.horizon", "50"),
         *("--model.init_args.ppo.ppo_epochs", "2", "--model.init_args.ppo.use_score_norm", "false"),
     ),
+    "reward": Task(
+        "gpt2",
+        "demo/dialogsum_reward.yaml",
+        (
+            *("--model.init_args.optimizer.init_args.lr", "0.001", "--model.init_args.dropout", "0.1"),
+            *("--model.init_args.label_smoothing", "0.1"),
+        ),
+        monitor="val/margin",
+        learns_pairs=True,
+    ),
     "rloo": _groups_of_two("rloo"),
     "grpo": _groups_of_two("grpo"),
 }
@@ -105,6 +119,20 @@ class Dealing:
         return self.most // self.processes
 
 
+def pairs_of(base: Path) -> Path:
+    """Where a task's preference pairs are."""
+    return base.with_name("pairs.jsonl")
+
+
+def write_pairs(file: Path) -> None:
+    """Preference pairs of the sample: a dialogue's own summary against the next one's, with a margin."""
+    rows = [json.loads(line) for line in (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    with file.open("w", encoding="utf-8") as stream:
+        for number, (row, other) in enumerate(zip(rows, [*rows[1:], rows[0]], strict=True)):
+            pair = {"prompt": row["dialogue"], "chosen": row["summary"], "rejected": other["summary"]}
+            stream.write(json.dumps({**pair, "margin": number % 3 / 4, "id": row["fname"]}) + "\n")
+
+
 def words_of(task: Task, dealing: Dealing, *, base: Path, cache: Path, root: Path, epochs: int) -> list[str]:
     """The command line of a run.
 
@@ -119,12 +147,13 @@ def words_of(task: Task, dealing: Dealing, *, base: Path, cache: Path, root: Pat
     examples = STEPS_AN_EPOCH * BATCH_SIZE * dealing.most * dealing.accumulate
     words = [
         *("fit", "-c", str(ROOT / "configs" / task.recipe), "--model.init_args.model_name_or_path", str(base)),
-        *("--data.init_args.path", str(ROOT / "src" / "datamodules" / "sample")),
+        *("--data.init_args.path", str(pairs_of(base) if task.learns_pairs else SAMPLE)),
         *("--data.init_args.train_split", f"train[:{examples // (BATCHES_AN_ITERATION if task.minibatch else 1)}]"),
         *("--data.init_args.batch_size", str(BATCH_SIZE * dealing.times)),
-        *("--data.init_args.validation_split", "validation[:4]", "--data.init_args.cache_dir", str(cache)),
+        *("--data.init_args.validation_split", "train[764:]" if task.learns_pairs else "validation[:4]"),
+        *("--data.init_args.cache_dir", str(cache)),
         *("--data.init_args.max_source_length", "48", "--data.init_args.max_target_length", "16"),
-        *("--model.init_args.generation.max_new_tokens", "4"),
+        *(() if task.learns_pairs else ("--model.init_args.generation.max_new_tokens", "4")),
         *("--trainer.accelerator", "cpu", "--trainer.devices", str(dealing.processes)),
         *("--trainer.max_epochs", str(epochs), "--trainer.log_every_n_steps", "1"),
         *("--trainer.logger+=RunLogger", "--trainer.logger.save_dir", str(root), "--trainer.logger.name", ""),

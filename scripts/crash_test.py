@@ -39,7 +39,9 @@ from scripts.crash_tasks import (  # noqa: E402
     STEPS_AN_EPOCH,
     TASKS,
     Dealing,
+    pairs_of,
     words_of,
+    write_pairs,
 )
 from src.callbacks.storage import is_whole  # noqa: E402
 from src.commands.output import show  # noqa: E402
@@ -109,6 +111,8 @@ class CrashTest:
         architecture = TASKS[self.arguments.task].architecture
         words = ["init", "--architecture", architecture, "--output", str(self.directory / "base"), *SIZES.split()]
         self._finish(self._spawn(words, self.directory / "init.log"))
+        if TASKS[self.arguments.task].learns_pairs:
+            write_pairs(pairs_of(self.directory / "base"))
 
     @property
     def _epochs(self) -> int:

@@ -78,8 +78,10 @@ def load_adapter(
     path = Path(directory) / BASE_FILE
     record = read_json(path) if path.is_file() else {}
     if record.get("outputs") != base.outputs:
-        kind = "of a language model" if base.outputs is not None else "of a reward model"
-        raise ParleyError(f"the adapter {directory} is {kind}, which this is not; merge it into its base first.")
+        told = "is a language model's; fold it into its base first (parley export --merge)"
+        if base.outputs is None:
+            told = "is a reward model's, which answers nothing; give another"
+        raise ParleyError(f"the adapter {directory} {told}.")
     if record.get("fingerprint") not in (None, base.fingerprint):
         raise ParleyError(
             f"the adapter {directory} was trained on {record.get('name')}, whose weights differ from those of "

@@ -184,10 +184,7 @@ def _fresh(model: PreTrainedModel, report: dict[str, Any], name: str, outputs: i
     """What of a classifier is not in its base's files; nothing of a language model may be missing there."""
     missing, odd = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
     if outputs is not None:
-        fresh = fresh_modules(model, missing, [key for key, *_ in odd])
-        if fresh:
-            logger.info("%s has no %s with %d output(s): fresh ones are trained.", name, ", ".join(fresh), outputs)
-        return fresh
+        return fresh_modules(model, missing, [key for key, *_ in odd])
     if odd:
         key, there, wanted = odd[0]
         raise ParleyError(

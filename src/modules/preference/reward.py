@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from src.contracts import PreferenceBatch
 from src.errors import ParleyError
 from src.metrics.pairs import PairFigures
 from src.models.classifiers import head_in_float32
+from src.models.fingerprint import base_record
 from src.models.texts_to_classify import Text, check_text, load_classifier_tokenizer
 from src.models.tying import base_model
 from src.modules.base import ModelModule
@@ -22,6 +24,7 @@ from src.modules.supervised.token_mean import TokenMean
 from src.ranges import NOT_NEGATIVE, SHARE, refuse_outside
 from src.rl.bradley_terry import bradley_terry_loss
 
+log = logging.getLogger(__name__)
 RANGES = {"label_smoothing": SHARE, "center_rewards_coefficient": NOT_NEGATIVE}
 
 
@@ -77,6 +80,8 @@ class RewardModule(ModelModule):
             return
         super().configure_model()
         base = base_model(self.policy)
+        if fresh := base_record(base).fresh:
+            log.info("%s has no reward head: %s is fresh.", self.model_name_or_path, ", ".join(fresh))
         base.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         takes_cache = "use_cache" in inspect.signature(base.forward).parameters
         self._options: dict[str, Any] = {"use_cache": False} if takes_cache else {}

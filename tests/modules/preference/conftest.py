@@ -47,7 +47,9 @@ def batch_of() -> Callable[..., PreferenceBatch]:
         reader = load_reader(str(base))
         prompts, chosen, rejected, margins = zip(*(PAIRS[row] for row in rows), strict=True)
         ids = [
-            ids for side in (chosen, rejected) for ids in reader.ids(texts_to_score(prompts, side, "prompt_and_response"))
+            ids
+            for side in (chosen, rejected)
+            for ids in reader.ids(texts_to_score(prompts, side, "prompt_and_response"))
         ]
         answer_ids, answer_mask = pad(ids, reader.tokenizer.pad_token_id)
         nothing = torch.zeros(len(rows), 0, dtype=torch.long)

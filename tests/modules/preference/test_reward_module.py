@@ -17,7 +17,6 @@ from src.models.texts_to_classify import load_reader, texts_to_score
 from src.models.value_head import ValueHead
 from src.modules import RewardModule
 from src.rewards import ClassifierReward
-
 from tests.modules.preference.conftest import KINDS, PAIRS
 
 
@@ -70,18 +69,16 @@ def test_rewards_and_training_loss_are_brute_force_s(base, loader_of, tmp_path, 
     reader = load_reader(path)
     sides = [reader.ids(texts(side)) for side in (1, 2)]
     rows = [0, 1, 2, 3, 5]  # 4 is a filler
-    rewards = []
-    for ids in sides:
-        rewards.append(torch.cat([module.model(input_ids=torch.tensor([ids[row]])).logits[:, 0] for row in rows]))
+    rewards = [
+        torch.cat([module.model(input_ids=torch.tensor([ids[row]])).logits[:, 0] for row in rows]) for ids in sides
+    ]
     margins = torch.tensor([PAIRS[row][3] for row in rows])
     probability = (rewards[0] - rewards[1] - margins).sigmoid()
     losses = -0.9 * probability.log() - 0.1 * (1 - probability).log() + 0.01 * (rewards[0] + rewards[1]) ** 2
     trained = [parameter for parameter in module.model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(losses.mean(), trained, allow_unused=True)
     module.zero_grad()
-    trainer = fit(
-        module, loader_of(path, [[0, 1, 2], [4, 3], [5]], fillers=(4,)), tmp_path, accumulate_grad_batches=3
-    )
+    trainer = fit(module, loader_of(path, [[0, 1, 2], [4, 3], [5]], fillers=(4,)), tmp_path, accumulate_grad_batches=3)
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(losses.mean().item(), abs=1e-5)
     right = (rewards[0] > rewards[1]).float().mean().item()
     assert trainer.callback_metrics["train/accuracy"].item() == pytest.approx(right)
@@ -203,9 +200,12 @@ def test_a_reward_model_answers_nothing_in_one_line(base, loader_of, tmp_path, c
     trainer = fit(module, loader_of(base("gpt2"), [[0, 1]]), tmp_path)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     main(["export", "--checkpoint", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "out")])
-    for model in ("run.ckpt", "out"):
+    adapted = configured(base("gpt2"), lora=LoraConfig(r=2))
+    fit(adapted, loader_of(base("gpt2"), [[0, 1]]), tmp_path).save_checkpoint(tmp_path / "lora.ckpt")
+    main(["export", "--checkpoint", str(tmp_path / "lora.ckpt"), "--output", str(tmp_path / "adapter")])
+    for model in ("run.ckpt", "out", "lora.ckpt", "adapter"):
         capsys.readouterr()
-        assert main(["generate", "--model", str(tmp_path / model), "--prompt", "good day"]) == 2
+        assert main(["generate", str(tmp_path / model), "--prompt", "good day"]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1
         assert "answers nothing" in said[0]
