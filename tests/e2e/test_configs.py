@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ FOLDERS = (CONFIGS, CONFIGS / "better", CONFIGS / "demo")
 RECIPES = sorted({file for folder in FOLDERS for file in folder.glob("*.yaml")} - {CONFIGS / "callbacks.yaml"})
 TRAINERS = sorted(CONFIGS.glob("trainer/*.yaml"))
 LOGGERS = sorted(CONFIGS.glob("logger/*.yaml"))
-ARCHITECTURES = {"Seq2SeqModule": "t5", "CausalLMModule": "gpt2"}
+ARCHITECTURES = {"Seq2SeqModule": "t5", "CausalLMModule": "gpt2", "RewardModule": "gpt2"}
 
 
 def name(path: Path) -> str:
@@ -36,6 +37,10 @@ def test_recipe_trains_a_step(parley, tiny_base, sample, tmp_path, recipe):
     if config["data"]["class_path"] == "ChatbotDataModule":
         data = tmp_path / "chat.csv"
         data.write_text("\n".join(["Q,A,label", *(f"{n}시에 뭐 해?,{n}시에는 쉬어요.,0" for n in range(80))]))
+    if config["data"]["class_path"] == "PreferenceDataModule":
+        data = tmp_path / "pairs.jsonl"
+        pairs = [{"prompt": f"Why {n}?", "chosen": f"{n} it is.", "rejected": "No."} for n in range(80)]
+        data.write_text("\n".join(map(json.dumps, pairs)))
     assert config["model"]["init_args"]["model_name_or_path"]
     words = ["-c", recipe, "--model.init_args.model_name_or_path", base, "--data.init_args.path", data]
     if config["model"]["init_args"].get("gguf_file"):
@@ -44,7 +49,9 @@ def test_recipe_trains_a_step(parley, tiny_base, sample, tmp_path, recipe):
         words += ["--data.init_args.format", "plain"]
     if "target_modules: [q, v]" in recipe.read_text() and architecture != "t5":
         words += ["--model.init_args.lora.target_modules", "all-linear"]
-    words += ["--model.init_args.generation.max_new_tokens", "4", "--data.init_args.batch_size", "2"]
+    if config["model"]["class_path"] != "RewardModule":  # which generates nothing
+        words += ["--model.init_args.generation.max_new_tokens", "4"]
+    words += ["--data.init_args.batch_size", "2"]
     assert parley("fit", *words, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu") == 0
 
 
