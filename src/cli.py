@@ -31,6 +31,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "compare": "several models on the same examples, side by side, with ROUGE and differences",
     "reward": "what a reward says of texts, or of two columns of a file",
+    "inspect": "what is in a model, an adapter or a checkpoint",
     "tokenize": "what a tokenizer makes of texts, token by token",
     "score": "ROUGE of a predictions file, several columns side by side",
     "prefer": "preference pairs of a model's own answers, by any reward",
