@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +27,7 @@ from src.ranges import COUNT
 from src.rewards import Reward
 from src.rl.config import OnlineConfig
 from src.rl.masked import masked_mean
+from src.rl.pooling import pooled_means
 from src.rl.rollout import Rollout
 from src.rl.stats import rollout_stats
 
@@ -36,11 +39,13 @@ class MethodLoss(NamedTuple):
 
     Attributes:
         total: Shape (), with gradient: the mean over the method's `unit`.
-        stats: Figures to log, each of shape () and without gradient.
+        stats: Figures to log, each of shape () and without gradient: means over the method's `unit`.
+        token_stats: The same, means over response tokens.
     """
 
     total: Tensor
     stats: dict[str, Tensor]
+    token_stats: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class OnlineModule(PolicyModule):
@@ -179,7 +184,7 @@ class OnlineModule(PolicyModule):
         )
         self._learns = not is_over and not minibatch.is_idle
         if not self._learns:
-            self._log_minibatch({})
+            self._log_minibatch(None, minibatch)
             return self._nothing()
         minibatch = replace(minibatch, rollout=minibatch.rollout.to(self.device))
         # 3. What the policy says of them now, and what the method makes of it.
@@ -188,7 +193,7 @@ class OnlineModule(PolicyModule):
         loss = self.loss(minibatch, new)
         torch.clear_autocast_cache()
         # 4. Figures, and whether the policy has gone far enough.
-        self._log_minibatch(loss.stats)
+        self._log_minibatch(loss, minibatch)
         self._stop_if_far(minibatch.rollout, new)
         self._tokens = minibatch.rollout.response_mask.sum()
         # A loss that is not finite must not have a gradient that is.
@@ -231,7 +236,8 @@ class OnlineModule(PolicyModule):
             return
         kl = masked_mean((rollout.logprobs - new.logprobs).detach(), rollout.response_mask)
         if self.trainer.world_size > 1:
-            kl = self.trainer.strategy.reduce(kl, reduce_op="mean")
+            kl, tokens = self._of_all_processes(torch.stack([kl, rollout.response_mask.sum()])).T
+            kl = pooled_means({"kl": kl}, tokens)["kl"]
         if float(kl) > 1.5 * self.config.target_kl:
             self.buffer.stop()
 
@@ -285,18 +291,41 @@ class OnlineModule(PolicyModule):
 
     # Watching
 
-    def _log_minibatch(self, stats: dict[str, Tensor]) -> None:
-        """The iteration's figures, and the mean over processes of each of the minibatch's."""
+    def _log_minibatch(self, loss: MethodLoss | None, minibatch: Minibatch) -> None:
+        """The iteration's figures, and the minibatch's, of all processes together."""
         shown: dict[str, Any] = {
             name: self._figures[name] for name in ("env/reward_mean", "objective/kl") if name in self._figures
         }
         self.log_dict(shown, prog_bar=True, batch_size=1)
         self.log_dict({name: value for name, value in self._figures.items() if name not in shown}, batch_size=1)
-        if stats:
-            figures = torch.stack([figure.float() for figure in stats.values()])
-            if self.trainer.world_size > 1:
-                figures = self.trainer.strategy.reduce(figures, reduce_op="mean")
-            self.log_dict(dict(zip(stats, figures, strict=True)), batch_size=1)
+        if loss is None:
+            return
+        stats = {**loss.stats, **loss.token_stats}
+        if self.trainer.world_size > 1:
+            tokens = minibatch.rollout.response_mask.sum()
+            own = torch.stack([tokens.new_tensor(minibatch.weight, dtype=torch.float32), tokens, *stats.values()])
+            weights, counts, *figures = self._of_all_processes(own).T
+            named = dict(zip(stats, figures, strict=True))
+            stats = self.pool({name: named[name] for name in loss.stats}, weights, counts)
+            stats |= pooled_means({name: named[name] for name in loss.token_stats}, counts)
+        self.log_dict({name: figure.float() for name, figure in stats.items()}, batch_size=1)
+
+    def pool(self, stats: dict[str, Tensor], weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """A minibatch's `stats` on all processes together; for a method to say where they are more than means.
+
+        Args:
+            stats: Of shape (processes,) each.
+            weights: Shape (processes,): each one's share of what the method's `unit` is.
+            tokens: Shape (processes,): response tokens of each.
+
+        Returns:
+            Of shape () each.
+        """
+        return pooled_means(stats, weights)
+
+    def _of_all_processes(self, own: Tensor) -> Tensor:
+        """A row of each process's figures: from shape (figures,) to (processes, figures)."""
+        return self.trainer.strategy.all_gather(own.detach().float())
 
     def rollout_records(self) -> list[RolloutRecord]:
         """The responses of all processes, of the iteration that the last training step began; none of any other."""

@@ -94,8 +94,8 @@ class GRPOModule(OnlineModule):
         entropy = masked_mean(new.entropy, mask)
         return MethodLoss(
             loss - config.entropy_coef * entropy,
+            {"grpo/loss": loss.detach()},
             {
-                "grpo/loss": loss.detach(),
                 "grpo/entropy": entropy.detach(),
                 "grpo/clip_ratio_low": masked_mean(tokens.low.float(), mask),
                 "grpo/clip_ratio_high": masked_mean(tokens.high.float(), mask),

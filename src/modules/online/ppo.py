@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from src.models.policy import TokenFigures
 from src.models.tying import hidden_size
 from src.models.value_head import ValueHead
@@ -16,6 +18,7 @@ from src.rl.config import PPOConfig
 from src.rl.kl import sequence_kl
 from src.rl.losses import ppo_loss
 from src.rl.masked import masked_mean
+from src.rl.pooling import pool_ppo_stats
 from src.rl.rollout import Rollout
 
 
@@ -90,6 +93,11 @@ class PPOModule(OnlineModule):
             ratio_threshold=config.ratio_threshold,
         )
         return MethodLoss(loss.total, {f"ppo/{name}": figure for name, figure in loss.stats.items()})
+
+    def pool(self, stats: dict[str, Tensor], weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Variances and the greatest ratio among them."""
+        pooled = pool_ppo_stats({name.removeprefix("ppo/"): figure for name, figure in stats.items()}, tokens)
+        return {f"ppo/{name}": figure for name, figure in pooled.items()}
 
     def state(self) -> dict[str, Any]:
         """With the KL controller's."""

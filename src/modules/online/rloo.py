@@ -73,8 +73,8 @@ class RLOOModule(OnlineModule):
             loss - config.entropy_coef * entropy,
             {
                 "rloo/loss": loss.detach(),
-                "rloo/entropy": entropy.detach(),
                 "rloo/clip_ratio_low": responses.low.float().mean(),
                 "rloo/clip_ratio_high": responses.high.float().mean(),
             },
+            {"rloo/entropy": entropy.detach()},
         )

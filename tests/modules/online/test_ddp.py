@@ -24,12 +24,13 @@ from src.modules.online.rloo import RLOOConfig
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
 
-base, sample, out, examples, devices, method = sys.argv[1:]
-devices = int(devices)
+base, sample, out, examples, devices, method, accumulate = sys.argv[1:]
+devices, accumulate = int(devices), int(accumulate)
+size = 2 // (devices * accumulate)  # minibatches hold twice as much where there are half as many
 METHODS = {
-    "ppo": (PPOModule, {"ppo": PPOConfig(ppo_epochs=2, minibatch_size=2, use_score_scaling=True, horizon=50)}),
-    "rloo": (RLOOModule, {"rloo": RLOOConfig(num_iterations=2, num_generations=4, minibatch_size=8, beta=0.1)}),
-    "grpo": (GRPOModule, {"grpo": GRPOConfig(num_iterations=2, num_generations=4, minibatch_size=8, beta=0.1)}),
+    "ppo": (PPOModule, {"ppo": PPOConfig(ppo_epochs=2, minibatch_size=2 * size, use_score_scaling=True, horizon=50)}),
+    "rloo": (RLOOModule, {"rloo": RLOOConfig(num_iterations=2, num_generations=4, minibatch_size=8 * size, beta=0.1)}),
+    "grpo": (GRPOModule, {"grpo": GRPOConfig(num_iterations=2, num_generations=4, minibatch_size=8 * size, beta=0.1)}),
 }
 
 class Watch(Callback):
@@ -67,7 +68,7 @@ if __name__ == "__main__":
     )
     Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
-        accumulate_grad_batches=2 // devices, enable_checkpointing=False,
+        accumulate_grad_batches=accumulate, enable_checkpointing=False,
         logger=RunLogger(out, name="run"), callbacks=[BeforeAfterTable(), Watch()], log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     ).fit(module, data)
@@ -76,12 +77,12 @@ if __name__ == "__main__":
 """
 
 
-def run(path, base, sample, examples, devices, method="ppo"):
+def run(path, base, sample, examples, devices, method="ppo", accumulate=1):
     """Train in processes of their own, which share a global batch; their records, by rank."""
     path.mkdir()
     script = path / "script.py"
     script.write_text(SCRIPT)
-    words = [sys.executable, *map(str, (script, base, sample, path, examples, devices, method))]
+    words = [sys.executable, *map(str, (script, base, sample, path, examples, devices, method, accumulate))]
     # A seed that another test has left in the environment is taken by DDP alone.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
     environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -97,7 +98,7 @@ def run(path, base, sample, examples, devices, method="ppo"):
 def test_two_processes_learn_what_one_learns(tiny_base, sample, tmp_path, architecture, method):
     """Thirteen prompts: one process accumulates two minibatches; the last batch is three and two prompts."""
     base = tiny_base(architecture)
-    (one,) = run(tmp_path / "one", base, sample, 13, devices=1, method=method)
+    (one,) = run(tmp_path / "one", base, sample, 13, devices=1, method=method, accumulate=2)
     two, _ = run(tmp_path / "two", base, sample, 13, devices=2, method=method)
     alone, together = (torch.load(tmp_path / name / "trained0.pt") for name in ("one", "two"))
     for name, tensor in alone.items():
@@ -109,6 +110,22 @@ def test_two_processes_learn_what_one_learns(tiny_base, sample, tmp_path, archit
             assert other == pytest.approx(mine, abs=1e-3)
         for name in ("objective/kl", "objective/entropy", "env/reward_mean", "tokens/responses_len_mean"):
             assert second["logged"][name] == pytest.approx(first["logged"][name], abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
+def test_two_processes_log_what_one_logs(tiny_base, sample, tmp_path, method):
+    """One process has minibatches twice as large; the last five prompts are three and two, of several lengths."""
+    base = tiny_base("t5")
+    (one,) = run(tmp_path / "one", base, sample, 13, devices=1, method=method)
+    two, _ = run(tmp_path / "two", base, sample, 13, devices=2, method=method)
+    assert len(one) == len(two)
+    for first, second in zip(one, two, strict=True):
+        mine, other = (
+            {n: v for n, v in row["logged"].items() if n.startswith(f"{method}/")} for row in (first, second)
+        )
+        assert len(mine) > 3
+        assert other == pytest.approx(mine, rel=1e-3, abs=2e-5, nan_ok=True)
 
 
 @pytest.mark.slow
