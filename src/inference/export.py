@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_config
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -21,6 +20,7 @@ from src.callbacks.storage import read_checkpoint
 from src.errors import ParleyError
 from src.models.adapters import refuse_code, save_adapter
 from src.models.fingerprint import base_record
+from src.models.finite import refuse_not_finite
 from src.models.loading import fit_embeddings, load_config, load_model, load_state, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
 from src.models.saving import save_model
@@ -56,12 +56,6 @@ def restore(path: str | Path, *, base_model: str | None = None, trust_remote_cod
     Raises:
         ParleyError: The base is not to be found, or is another one; or weights are not finite.
     """
-    restored = _restore(path, base_model, trust_remote_code)
-    refuse_not_finite(restored.model, str(path))
-    return restored
-
-
-def _restore(path: str | Path, base_model: str | None, trusted: bool) -> Restored:
     checkpoint = read_checkpoint(path, mmap=True)
     description, saved = checkpoint["parley"], checkpoint["parley"]["base"]
     outputs = description.get("outputs")  # of a reward model
@@ -71,24 +65,25 @@ def _restore(path: str | Path, base_model: str | None, trusted: bool) -> Restore
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(MODEL_PREFIX)
     }
+    refuse_not_finite(state.items(), str(path))
     if adapter is None:
         with reading("the model", str(path)):
-            config = _config(description["config"], base, trusted)
-            tokenizer = _tokenizer(base, config, outputs, gguf_file, trusted)
-            model = model_from_config(config, outputs=outputs, trust_remote_code=trusted)
+            config = _config(description["config"], base, trust_remote_code)
+            tokenizer = _tokenizer(base, config, outputs, gguf_file, trust_remote_code)
+            model = model_from_config(config, outputs=outputs, trust_remote_code=trust_remote_code)
             load_state(model, state)
             if settings := description.get("generation"):  # older checkpoints have none
                 model.generation_config = GenerationConfig.from_dict(settings)
         return Restored(model.eval(), tokenizer, base)
-    foundation = load_model(base, gguf_file=gguf_file, outputs=outputs, trust_remote_code=trusted)
-    tokenizer = _tokenizer(base, foundation.config, outputs, gguf_file, trusted)
+    foundation = load_model(base, gguf_file=gguf_file, outputs=outputs, trust_remote_code=trust_remote_code)
+    tokenizer = _tokenizer(base, foundation.config, outputs, gguf_file, trust_remote_code)
     if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != saved.get("fingerprint"):
         raise ParleyError(
             f"the checkpoint's adapter was trained on {saved['name']!r}, and {base!r} has other weights; "
             "give the base model that it was trained on with --base-model."
         )
     fit_embeddings(foundation, tokenizer)
-    if not trusted:
+    if not trust_remote_code:
         refuse_code(adapter, str(path))
     with reading("the adapter", str(path)):
         adapted = add_lora(foundation, _adapter_config(adapter))
@@ -120,24 +115,6 @@ def _config(saved: dict[str, Any], base: str, trusted: bool) -> PreTrainedConfig
     config = type(of_base)(**options)
     config.name_or_path, config.auto_map = of_base.name_or_path, of_base.auto_map  # where the code is
     return config
-
-
-def refuse_not_finite(model: nn.Module, name: str) -> None:
-    """Refuse a model that could say nothing: one NaN makes every answer of NaN.
-
-    Args:
-        model: With its weights.
-        name: What the user called it.
-
-    Raises:
-        ParleyError: A weight is NaN or infinite.
-    """
-    for place, weight in model.named_parameters():
-        if broken := int((~weight.isfinite()).sum()):
-            raise ParleyError(
-                f"the weights of {name} are not finite: {place} holds {broken:,} NaN or infinite values; give an "
-                "earlier checkpoint, or another model."
-            )
 
 
 def _adapter_config(options: dict[str, Any]) -> PeftConfig:

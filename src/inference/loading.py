@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
-from src.inference.export import refuse_not_finite, restore
+from src.inference.export import restore
 from src.models.classifiers import is_classifier
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import can_merge, merge_lora
@@ -101,7 +101,6 @@ def load_finished(
                 trust_remote_code=trust_remote_code,
             )
             tokenizer = load_tokenizer(name_or_path, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
-            refuse_not_finite(model, name_or_path)
     if isinstance(model, PeftModel) and can_merge(model):
         model = merge_lora(model)
     nn.Module.to(model, device=where, dtype=weights)

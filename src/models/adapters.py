@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.models.fingerprint import BaseRecord, base_record
+from src.models.finite import refuse_not_finite
 from src.models.saving import fresh_directory, rewrite_json, save_tokenizer
 from src.models.sources import BASE_FILE, FOREIGN_CODE, is_adapter, read_json, reading
 from src.models.tokenizer import fit_embeddings
@@ -73,7 +75,8 @@ def load_adapter(
         is_trainable: Whether the adapter's weights take gradients.
 
     Raises:
-        ParleyError: When the adapter was trained on another base (with the names of both), or cannot be read.
+        ParleyError: When the adapter was trained on another base (with the names of both), cannot be read, or has
+            weights that are not finite.
     """
     path = Path(directory) / BASE_FILE
     record = read_json(path) if path.is_file() else {}
@@ -90,7 +93,17 @@ def load_adapter(
     if record.get("rows", math.inf) > embedding_matrix(model).shape[0]:
         fit_embeddings(model, tokenizer)
     with reading("the adapter", str(directory)):
-        return PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+    refuse_not_finite(_own_weights(adapted, base.rows).items(), str(directory))
+    return adapted
+
+
+def _own_weights(model: PeftModel, rows: int) -> dict[str, Tensor]:
+    """What an adapter's directory holds: embeddings too where they have grown from so many rows."""
+    # PEFT would find out by itself whether they have, but asks the hub for it, and waits where it does not answer.
+    has_grown = embedding_matrix(base_model(model)).shape[0] != rows
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=has_grown)
+    return weights
 
 
 def classifier_outputs(directory: str | Path) -> int | None:

@@ -30,6 +30,7 @@ from src.errors import ParleyError
 from src.models.adapters import load_adapter, refuse_code
 from src.models.classifiers import check_classifiable, drawn_from, fresh_modules, says_classifier
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
+from src.models.finite import refuse_not_finite
 from src.models.sources import adapter_base, is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
 from src.models.tying import head_is_tied, load_state, settle_head, untie_head, wants_untied_head
@@ -134,7 +135,8 @@ def load_model(
         The model in evaluation mode: a `PeftModel` for an adapter directory.
 
     Raises:
-        ParleyError: When anything cannot be found or read, or an adapter was trained on another base.
+        ParleyError: When anything cannot be found or read, has weights that are not finite, or an adapter was trained
+            on another base.
     """
     if is_adapter(name_or_path):
         base, base_gguf = (base_model, None) if base_model else adapter_base(name_or_path)
@@ -173,7 +175,7 @@ def load_model(
         )
     model, report = loaded
     fresh = _fresh(model, report, name, outputs)
-    _refuse_broken(model, name)
+    refuse_not_finite(model.named_parameters(), name)
     settle_head(model, untied=_file_says_untied(name))
     rounded = dtype not in (None, torch.float32)
     record_base(model, gguf_file, rounded=rounded, trusted=trust_remote_code, outputs=outputs, fresh=fresh)
@@ -195,16 +197,6 @@ def _fresh(model: PreTrainedModel, report: dict[str, Any], name: str, outputs: i
     if missing:
         raise ParleyError(f"the weights of {name} are incomplete: {len(missing)} are missing, {missing[0]} among them.")
     return ()
-
-
-def _refuse_broken(model: PreTrainedModel, name: str) -> None:
-    """Refuse weights that nothing can come of."""
-    broken = [key for key, weight in model.named_parameters() if not bool(weight.isfinite().all())]
-    if broken:
-        raise ParleyError(
-            f"the weights of {name} are not finite: {len(broken)} hold NaN or infinity, {broken[0]} among them; "
-            "give an earlier or another model."
-        )
 
 
 def model_from_config(

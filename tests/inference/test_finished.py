@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from src.errors import ParleyError
 from src.inference.loading import load_finished
@@ -54,6 +55,30 @@ def test_weights_in_half_precision(forms: Callable[[str], dict[str, Path]]) -> N
     for place in forms("t5").values():
         finished = load_finished(str(place), device="cpu", dtype="bfloat16")
         assert {parameter.dtype for parameter in finished.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "whole checkpoint", "adapter", "directory"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_said_of_what_has_it(
+    forms: Callable[[str], dict[str, Path]], tmp_path: Path, form: str, value: float
+) -> None:
+    place = forms("t5")[form]
+    broken = tmp_path / place.name
+    if place.is_file():
+        content = torch.load(place, weights_only=True)
+        name = sorted(content["state_dict"])[-1]
+        content["state_dict"][name].view(-1)[0] = value
+        content.pop("digest", None)
+        torch.save(content, broken)
+    else:
+        shutil.copytree(place, broken)
+        (file,) = broken.glob("*.safetensors")
+        weights = load_file(file)
+        weights[sorted(weights)[-1]].view(-1)[0] = value
+        save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ParleyError, match=r"weights.* not finite.* 1 NaN") as error:
+        load_finished(str(broken), device="cpu")
+    assert str(broken) in str(error.value)
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(
