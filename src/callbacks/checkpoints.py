@@ -134,6 +134,8 @@ class Checkpoints(Checkpoint):
         if self.monitor is None or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
+        if score is None and trainer.sanity_checking and not self.monitor.startswith("val"):
+            return  # of training, which is to come
         if score is None:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ParleyError(

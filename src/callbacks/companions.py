@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -9,6 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationSched
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from src.errors import ParleyError
+
+log = logging.getLogger(__name__)
 
 
 def refuse_inexact(trainer: Trainer) -> None:
@@ -25,17 +30,32 @@ def refuse_inexact(trainer: Trainer) -> None:
 
 
 def refuse_unknown_metrics(trainer: Trainer) -> None:
-    """Refuse what EarlyStopping could not find, once a sanity validation has reported what there is to watch.
+    """Refuse what could not be found, once a sanity validation has reported what there is to watch.
 
     Raises:
-        ParleyError: It watches a metric of validation that there is none of.
+        ParleyError: A metric of validation is watched that there is none of.
     """
     known = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
-    for stopping in _stoppings(trainer):
-        if known and stopping.strict and stopping.monitor.startswith("val") and stopping.monitor not in known:
+    for watcher, monitor in _watched(trainer):
+        if known and monitor.startswith("val") and monitor not in known:
             raise ParleyError(
-                f"EarlyStopping watches {stopping.monitor!r}, which validation does not report; it reports "
-                f"{', '.join(known)}."
+                f"{watcher} watches {monitor!r}, which validation does not report; it reports {', '.join(known)}."
+            )
+
+
+def warn_of_unknown_metrics(trainer: Trainer) -> None:
+    """Name what is watched and a whole step has not reported; what is logged once an epoch may come yet."""
+    known = sorted(name for name in trainer.callback_metrics if not name.startswith("val"))
+    for watcher, monitor in _watched(trainer):
+        if not monitor.startswith("val") and monitor not in known:
+            nearest = difflib.get_close_matches(monitor, known, n=1)
+            hint = f" (the nearest is {nearest[0]!r})" if nearest else ""
+            log.warning(
+                "%s watches %r, which this step has not reported%s; the run ends at its next validation if nothing "
+                "does until then.",
+                watcher,
+                monitor,
+                hint,
             )
 
 
@@ -61,6 +81,15 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 def _stoppings(trainer: Trainer) -> list[EarlyStopping]:
     return [callback for callback in _callbacks(trainer) if isinstance(callback, EarlyStopping)]
+
+
+def _watched(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    """Who watches which metric, and does not go on without it."""
+    schedules = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    for watcher in [*_callbacks(trainer), *schedules]:
+        monitor = getattr(watcher, "monitor", None)
+        if monitor is not None and getattr(watcher, "strict", True):
+            yield type(getattr(watcher, "scheduler", watcher)).__name__, monitor
 
 
 def _has_stopped(stopping: EarlyStopping) -> bool:

@@ -8,13 +8,20 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.callbacks.companions import go_on, keep_patience, refuse_inexact, refuse_unknown_metrics
+from src.callbacks.companions import (
+    go_on,
+    keep_patience,
+    refuse_inexact,
+    refuse_unknown_metrics,
+    warn_of_unknown_metrics,
+)
 from src.callbacks.csv_logger import RunLogger
 from src.callbacks.rng import rng_state, set_rng_state
 from src.callbacks.wandb_logger import WandbRun
 from src.contracts import LearnsFromRollouts
 from src.internals import (
     convert_saved_batches,
+    is_accumulating,
     logged_step,
     mend_loops,
     mend_saved_loops,
@@ -61,6 +68,7 @@ class ExactResume(Callback):
         self._trainer: Trainer | None = None
         self._restored: dict[str, Any] | None = None
         self._rng_before_validation: dict[str, Any] | None = None
+        self._made_a_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember the trainer: Lightning asks for the state without it."""
@@ -90,6 +98,14 @@ class ExactResume(Callback):
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that what is watched is there, before an epoch is trained in vain."""
         refuse_unknown_metrics(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the first whole step, see whether it has what is watched."""
+        if not self._made_a_step and not is_accumulating(trainer):
+            self._made_a_step = True
+            warn_of_unknown_metrics(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation that is broken off starts over: remember what it started with."""

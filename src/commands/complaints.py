@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from src.commands.settings import RANGES
+from src.commands.settings import RANGES, parameters_of
 from src.errors import ParleyError
 
-KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list", "tuple": "a list"}
+_NOISE = (
+    r"Does not validate|Subtypes:|Errors:|Parser key|Problem with given|Given value|"
+    r"Expected a <class '(NoneType|list|tuple)'>"
+)
 
 # Modules whose complaints are about what they were told to do, and which setting tells them.
 _BLAMED = {
@@ -75,20 +80,36 @@ def essence(message: str) -> str:
     """What a jsonargparse error says is wrong, and with which setting, as one line."""
     keys, inside = _innermost(message)
     name = ".".join(keys)
+    lines = [line.strip(" -") for line in (inside.strip() or message).splitlines()]
+    telling = [line for line in lines if line and not re.match(_NOISE, line)]
     kinds = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", inside))
     given = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value: .*)?$", inside, re.MULTILINE)
-    if keys and given and kinds.keys() & KINDS.keys() and kinds.keys() <= {*KINDS, "NoneType"}:
-        wanted = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+    is_of_numbers = bool(kinds.keys() & {"bool", "int", "float"}) or not telling
+    if keys and given and is_of_numbers and kinds.keys() & KINDS.keys() and kinds.keys() <= {*KINDS, "NoneType"}:
+        wanted = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
         value = given[1].removesuffix(".")
         return f"{name} is {'null' if value == 'None' else value}; it must be {wanted}{_range_of(keys)}"
-    noise = (
-        r"Does not validate|Subtypes:|Errors:|Parser key|Problem with given|Given value|Expected a <class 'NoneType'>"
-    )
-    lines = [line.strip(" -") for line in (inside.strip() or message).splitlines()]
-    said = next((line for line in lines if line and not re.match(noise, line)), lines[0]).rstrip(".")
-    if "required" in said:
+    said = next(iter(telling), lines[0]).rstrip(".")
+    if of_class := re.search(r"Problem with given class_path '([\w.]+)':\n *" + re.escape(said), inside):
+        said = _about_class(of_class[1], said)
+    elif of_class := re.search(r"callable class: (Option .*)\. Got value: Namespace\(class_path='([\w.]+)'", said):
+        said = _about_class(of_class[2], of_class[1])  # an optimiser or a schedule
+    elif "required" in said:
         said += "; give a recipe, such as -c configs/demo/dialogsum_seq2seq.yaml"
     return f"{name}: {said}" if name else said
+
+
+def _about_class(class_path: str, said: str) -> str:
+    """What is wrong with what a class was given, by the class's short name and with the nearest name it has."""
+    short = class_path.rpartition(".")[2]
+    if missing := re.match(r"the following arguments are required: (.+)", said):
+        return f"{missing[1]} must be given to {short}"
+    unknown = re.match(r"unrecognized arguments: -*([\w-]+)|Option '([\w-]+)' is not accepted", said)
+    if unknown is None:
+        return said
+    name = unknown[1] or unknown[2]
+    nearest = difflib.get_close_matches(name, parameters_of(class_path), n=1, cutoff=0.7)
+    return f"{short} has no setting {name}" + (f"; the nearest is {nearest[0]}" if nearest else "")
 
 
 def _innermost(message: str) -> tuple[list[str], str]:

@@ -48,6 +48,9 @@ RANGES = {
     **{f"{SCHEDULE}.{name}": POSITIVE for name in ("max_lr", "div_factor", "final_div_factor")},
     **{f"{SCHEDULE}.{name}": UNIT for name in ("factor", "end_factor", "pct_start")},
     f"{SCHEDULE}.start_factor": Range(0, most=1, above=True),
+    "model.init_args.reward.init_args.batch_size": COUNT,
+    "model.init_args.reward.init_args.max_length": COUNT,
+    "model.init_args.metrics.toxicity.init_args.batch_size": COUNT,
     "trainer.num_nodes": COUNT,
     "trainer.max_epochs": OR_NO_LIMIT,
     "trainer.max_steps": OR_NO_LIMIT,
@@ -65,6 +68,8 @@ RANGES = {
     **{f"trainer.limit_{part}_batches": NOT_NEGATIVE for part in ("train", "val", "test", "predict")},
     "trainer.callbacks.SampleTable.num_samples": NOT_NEGATIVE,
     "trainer.callbacks.EarlyStopping.patience": NOT_NEGATIVE,
+    "trainer.callbacks.GradientAccumulationScheduler.scheduling": COUNT,
+    "trainer.callbacks.GradientAccumulationScheduler.scheduling's epoch": NOT_NEGATIVE,
     "trainer.logger.init_args.flush_logs_every_n_steps": COUNT,
     "trainer.logger.RunLogger.flush_logs_every_n_steps": COUNT,
 }
@@ -74,7 +79,8 @@ class Setting(NamedTuple):
     """A leaf of the configuration.
 
     Attributes:
-        name: Dotted, from the top; a list's items are named as the list, objects in it by their class.
+        name: Dotted, from the top; a list's items are named as the list, objects in it by their class, and what an
+            epoch has as the whole of it.
         value: What it has.
         default: Its class's default; None where there is none.
     """
@@ -121,6 +127,9 @@ def _leaves(tree: Any, name: str = "", default: Any = None) -> Iterator[Setting]
             if key == "init_args" and isinstance(value, Mapping):
                 for own, argument in value.items():
                     yield from _leaves(argument, f"{inner}.{own}", defaults.get(own))
+            elif isinstance(key, int):  # figures by the epoch that they begin with
+                yield Setting(f"{name}'s epoch", key)
+                yield from _leaves(value, name)
             else:
                 yield from _leaves(value, inner)
     elif isinstance(tree, (list, tuple)):
@@ -136,8 +145,8 @@ def _leaves(tree: Any, name: str = "", default: Any = None) -> Iterator[Setting]
         yield Setting(name, tree, default)
 
 
-def _defaults(class_path: Any) -> dict[str, Any]:
-    """What the arguments of a class are where they are left out, those of its bases too."""
+def parameters_of(class_path: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of a class by name, those of its bases too; none where they cannot be looked at."""
     if not isinstance(class_path, str):
         return {}
     try:
@@ -145,5 +154,12 @@ def _defaults(class_path: Any) -> dict[str, Any]:
         makers = [vars(base)["__init__"] for base in reversed(inspect.getmro(named)) if "__init__" in vars(base)]
         parameters = [item for maker in makers for item in inspect.signature(maker).parameters.items()]
     except (ImportError, AttributeError, TypeError, ValueError):
-        return {}  # a function, or one whose arguments cannot be looked at
+        return {}  # a function, or one that is not there
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: one for name, one in parameters if name != "self" and one.kind not in unnamed}
+
+
+def _defaults(class_path: Any) -> dict[str, Any]:
+    """What the arguments of a class are where they are left out."""
+    parameters = parameters_of(class_path).items()
     return {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}

@@ -13,6 +13,7 @@ from src.errors import ParleyError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZER, SCHEDULE = "model.init_args.optimizer", "model.init_args.lr_scheduler"
 UNSEEN = {"trainer.check_val_every_n_epoch": 9}  # no validation but the sanity check at the start
+PLATEAU, ACCUMULATION = "lightning.pytorch.cli.ReduceLROnPlateau", "GradientAccumulationScheduler"
 ONE_CYCLE = {SCHEDULE: "torch.optim.lr_scheduler.OneCycleLR", f"{SCHEDULE}.init_args.max_lr": "0.1"}
 
 
@@ -34,7 +35,7 @@ def fit(tiny_base, sample, tmp_path, monkeypatch, capfd):
         }
         words = [word for name, value in (small | settings).items() for word in (f"--{name}", str(value))]
         status = main(["fit", "-c", str(CONFIGS / f"{recipe}.yaml"), *words])
-        return status, capfd.readouterr().err.strip().splitlines()[-1]
+        return status, next(reversed(capfd.readouterr().err.strip().splitlines()), "")
 
     return run
 
@@ -54,6 +55,27 @@ def fit(tiny_base, sample, tmp_path, monkeypatch, capfd):
         (
             {"trainer.callbacks": "EarlyStopping", "trainer.callbacks.monitor": "loss"},
             "conditioned on metric `loss` which is not available",
+        ),
+        (
+            UNSEEN | {SCHEDULE: PLATEAU, f"{SCHEDULE}.init_args.monitor": "val/nothing"},
+            "ReduceLROnPlateau watches 'val/nothing', which validation does not report; it reports val/",
+        ),
+        (
+            {f"{OPTIMIZER}.init_args.betas": "null"},
+            "model.optimizer.betas is null; it must be a list, 0 or more and below 1;",
+        ),
+        (
+            ONE_CYCLE | {f"{SCHEDULE}.init_args.max_lr": "null"},
+            "max_lr is null; it must be a number or a list, above 0",
+        ),
+        ({"trainer.callbacks": ACCUMULATION}, "scheduling must be given to GradientAccumulationScheduler"),
+        (
+            {"trainer.callbacks": ACCUMULATION, "trainer.callbacks.scheduling": "{0: 0}"},
+            f"trainer.callbacks.{ACCUMULATION}.scheduling is 0; it must be 1 or more.",
+        ),
+        (
+            {"trainer.callbacks": ACCUMULATION, "trainer.callbacks.scheduling": "{-1: 2}"},
+            f"trainer.callbacks.{ACCUMULATION}.scheduling's epoch is -1; it must be 0 or more.",
         ),
         ({"trainer.barebones": "true"}, "trainer.barebones leaves out"),
         ({"trainer.enable_checkpointing": "false"}, "trainer.enable_checkpointing is false"),
@@ -85,6 +107,46 @@ def test_a_setting_that_cannot_work_is_one_line(fit, settings, said):
     assert line.startswith("parley fit: ")
     assert said in line
     assert "configs/trainer/cpu.yaml" not in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "recipe", "said"),
+    [
+        (
+            "model.init_args.rlo.beta",
+            "demo/dialogsum_rloo",
+            "model: RLOOModule has no setting rlo; the nearest is rloo",
+        ),
+        ("model.init_args.rloo.betta", "demo/dialogsum_rloo", "RLOOConfig has no setting betta; the nearest is beta"),
+        (
+            "model.init_args.dropuot",
+            "dialogsum_seq2seq",
+            "Seq2SeqModule has no setting dropuot; the nearest is dropout",
+        ),
+        ("data.init_args.batchsize", "dialogsum_seq2seq", "has no setting batchsize; the nearest is batch_size"),
+        (f"{OPTIMIZER}.init_args.lrr", "dialogsum_seq2seq", "AdamW has no setting lrr; the nearest is lr"),
+        ("model.init_args.colour", "dialogsum_seq2seq", "model: Seq2SeqModule has no setting colour; `parley"),
+    ],
+)
+def test_a_misspelt_setting_is_answered_with_the_nearest(fit, setting, recipe, said):
+    status, line = fit({setting: 0.1}, recipe)
+    assert status == 2
+    assert said in line
+
+
+@pytest.mark.parametrize("watcher", ["EarlyStopping", "Checkpoints", "ReduceLROnPlateau"])
+@pytest.mark.parametrize("monitor", ["train/loss", "train/los"])
+def test_a_metric_of_training_is_missed_after_a_step(fit, caplog, watcher, monitor):
+    if watcher == "ReduceLROnPlateau":
+        settings = {SCHEDULE: PLATEAU, f"{SCHEDULE}.init_args.monitor": monitor}
+    else:
+        settings = {"trainer.callbacks": watcher, "trainer.callbacks.monitor": monitor}
+    status, _ = fit(settings | {"trainer.max_epochs": 1, "trainer.num_sanity_val_steps": 1})
+    warned = [
+        record for record in caplog.messages if f"{watcher} watches 'train/los', which this step has not" in record
+    ]
+    assert (status, len(warned)) == ((0, 0) if monitor == "train/loss" else (2, 1))
+    assert all("(the nearest is 'train/loss')" in warning for warning in warned)
 
 
 def test_a_logger_that_is_not_installed_is_one_line(fit, monkeypatch):
