@@ -6,9 +6,6 @@ python -m scripts.trial bad_inputs --only yaml model     # the kinds whose name 
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +13,8 @@ from scripts.trial import Outcome
 from scripts.trial.inputs import documents, models, numbers, options
 from scripts.trial.inputs.case import Case, what_is_wrong
 from scripts.trial.inputs.workshop import Workshop
-from scripts.trial.tools.forks import ask, import_libraries
+from scripts.trial.tools.forks import ask
+from scripts.trial.tools.part import collect, options_of, workplace
 
 TABLES = (documents, options, models, numbers)
 
@@ -34,20 +32,10 @@ def try_case(case: Case, directory: Path) -> Outcome:
 
 
 def main(words: Sequence[str]) -> list[Outcome]:
-    parser = argparse.ArgumentParser(prog="python -m scripts.trial bad_inputs", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="KIND", help="the kinds whose name begins so")
-    parser.add_argument("--verbose", action="store_true", help="each case as it is tried")
-    given = parser.parse_args(words)
-    import_libraries()
-    outcomes = []
-    with tempfile.TemporaryDirectory(prefix="parley-trial-") as temporary:
-        workshop = Workshop(Path(temporary))
+    given = options_of("bad_inputs", __doc__, only="kinds").parse_args(words)
+    with workplace() as place:
+        workshop = Workshop(place)
         workshop.prepare()
         chosen = [case for case in all_cases(workshop) if case.kind.startswith(tuple(given.only))]
-        for number, case in enumerate(chosen):
-            start = time.monotonic()
-            outcomes.append(try_case(case, workshop.root / "tried" / str(number)))
-            if given.verbose:
-                mark = "held" if outcomes[-1].held else f"NOT: {outcomes[-1].said}"
-                print(f"{time.monotonic() - start:5.1f} s  {case}: {mark}", flush=True)
-    return outcomes
+        tried = (try_case(case, place / "tried" / str(number)) for number, case in enumerate(chosen))
+        return collect(tried, verbose=given.verbose)

@@ -9,18 +9,17 @@ the losses of one run in one piece: nothing twice, nothing left out.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import random
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.trial import Outcome
 from scripts.trial.inputs.workshop import Workshop
-from scripts.trial.tools.forks import ask, import_libraries
+from scripts.trial.tools.forks import ask
+from scripts.trial.tools.part import collect, options_of, workplace
 
 GLOBAL_BATCH, EXAMPLES, EPOCHS = 8, 44, 2  # 6 steps an epoch, the last of 4 examples
 STEPS = -(-EXAMPLES // GLOBAL_BATCH) * EPOCHS
@@ -112,27 +111,30 @@ def difference(whole: Sequence[Row], chain: Sequence[Row]) -> str:
     return "" if whole else "the whole run has logged nothing"
 
 
+def try_chains(workshop: Workshop, chains: Sequence[Sequence[Link]]) -> Iterator[Outcome]:
+    """Run one in one piece, and each of the chains."""
+    go(workshop, Link(1, 1), workshop.root / "whole")
+    whole = rows_of(workshop.root / "whole")
+    for number, links in enumerate(chains):
+        directory = workshop.root / f"chain-{number}"
+        try:
+            for link in links:
+                go(workshop, link, directory)
+            wrong = difference(whole, rows_of(directory))
+        except RuntimeError as error:
+            wrong = str(error)
+        yield Outcome(" | ".join(map(str, links)), not wrong, wrong)
+
+
 def main(words: Sequence[str]) -> list[Outcome]:
-    parser = argparse.ArgumentParser(prog="python -m scripts.trial chains", description=__doc__)
+    parser = options_of("chains", __doc__)
     parser.add_argument("--chains", type=int, default=6, metavar="N", help="how many (6)")
     parser.add_argument("--length", type=int, default=4, metavar="N", help="runs of each (4)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="by which they are drawn (0)")
     given = parser.parse_args(words)
-    import_libraries()
     chance = random.Random(given.seed)
-    outcomes = []
-    with tempfile.TemporaryDirectory(prefix="parley-trial-") as temporary:
-        workshop = Workshop(Path(temporary))
+    with workplace() as place:
+        workshop = Workshop(place)
         workshop.make_bases()
-        go(workshop, Link(1, 1), workshop.root / "whole")
-        whole = rows_of(workshop.root / "whole")
-        for number in range(given.chains):
-            links, directory = draw(chance, given.length), workshop.root / f"chain-{number}"
-            try:
-                for link in links:
-                    go(workshop, link, directory)
-                wrong = difference(whole, rows_of(directory))
-            except RuntimeError as error:
-                wrong = str(error)
-            outcomes.append(Outcome(" | ".join(map(str, links)), not wrong, wrong))
-    return outcomes
+        chains = [draw(chance, given.length) for _ in range(given.chains)]
+        return collect(try_chains(workshop, chains), verbose=given.verbose)

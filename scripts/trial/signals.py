@@ -9,12 +9,10 @@ has written.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ import psutil
 
 from scripts.trial import Outcome
 from scripts.trial.inputs.workshop import ROOT, Workshop
-from scripts.trial.tools.forks import import_libraries
+from scripts.trial.tools.part import collect, options_of, workplace
 
 PATIENCE = 180.0  # seconds until a moment must have come, or an end
 GRACE = 20.0  # seconds in which every process must be gone after the first one is
@@ -229,18 +227,10 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def main(words: Sequence[str]) -> list[Outcome]:
-    parser = argparse.ArgumentParser(prog="python -m scripts.trial signals", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="the cases whose name begins so")
-    parser.add_argument("--verbose", action="store_true", help="each case as it is tried")
-    given = parser.parse_args(words)
-    import_libraries()
-    outcomes = []
-    with tempfile.TemporaryDirectory(prefix="parley-trial-") as temporary:
-        workshop = Workshop(Path(temporary))
+    given = options_of("signals", __doc__, only="cases").parse_args(words)
+    with workplace() as place:
+        workshop = Workshop(place)
         workshop.prepare()
         chosen = [case for case in cases(workshop) if case.name.startswith(tuple(given.only))]
-        for number, case in enumerate(chosen):
-            outcomes.append(try_case(case, workshop.root / "tried" / str(number)))
-            if given.verbose:
-                print(f"{case.name}: {'held' if outcomes[-1].held else f'NOT: {outcomes[-1].said}'}", flush=True)
-    return outcomes
+        tried = (try_case(case, place / "tried" / str(number)) for number, case in enumerate(chosen))
+        return collect(tried, verbose=given.verbose)

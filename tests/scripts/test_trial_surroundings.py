@@ -32,7 +32,7 @@ def not_held(outcomes: list[Outcome]) -> list[Outcome]:
 
 @pytest.mark.parametrize("command", ["export", "generate"])
 def test_flipped_bits(run: Run, tmp_path: Path, command: str):
-    outcomes = list(flip_cases(run, tmp_path / "flips", 9, 1, command))
+    outcomes = list(flip_cases(run, tmp_path / "flips", 9, 1, [command]))
     assert len(outcomes) == 9
     assert not not_held(outcomes)
 
@@ -48,7 +48,7 @@ def test_flips_are_everywhere(run: Run):
 def test_a_damaged_file_that_is_read_does_not_hold(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The trial can fail: without the digest, altered weights go through."""
     monkeypatch.setattr("src.callbacks.storage.content_digest", lambda _: ANY)
-    outcomes = list(flip_cases(run, tmp_path / "flips", 24, 2, "export"))
+    outcomes = list(flip_cases(run, tmp_path / "flips", 24, 2, ["export"]))
     assert not_held(outcomes)
 
 
@@ -60,7 +60,7 @@ def test_odd_files(run: Run, tmp_path: Path):
 
 @pytest.mark.parametrize("command", ["report", "generate jsonl"])
 def test_disks(run: Run, tmp_path: Path, command: str):
-    outcomes = list(disk_cases(run, tmp_path / "disks", command))
+    outcomes = list(disk_cases(run, tmp_path / "disks", (command,)))
     assert len(outcomes) in (1, 4)  # without permission; full, nearly full and read-only where mounting is permitted
     assert not not_held(outcomes)
 

@@ -243,12 +243,9 @@ GROUPS = [
     ),
     Group(
         "ppo",
-        "model.init_args.toxicity.init_args.",
+        "model.init_args.metrics.toxicity.init_args.",
         {"batch_size": COUNT},
-        {
-            "model.init_args.toxicity": "src.metrics.toxicity.Toxicity",
-            "model.init_args.toxicity.init_args.model_name_or_path": "none",
-        },
+        {"model.init_args.metrics.toxicity.init_args.model_name_or_path": "none"},
         is_tried=False,
     ),
 ]
@@ -265,7 +262,7 @@ def cases(workshop: Workshop) -> Iterator[Case]:
                     kind,
                     f"{group.needs.get(OPTIMIZER, '') or group.needs.get(SCHEDULE, '')} {name} {value}".strip(),
                     workshop.words(group.recipe, settings),
-                    rf"\b{name}\b.*(must|expect|has to be|should|not a valid|Invalid)",
+                    rf"\b{name}\b.*(must|[Ee]xpect|has to be|should|not a valid|Invalid)|must.*\b{name}\b",
                 )
         if group.is_tried:
             good = {group.prefix + name: value for name, (_, value) in group.numbers.items()}

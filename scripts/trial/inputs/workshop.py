@@ -38,9 +38,10 @@ SMALL = {
     "trainer.enable_progress_bar": "false",
     "trainer.enable_model_summary": "false",
 }
+REWARD = "model.init_args.reward"
 ONLINE = {
-    "model.init_args.reward": "LengthReward",
-    "model.init_args.reward.init_args.target": "6",
+    REWARD: "LengthReward",
+    f"{REWARD}.init_args.target": "6",
     "model.init_args.rollout.output_min_length": "4",
     "model.init_args.rollout.output_max_length": "8",
     "model.init_args.rollout.min_new_tokens": "2",
@@ -104,6 +105,8 @@ class Workshop:
         online = ONLINE if recipe in ("ppo", "rloo", "grpo") else {}
         own = {f"model.init_args.{recipe}.minibatch_size": "2"} if online else {}
         chosen = SMALL | cache | model | online | own | (settings or {})
+        if chosen.get(REWARD, "LengthReward") != "LengthReward":  # another has no such argument
+            del chosen[f"{REWARD}.init_args.target"]
         given = [f"--{name}={value}" for name, value in chosen.items()]
         return (command, "-c", str(ROOT / "configs" / file), *given)
 

@@ -13,6 +13,7 @@ from scripts.trial.surroundings.disk import Disk, may_mount, permissions_bind
 from scripts.trial.surroundings.run import Run, one_line, words_to_evaluate, words_to_train
 from scripts.trial.tools.forks import ask
 
+Only = tuple[str, ...]
 ROOMS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # pages
 
 
@@ -72,7 +73,7 @@ def _old_text(disk: Path) -> None:
         (disk / f"old.{ending}").write_text("what was here before\n")
 
 
-def disk_cases(run: Run, place: Path, only: str = "") -> Iterator[Outcome]:
+def disk_cases(run: Run, place: Path, only: Only = ("",)) -> Iterator[Outcome]:
     """Try each case on a disk that is full, nearly full, read-only, or of somebody else.
 
     Held: one line that names a file or directory there, status 2, what was there before is as it was, and nothing half
@@ -128,7 +129,7 @@ def _files(disk: Path, pattern: str) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def recoveries(run: Run, place: Path, only: str = "") -> Iterator[Outcome]:
+def recoveries(run: Run, place: Path, only: Only = ("",)) -> Iterator[Outcome]:
     """Train, and generate, on disks that are full at one moment after the other; then with room.
 
     Held: what is taken up again ends as what nothing had happened to.
@@ -145,7 +146,10 @@ def recoveries(run: Run, place: Path, only: str = "") -> Iterator[Outcome]:
     inputs = ["--input", str(run.place / "prompts.txt"), "--max-new-tokens", "4", "--batch-size", "1"]
     generate = ["generate", str(run.base), *inputs, "--output"]
     ask([*generate, str(place / "whole.jsonl")], place / "here")
-    for pages in ROOMS if "fit".startswith(only) else ():
+    for pages in ROOMS:
+        name = f"fit with room for {pages} pages, then more"
+        if not name.startswith(only):
+            continue
         disk.mount()
         disk.leave(pages)
         words = words_to_train(run.base, "--trainer.default_root_dir", str(disk.place / "runs"), "--ckpt_path", "last")
@@ -157,9 +161,12 @@ def recoveries(run: Run, place: Path, only: str = "") -> Iterator[Outcome]:
             wrong = f"it does not go on: {second.err.strip()[-300:]!r}"
         if not wrong and Run(disk.place, run.base).last_started.figures != run.figures:
             wrong = "it ended with other figures or weights"
-        yield Outcome(f"fit with room for {pages} pages, then more", not wrong, wrong)
+        yield Outcome(name, not wrong, wrong)
         disk.unmount()
-    for pages in ROOMS[:4] if "generate".startswith(only) else ():
+    for pages in ROOMS[:4]:
+        name = f"generate with room for {pages} pages, then more"
+        if not name.startswith(only):
+            continue
         disk.mount()
         disk.leave(pages)
         output = disk.place / "out.jsonl"
@@ -169,5 +176,5 @@ def recoveries(run: Run, place: Path, only: str = "") -> Iterator[Outcome]:
         ask([*generate, str(output)], place / "here")
         if not wrong and output.read_bytes() != (place / "whole.jsonl").read_bytes():
             wrong = "other answers came of it"
-        yield Outcome(f"generate with room for {pages} pages, then more", not wrong, wrong)
+        yield Outcome(name, not wrong, wrong)
         disk.unmount()

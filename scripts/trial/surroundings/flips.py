@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scripts.trial import Outcome
@@ -12,6 +12,7 @@ from scripts.trial.surroundings.run import Run, one_line, words_to_train
 from scripts.trial.tools.forks import ask
 
 HEADERS = (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")
+COMMANDS = ("export", "generate", "chat", "compare", "fit")
 HEADER_SIZE = 60  # bytes, with the beginning of the name
 
 
@@ -53,7 +54,7 @@ def commands(checkpoint: Path, run: Run) -> dict[str, list[str]]:
     }
 
 
-def flip_cases(run: Run, place: Path, count: int, seed: int, only: str = "") -> Iterator[Outcome]:
+def flip_cases(run: Run, place: Path, count: int, seed: int, names: Sequence[str]) -> Iterator[Outcome]:
     """Damage the newest checkpoint so often for each command.
 
     Held: the damaged file is refused in one line (`last`: passed over), or what comes out is what comes of the whole
@@ -64,15 +65,14 @@ def flip_cases(run: Run, place: Path, count: int, seed: int, only: str = "") -> 
         place: An empty directory.
         count: Flips a command.
         seed: Of the flips.
-        only: One command, instead of all.
+        names: Of the commands, among `COMMANDS`.
     """
     data = run.newest.read_bytes()
     place.mkdir()
     checkpoint = place / "damaged.ckpt"
     checkpoint.write_bytes(data)
-    for name, words in commands(checkpoint, run).items():
-        if only and name != only:
-            continue
+    for name in names:
+        words = commands(checkpoint, run)[name]
         chance = random.Random(f"{seed} {name}")
         judge = _judge_of_last(run, place) if name == "fit" else _judge(words, checkpoint, place / name)
         for where, mask in damages(data, count, chance):
