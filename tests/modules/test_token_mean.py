@@ -21,7 +21,13 @@ def examples() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def trained(base, cuts: list[slice], accumulate: int) -> tuple[torch.Tensor, list[float]]:
+def batch_of(cut: slice | None) -> dict[str, torch.Tensor]:
+    """These examples; for None a filler, which has nothing to learn from."""
+    batch = {name: tensor[cut or slice(0, 1)] for name, tensor in examples().items()}
+    return batch if cut else batch | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+
+
+def trained(base, cuts: list[slice | None], accumulate: int) -> tuple[torch.Tensor, list[float]]:
     """Weights after training on these cuts of the examples, and each step's loss."""
     shown: list[float] = []
 
@@ -31,7 +37,7 @@ def trained(base, cuts: list[slice], accumulate: int) -> tuple[torch.Tensor, lis
 
     torch.manual_seed(0)
     module = Recorder(str(base), dropout=0.0, optimizer=lambda parameters: SGD(parameters, lr=0.5))
-    batches = [{name: tensor[cut] for name, tensor in examples().items()} for cut in cuts]
+    batches = [batch_of(cut) for cut in cuts]
     Trainer(
         accelerator="cpu", devices=1, max_epochs=1, accumulate_grad_batches=accumulate, gradient_clip_val=1.0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -45,6 +51,8 @@ def trained(base, cuts: list[slice], accumulate: int) -> tuple[torch.Tensor, lis
     [
         pytest.param([slice(0, 1), slice(1, 4), slice(4, 5)], id="unequal, the last step with one batch"),
         pytest.param([slice(0, 2), slice(2, 4), slice(4, 5)], id="equal rows, unequal tokens"),
+        pytest.param([slice(0, 4), None, slice(4, 5), None], id="fillers last"),
+        pytest.param([None, slice(0, 4), None, slice(4, 5)], id="fillers first"),
     ],
 )
 def test_a_steps_loss_and_gradient_do_not_depend_on_the_cut(tiny_base, cuts):

@@ -26,14 +26,14 @@ class TokenMean:
 
         Args:
             loss_sum: Summed over the batch's tokens; a scalar with gradient.
-            count: Tokens of the batch, over all processes; a scalar.
+            count: Tokens of the batch, over all processes; a scalar, 0 where all of it is fillers.
 
         Returns:
             What to go backward from, and the mean over the step's tokens so far.
         """
         self._losses.append(loss_sum.detach())
-        self._counts.append(count.clamp(min=1))
-        return loss_sum / self._counts[0], sum(self._losses) / sum(self._counts)  # type: ignore[return-value]
+        self._counts.append(count)
+        return loss_sum / self._first, torch.stack(self._losses).sum() / self._total
 
     @torch.no_grad()
     def settle(self, parameters: Iterable[nn.Parameter], accumulate: int) -> Tensor | None:
@@ -49,11 +49,21 @@ class TokenMean:
         """
         if not self._counts:
             return None
-        mean = sum(self._losses) / sum(self._counts)
+        mean = torch.stack(self._losses).sum() / self._total
         if accumulate > 1:
-            factor = self._counts[0] * accumulate / sum(self._counts)
+            factor = self._first * accumulate / self._total
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         self._losses, self._counts = [], []
-        return mean  # type: ignore[return-value]
+        return mean
+
+    # A batch of fillers has no token, and must not count as one.
+
+    @property
+    def _first(self) -> Tensor:
+        return self._counts[0].clamp(min=1)
+
+    @property
+    def _total(self) -> Tensor:
+        return torch.stack(self._counts).sum().clamp(min=1)
