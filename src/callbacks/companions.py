@@ -88,7 +88,7 @@ def _watched(trainer: Trainer) -> Iterator[tuple[str, str]]:
     schedules = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
     for watcher in [*_callbacks(trainer), *schedules]:
         monitor = getattr(watcher, "monitor", None)
-        if monitor is not None and getattr(watcher, "strict", True):
+        if isinstance(monitor, str) and getattr(watcher, "strict", True):
             yield type(getattr(watcher, "scheduler", watcher)).__name__, monitor
 
 

@@ -105,7 +105,8 @@ class ExactResume(Callback):
         """After the first whole step, see whether it has what is watched."""
         if not self._made_a_step and not is_accumulating(trainer):
             self._made_a_step = True
-            warn_of_unknown_metrics(trainer)
+            if trainer.is_global_zero:
+                warn_of_unknown_metrics(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation that is broken off starts over: remember what it started with."""
