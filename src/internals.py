@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from src.contracts import batches_per_global_batch, converted_batches
+from src.signals import signals_held
 
 Position = Literal[
     "within epoch",
@@ -138,6 +140,20 @@ def epochs_so_far(trainer: Trainer) -> int:
 def forget_sigterm(trainer: Trainer) -> None:
     """Keep Lightning from ending the run for a SIGTERM that our own handler answers."""
     trainer._signal_connector.received_sigterm = False
+
+
+def hold_signals_at_launch(trainer: Trainer) -> None:
+    """Keep the processes that DDP starts from signals until they can take them."""
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return
+    start = launcher._call_children_scripts
+
+    def start_held() -> None:
+        with signals_held():
+            start()
+
+    launcher._call_children_scripts = start_held  # type: ignore[method-assign]
 
 
 def uses_distributed_sampler(trainer: Trainer) -> bool:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 PARENT_LOOKED_AT = 0.5  # seconds
+FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # in the environment of those that it starts, its number
 
 
 class Interruption:
@@ -62,6 +63,7 @@ def interruption(command: str, *, at_once: bool) -> Iterator[Interruption]:
         return
     numbers = (signal.SIGINT, signal.SIGTERM) if at_once else (signal.SIGINT,)
     before = {number: signal.signal(number, handler) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # held for a process of DDP's until now
     try:
         yield handler
     finally:
@@ -69,11 +71,26 @@ def interruption(command: str, *, at_once: bool) -> Iterator[Interruption]:
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait, for the processes that are started within too, until `interruption` takes them.
+
+    A process that is interrupted while Python itself starts dies of it, and where DDP's other processes see that, they
+    are killed before they have said a word.
+    """
+    os.environ[FIRST_PROCESS] = str(os.getpid())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent() -> None:
     """In a process that DDP has started: end when the one that started it does, however that came about."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         return
-    parent = os.getppid()
+    parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # which may have ended before this one could look
 
     def watch() -> None:
         while os.getppid() == parent:

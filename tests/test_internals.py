@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
@@ -47,6 +48,10 @@ OVERRIDDEN = {
     (LightningCLI, "_prepare_subcommand_parser"): "`--fresh_run`",
     (LightningCLI, "_dump_config"): "settings are compared with the checkpoint's",
     (LightningCLI, "_get"): "`--fresh_run`",
+    (
+        _SubprocessScriptLauncher,
+        "_call_children_scripts",
+    ): "Ctrl-C while processes start kills the run wordlessly",
 }
 TOUCHES = re.compile(
     r"\b_(?:trainer|logger_connector|signal_connector|accelerator_connector|should_accumulate|restarting|data_fetcher"

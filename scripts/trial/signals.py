@@ -24,8 +24,8 @@ from scripts.trial import Outcome
 from scripts.trial.inputs.workshop import ROOT, Workshop
 from scripts.trial.tools.part import collect, options_of, workplace
 
-PATIENCE = 180.0  # seconds until a moment must have come, or an end
-GRACE = 20.0  # seconds in which every process must be gone after the first one is
+PATIENCE = 900.0  # seconds until a moment must have come, or an end
+GRACE = 60.0  # seconds in which every process must be gone after the first one is
 Moment = Callable[["Started"], bool]
 
 

@@ -28,6 +28,7 @@ from src.commands.complaints import complaint_about_settings, essence, misconfig
 from src.commands.resume import choose_checkpoint
 from src.commands.settings import check_settings
 from src.errors import ParleyError, StoppedBySignalError
+from src.internals import hold_signals_at_launch
 from src.signals import end_with_parent, give_way_to_parent
 from src.writing import whole_file
 from src.yaml_files import check_yaml, read_yaml
@@ -120,9 +121,11 @@ class ParleyCLI(LightningCLI):
             config["logger"] = src.callbacks.RunLogger(config.get("default_root_dir") or "runs", name="")
         if self.subcommand == "fit" and self.resumed_from is not None and not self._get(self.config, "fresh_run"):
             config["logger"] = _going_on(config["logger"], self.resumed_from)
-        return super()._instantiate_trainer(
+        trainer = super()._instantiate_trainer(
             {**config, "callbacks": given, "plugins": _with_atomic_checkpoints(config)}, callbacks
         )
+        hold_signals_at_launch(trainer)
+        return trainer
 
 
 def _one_of_each(given: Any) -> Any:
