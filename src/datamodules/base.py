@@ -27,7 +27,7 @@ from src.datamodules.splits import SplitSpec
 from src.datamodules.templates import resolve_template
 from src.errors import ParleyError
 from src.internals import uses_distributed_sampler
-from src.models.loading import is_encoder_decoder, load_config, load_tokenizer
+from src.models.loading import load_config, load_tokenizer
 from src.ranges import COUNT, NOT_NEGATIVE, SEED, refuse_outside
 
 log = logging.getLogger(__name__)
@@ -234,14 +234,19 @@ class TextDataModule(LightningDataModule):
     @property
     def is_encoder_decoder(self) -> bool:
         """Whether the model has an encoder and a decoder."""
-        return is_encoder_decoder(
-            self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
-        )
+        return bool(self.model_config.is_encoder_decoder)
 
     @property
     def model_config(self) -> PreTrainedConfig:
         """The model's configuration."""
-        return load_config(self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code)
+        return load_config(
+            self.model_name_or_path, self.gguf_file, outputs=self.outputs, trust_remote_code=self.trust_remote_code
+        )
+
+    @property
+    def outputs(self) -> int | None:
+        """Of the classifier that the Module trains; None where it trains a language model."""
+        return None
 
     @property
     def resolved_format(self) -> Format:

@@ -126,6 +126,11 @@ class PreferenceDataModule(TextDataModule):
         module = None if self.trainer is None else self.trainer.lightning_module
         return module.text if isinstance(module, ReadsWholeTexts) else None
 
+    @property
+    def outputs(self) -> int | None:
+        """One, where whole texts are read; an encoder that generates nothing will do then."""
+        return None if self._text is None else 1
+
     @cached_property
     def _reader(self) -> TextReader:
         return load_reader(

@@ -93,3 +93,21 @@ def test_ppo_learns_from_what_the_reward_model_learned(tiny_base, pairs, sample,
         *("--trainer.fast_dev_run", "1", "--trainer.default_root_dir", str(tmp_path / "ppo")),
     ]
     assert main(line) == 0
+
+
+def test_an_encoder_that_no_language_model_is_made_of(tiny_base, pairs, tmp_path):
+    """DistilBERT, with a second fresh layer below its head, as an adapter in bfloat16."""
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base("llama"))
+    tokenizer.save_pretrained(tmp_path / "base")
+    sizes = {"vocab_size": len(tokenizer), "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
+    DistilBertForMaskedLM(DistilBertConfig(**sizes, pad_token_id=tokenizer.pad_token_id)).save_pretrained(
+        tmp_path / "base"
+    )
+    more = ("--model.init_args.lora.r", "2", "--model.init_args.lora.target_modules", "all-linear")
+    more += ("--trainer.precision", "bf16-true")
+    assert main(words(tmp_path / "base", pairs, tmp_path / "runs", *more)) == 0
+    checkpoint, _, _ = results(tmp_path / "runs")
+    saved = {name for name in checkpoint["state_dict"] if "modules_to_save" in name}
+    assert {name.split(".modules_to_save")[0].rpartition(".")[2] for name in saved} == {"pre_classifier", "classifier"}
