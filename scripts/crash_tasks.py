@@ -94,6 +94,17 @@ TASKS = {
         monitor="val/margin",
         learns_pairs=True,
     ),
+    "dpo": Task(
+        "t5",
+        "demo/dialogsum_dpo.yaml",
+        (
+            *("--model.init_args.optimizer.init_args.lr", "0.001", "--model.init_args.dpo.label_smoothing", "0.1"),
+            *("--model.init_args.dpo.reference", "cached", "--model.init_args.generation.max_new_tokens", "4"),
+        ),
+        monitor="val/rewards/margins",
+        certain=(),
+        learns_pairs=True,
+    ),
     "rloo": _groups_of_two("rloo"),
     "grpo": _groups_of_two("grpo"),
 }

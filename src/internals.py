@@ -200,3 +200,22 @@ def convert_saved_batches(fit_loop: dict[str, Any], now: int) -> None:
         processed = progress["processed"]  # whole steps; one more than completed where a batch was ending
         for counter in COUNTERS:
             progress[counter] += converted_batches(processed, before, now) - processed
+
+
+def loader_of(trainer: Trainer, part: Literal["train", "validation", "test"]) -> Any:
+    """A loader of a split's batches, before the loop that will go through another one has made its own.
+
+    Args:
+        trainer: Once it knows its data.
+        part: Which split.
+
+    Returns:
+        The loader; None where there is no such data.
+    """
+    loops: dict[str, Any] = {
+        "train": trainer.fit_loop,
+        "validation": trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop,
+        "test": trainer.test_loop,
+    }
+    source = loops[part]._data_source
+    return source.dataloader() if source.is_defined() else None

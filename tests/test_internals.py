@@ -34,6 +34,10 @@ PRIVATE = {
     "fit_loop.epoch_loop.update_lr_schedulers": "schedules that count epochs miss one at a checkpoint of its end",
     "fit_loop.epoch_loop.val_loop._restart_stage": "a validation that was broken off is not begun again",
     "fit_loop.epoch_loop.val_loop.batch_progress": "as above",
+    "fit_loop._data_source": "what the reference says is made after a checkpoint's weights have taken its place",
+    "fit_loop.epoch_loop.val_loop._data_source": "as above",
+    "validate_loop._data_source": "as above",
+    "test_loop._data_source": "as above",
     "_logger_connector._callback_metrics": "a schedule that watches a metric has none to watch after resuming",
     "_logger_connector._first_loop_iter": "the step of a checkpoint is missing from a resumed run's log",
     "_logger_connector.should_update_logs": "as above",
@@ -55,7 +59,7 @@ OVERRIDDEN = {
 }
 TOUCHES = re.compile(
     r"\b_(?:trainer|logger_connector|signal_connector|accelerator_connector|should_accumulate|restarting|data_fetcher"
-    r"|combined_loader|batches_that_stepped|num_ready_batches_reached|should_check_val_fx|restart_stage)\b"
+    r"|combined_loader|data_source|batches_that_stepped|num_ready_batches_reached|should_check_val_fx|restart_stage)\b"
     r"|\b(?:fit_loop|epoch_loop|val_loop)\."
 )
 

@@ -1,9 +1,9 @@
 """Callbacks and loggers, by short name in YAML."""
 
+from src.callbacks.before_after import BeforeAfterTable
 from src.callbacks.checkpoints import Checkpoints
 from src.callbacks.csv_logger import RunLogger
 from src.callbacks.exact_resume import ExactResume
-from src.callbacks.ppo import BeforeAfterTable
 from src.callbacks.rollout_log import RolloutLog
 from src.callbacks.run_directory import run_directory
 from src.callbacks.run_record import RunRecord

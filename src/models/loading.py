@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
@@ -101,6 +102,15 @@ def is_encoder_decoder(
 ) -> bool:
     """Whether the model has an encoder; reads the configuration only."""
     return bool(load_config(name_or_path, gguf_file, trust_remote_code=trust_remote_code).is_encoder_decoder)
+
+
+def is_encoder_only(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is of a model that reads texts and writes none, such as BERT and RoBERTa.
+
+    transformers has a causal class for many of these, which then looks at the words to come.
+    """
+    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    return not writes and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def load_model(

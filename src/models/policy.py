@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from src.contracts import IGNORE_INDEX
-from src.models.responses import Model, output_head, response_states
+from src.models.autocast import cast_once
+from src.models.responses import Model, encode, output_head, response_states
 from src.models.value_head import ValueHead
 from src.rl.drawable import Drawable
-from src.rl.logprobs import logprobs_from_hidden
+from src.rl.logprobs import logprobs_from_hidden, token_logprobs
 
 
 class TokenFigures(NamedTuple):
@@ -26,6 +27,24 @@ class TokenFigures(NamedTuple):
     logprobs: Tensor
     entropy: Tensor
     values: Tensor
+
+
+@torch.no_grad()
+def encode_prompts(model: Model, query_ids: Tensor, query_mask: Tensor) -> Tensor | None:
+    """The encoder's output for each prompt, (prompts, query time, hidden), without gradient; None without an encoder.
+
+    Autocast's cache is cleared, so that it may be called where weights change or trade places.
+
+    Args:
+        model: The policy.
+        query_ids: (prompts, query time).
+        query_mask: (prompts, query time).
+    """
+    torch.clear_autocast_cache()
+    with cast_once(model, frozen_only=True):
+        hidden = encode(model, query_ids, query_mask)
+    torch.clear_autocast_cache()
+    return hidden
 
 
 def score_tokens(
@@ -67,3 +86,54 @@ def score_tokens(
     )
     values = torch.zeros_like(logprobs) if value_head is None else value_head(states.last_hidden)
     return TokenFigures(logprobs, entropy, values)
+
+
+class AnswerLogprobs(NamedTuple):
+    """What a model says about several answers to each prompt, float32.
+
+    Attributes:
+        answers: (answers, time) of their tokens; 0 at padding.
+        prompts: (prompts, query time - 1) of the prompts' tokens from the second on; None where not asked for.
+    """
+
+    answers: Tensor
+    prompts: Tensor | None
+
+
+def answer_logprobs(
+    model: Model,
+    query_ids: Tensor,
+    query_mask: Tensor,
+    answer_ids: Tensor,
+    answer_mask: Tensor,
+    encoder_hidden: Tensor | None = None,
+    *,
+    with_prompts: bool = False,
+) -> AnswerLogprobs:
+    """Log-probabilities of answers over the whole vocabulary; an encoder reads each prompt once.
+
+    Args:
+        model: Policy or reference.
+        query_ids: (prompts, query time), left-padded for a decoder-only model.
+        query_mask: (prompts, query time).
+        answer_ids: (n × prompts, time): the first answers to all prompts, then the second ones, and so on.
+        answer_mask: (n × prompts, time).
+        encoder_hidden: The encoder's output for each prompt, where it is known.
+        with_prompts: Score the prompts too, once each; decoder-only.
+    """
+    times = len(answer_ids) // len(query_ids)
+    if encoder_hidden is None:
+        encoder_hidden = encode(model, query_ids, query_mask)
+    if encoder_hidden is not None:
+        encoder_hidden = encoder_hidden.repeat(times, 1, 1)
+    queries = query_ids.repeat(times, 1), query_mask.repeat(times, 1)
+    states = response_states(model, *queries, answer_ids, answer_mask, encoder_hidden, from_prompt=with_prompts)
+    labels = answer_ids.masked_fill(answer_mask == 0, IGNORE_INDEX)
+    if not with_prompts:
+        return AnswerLogprobs(token_logprobs(states.head_input, labels, output_head(model)), None)
+    known = (query_mask[:, 1:] * query_mask[:, :-1]) == 1  # the first token follows nothing
+    prompts = torch.full_like(queries[0][:, 1:], IGNORE_INDEX)
+    prompts[: len(query_ids)] = query_ids[:, 1:].masked_fill(~known, IGNORE_INDEX)
+    logprobs = token_logprobs(states.head_input, torch.cat([prompts, labels], dim=1), output_head(model))
+    width = prompts.shape[1]
+    return AnswerLogprobs(logprobs[:, width:], logprobs[: len(query_ids), :width])

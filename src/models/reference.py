@@ -1,4 +1,4 @@
-"""The frozen model that PPO's policy is held to: the policy as it was at the start."""
+"""The frozen model that a policy is held to: the policy as it was at the start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reference(nn.Module):
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, is_continued: bool) -> None:
         super().__init__()
-        self.is_base = isinstance(model, PeftModel) and not is_continued and _starts_at_base(model)
+        self.is_base = is_base_below_adapter(model, is_continued=is_continued)
         trained = [] if self.is_base else [p for p in model.parameters() if p.requires_grad]
         for index, parameter in enumerate(trained):
             copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)
@@ -81,6 +81,16 @@ class Reference(nn.Module):
 
     def _load_from_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
         """Expect nothing."""
+
+
+def is_base_below_adapter(model: PreTrainedModel | PeftModel, *, is_continued: bool) -> bool:
+    """Whether the reference is the base with the adapter switched off, so that nothing need be kept.
+
+    Args:
+        model: The policy at its start.
+        is_continued: An adapter from a directory is trained on.
+    """
+    return isinstance(model, PeftModel) and not is_continued and _starts_at_base(model)
 
 
 def _starts_at_base(model: PeftModel) -> bool:

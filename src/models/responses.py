@@ -1,4 +1,4 @@
-"""What PPO asks of a language model: hidden states at the response's tokens and an output head to slice."""
+"""What scoring answers asks of a language model: hidden states at the answer's tokens, and an output head to slice."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def response_states(
     response_ids: Tensor,
     response_mask: Tensor,
     encoder_hidden: Tensor | None = None,
+    *,
+    from_prompt: bool = False,
 ) -> ResponseStates:
     """Run the model over responses that are there already, all tokens at once, without its output head.
 
@@ -67,9 +69,10 @@ def response_states(
         response_ids: (batch, time), padded on the right.
         response_mask: (batch, time).
         encoder_hidden: What `encode` gave for these queries; computed when left out.
+        from_prompt: Decoder-only: also the places that predict the query's tokens, from the second on.
 
     Returns:
-        (batch, time, hidden) twice.
+        (batch, time, hidden) twice; (batch, query time + time - 1, hidden) with `from_prompt`.
     """
     base, time = base_model(model), response_ids.shape[1]
     inputs: dict[str, Any]
@@ -85,6 +88,7 @@ def response_states(
         mask = torch.cat([query_mask, response_mask[:, :-1].to(query_mask.dtype)], dim=1)
         inputs = {"input_ids": torch.cat([query_ids, response_ids[:, :-1]], dim=1), "attention_mask": mask}
         inputs |= position_ids(base, mask)
+        time = mask.shape[1] if from_prompt else time
     with states_caught(base) as caught:
         base(**inputs, use_cache=False)
     return ResponseStates(caught["head_input"][:, -time:], caught["last_hidden"][:, -time:])
@@ -142,15 +146,20 @@ def check_output_head(model: Model, token: int) -> None:
     ids = torch.full((1, 2), token, device=base.device)
     inputs = {"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.autocast(base.device.type, enabled=False):
-        logits = base(**inputs, use_cache=False).logits
-        with states_caught(base) as caught:
-            base(**inputs, use_cache=False)
-        ours = output_head(model)(caught["head_input"][0])
+    training = base.training
+    base.eval()  # dropout would make two calls differ
+    try:
+        with torch.autocast(base.device.type, enabled=False):
+            logits = base(**inputs, use_cache=False).logits
+            with states_caught(base) as caught:
+                base(**inputs, use_cache=False)
+            ours = output_head(model)(caught["head_input"][0])
+    finally:
+        base.train(training)
     tolerance = 1e-2 * float(logits.abs().max())
     if not torch.allclose(ours, logits[0].float(), rtol=0, atol=tolerance):
         raise ParleyError(
-            f"PPO does not know what {base.config.model_type} does to its logits after the output head; "
+            f"Parley does not know what {base.config.model_type} does to its logits after the output head; "
             "use another architecture."
         )
 

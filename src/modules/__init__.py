@@ -5,6 +5,7 @@ from src.modules.online.base import OnlineModule
 from src.modules.online.grpo import GRPOModule
 from src.modules.online.ppo import PPOModule
 from src.modules.online.rloo import RLOOModule
+from src.modules.preference.dpo import DPOModule
 from src.modules.preference.reward import RewardModule
 from src.modules.schedules import WarmupSchedule
 from src.modules.supervised.base import SupervisedModule
@@ -13,6 +14,7 @@ from src.modules.supervised.seq2seq import Seq2SeqModule
 
 __all__ = [
     "CausalLMModule",
+    "DPOModule",
     "GRPOModule",
     "ModelModule",
     "OnlineModule",

@@ -13,6 +13,7 @@ from src.errors import ParleyError
 from src.metrics.answers import AnswerMetric
 from src.metrics.rouge import Rouge
 from src.models.generation import GenerationOptions, ModelOptions, generate_text
+from src.models.loading import is_encoder_only
 from src.modules.base import ModelModule
 
 
@@ -55,6 +56,7 @@ class GeneratingModule(ModelModule):
                 metric.to(self.trainer.strategy.root_device).measure([])
 
     def _check_architecture(self, config: PreTrainedConfig) -> None:
+        self._refuse_encoder_only(config)
         if bool(config.is_encoder_decoder) == self.is_encoder_decoder:
             return
         kind, other = "an encoder-decoder", "Seq2SeqModule"
@@ -64,6 +66,13 @@ class GeneratingModule(ModelModule):
             f"{self.model_name_or_path!r} is {kind} model ({config.model_type}); use {other}, "
             f"or give {type(self).__name__} another model."
         )
+
+    def _refuse_encoder_only(self, config: PreTrainedConfig) -> None:
+        if is_encoder_only(config):
+            raise ParleyError(
+                f"{self.model_name_or_path!r} is an encoder-only model ({config.model_type}), which reads texts and "
+                f"writes none; give {type(self).__name__} an encoder-decoder or a decoder-only one."
+            )
 
     def generate(self, batch: Batch) -> list[str]:
         """Answers to a batch's prompts."""

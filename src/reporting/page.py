@@ -21,6 +21,9 @@ FIRST = (
     "val/rougeL",
     "env/reward_mean",
     "objective/kl",
+    "rewards/accuracies",
+    "rewards/margins",
+    "val/rewards/accuracies",
     "val/reward",
     "val/toxicity_mean",
     "val/kl",
@@ -71,7 +74,7 @@ def render(runs: Sequence[Run], num_examples: int) -> str:
 
     Args:
         runs: What it is about; the first is what the others are compared with.
-        num_examples: Answers to show, and PPO's changes of each run.
+        num_examples: Answers to show, and what training changed in each run.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -34,19 +34,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Change:
-    """What PPO made of an answer.
+    """What training made of an answer.
 
     Attributes:
         prompt: What was asked.
         before: The reference's answer.
         after: The policy's.
-        reward: How much more the reward gives for it.
+        reward: How much more the reward gives for it; None where there was no reward.
     """
 
     prompt: str
     before: str
     after: str
-    reward: float
+    reward: float | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Run:
         settings: Its configuration, flattened: `model.init_args.lora.r` to a value.
         curves: Metric to (step, value), in the order of steps.
         answers: Of the last validation or of the test, in the data's order.
-        changes: PPO's before and after, the greatest rise in reward first.
+        changes: The reference's answers and the policy's, the greatest rise in reward first.
     """
 
     name: str
@@ -150,9 +150,9 @@ def _answers(directory: Path) -> Iterator[Answer]:
 
 def _changes(directory: Path) -> Iterator[Change]:
     files = [*sorted((directory / "before_after").glob("*.csv")), *directory.glob("before_after.csv")]
-    for place, row in _rows(files, ("query", "response_before", "response_after", "reward_diff")):
+    for place, row in _rows(files, ("query", "response_before", "response_after")):
         try:
-            rise = float(row["reward_diff"])
+            rise = float(row["reward_diff"]) if "reward_diff" in row else None
         except ValueError as error:
             raise ParleyError(f"{place}: reward_diff is {row['reward_diff']!r}, no number; mend the file.") from error
         yield Change(row["query"], row["response_before"], row["response_after"], rise)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import selective_log_softmax_and_entropy
@@ -72,6 +73,33 @@ def logprobs_from_hidden(
     scored = _score_slices(list(zip(*parts, strict=True)), head, temperature, entropy_requires_grad)
     empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
     return TokenScores(*(empty.masked_scatter(wanted, each) for each in scored))
+
+
+def token_logprobs(hidden: Tensor, labels: Tensor, head: Head, *, chunk_size: int = CHUNK_SIZE) -> Tensor:
+    """Log-probabilities of labels over the whole vocabulary, and nothing else: as `logprobs_from_hidden`, but cheaper.
+
+    Args:
+        hidden: Shape (batch, time, hidden): `hidden[b, t]` is what predicts `labels[b, t]`.
+        labels: Shape (batch, time), token ids; negative (-100) where there is nothing to score.
+        head: From hidden states to logits.
+        chunk_size: Tokens in a slice.
+
+    Returns:
+        Shape (batch, time), float32, in nats; 0 where the label is negative.
+    """
+
+    def score(rows: Tensor, targets: Tensor) -> Tensor:
+        return -F.cross_entropy(head(rows).float(), targets, reduction="none")
+
+    wanted = labels >= 0
+    slices = list(zip(hidden[wanted].split(chunk_size), labels[wanted].split(chunk_size), strict=True))
+    again = torch.is_grad_enabled() and len(slices) > 1
+    scored = [
+        checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
+        for each in slices
+    ]
+    empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
+    return empty.masked_scatter(wanted, torch.cat(scored))
 
 
 @torch.no_grad()

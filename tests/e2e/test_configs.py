@@ -15,7 +15,7 @@ FOLDERS = (CONFIGS, CONFIGS / "better", CONFIGS / "demo")
 RECIPES = sorted({file for folder in FOLDERS for file in folder.glob("*.yaml")} - {CONFIGS / "callbacks.yaml"})
 TRAINERS = sorted(CONFIGS.glob("trainer/*.yaml"))
 LOGGERS = sorted(CONFIGS.glob("logger/*.yaml"))
-ARCHITECTURES = {"Seq2SeqModule": "t5", "CausalLMModule": "gpt2", "RewardModule": "gpt2"}
+ARCHITECTURES = {"Seq2SeqModule": "t5", "CausalLMModule": "gpt2", "RewardModule": "gpt2", "DPOModule": "gpt2"}
 
 
 def name(path: Path) -> str:

@@ -45,7 +45,7 @@ def test_the_demo_learns_to_summarise_and_ppo_takes_the_insults_out(parley: Call
     assert found["test/rouge1"] > found["test/rouge1_reference"] - 0.02
 
     assert parley("report", trained, tested) == 0
-    assert "Before and after PPO" in Path("report.html").read_text(encoding="utf-8")
+    assert "Before and after training" in Path("report.html").read_text(encoding="utf-8")
     for words in (["demo", "--run", demo], ["ppo", "--run", trained, "--tested", tested]):
         make_pictures.main([*map(str, words), "--output", f"{words[0]}.png"])
         assert Path(f"{words[0]}.png").read_bytes().startswith(b"\x89PNG")

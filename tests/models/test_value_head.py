@@ -11,7 +11,7 @@ from src.models.policy import score_tokens
 from src.models.reference import Reference
 from src.models.responses import check_output_head, encode, encoder_is_frozen, output_head, response_states
 from src.models.value_head import ValueHead
-from src.modules.online.counts import OnlineParameterCount
+from src.modules.counts import PolicyParameterCount
 
 LENGTHS = [7, 3, 5]
 
@@ -136,7 +136,7 @@ def test_the_published_recipe_has_3_539_713_trainable_parameters_of_251_117_569(
         model = add_lora(model_from_config(config), LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"]))
         for is_continued in (False, True):
             reference = Reference(model, is_continued=is_continued)
-            count = OnlineParameterCount.of(model, ValueHead(768), reference)
+            count = PolicyParameterCount.of(model, ValueHead(768), reference)
             assert (count.trainable, count.total) == (3_539_713, 251_117_569)
             assert count.reference.trainable == 0
             assert count.reference.total == 247_577_856 + is_continued * 3_538_944

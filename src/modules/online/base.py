@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,10 +18,9 @@ from src.errors import ParleyError
 from src.models.autocast import cast_once
 from src.models.endings import decode_answers
 from src.models.policy import TokenFigures, score_tokens
-from src.models.responses import check_output_head
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
-from src.modules.online.policy import PolicyModule
+from src.modules.online.policy import SamplingModule
 from src.ranges import COUNT
 from src.rewards import Reward
 from src.rl.config import OnlineConfig
@@ -48,7 +46,7 @@ class MethodLoss(NamedTuple):
     token_stats: Mapping[str, Tensor] = MappingProxyType({})
 
 
-class OnlineModule(PolicyModule):
+class OnlineModule(SamplingModule):
     """Base of the Modules that learn from answers of their own: `PPOModule`, `RLOOModule`, `GRPOModule`.
 
     An iteration samples `num_generations` responses to each prompt of a batch, scores them, and then takes
@@ -60,7 +58,7 @@ class OnlineModule(PolicyModule):
         reward: Scores responses; see docs/rewards.md.
         config: The method's hyper-parameters.
         max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
-        **kwargs: What a policy takes beside it (`PolicyModule`).
+        **kwargs: What a policy takes beside it (`SamplingModule`).
     """
 
     unit: Unit = "responses"
@@ -136,14 +134,10 @@ class OnlineModule(PolicyModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would go wrong later."""
-        name = type(self).__name__
-        strategy = self.trainer.strategy  # DeepSpeed's is a kind of DDP's
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
-            raise ParleyError(f"{name} trains on one device or with DDP; set trainer.strategy: auto or ddp.")
+        super().on_fit_start()
         if self.trainer.precision == "16-mixed":
+            name = type(self).__name__
             raise ParleyError(f"{name} skips updates, not scales them; set trainer.precision: bf16-mixed or 32-true.")
-        with strategy.precision_plugin.forward_context():
-            check_output_head(self.policy, int(self.tokenizer.pad_token_id))
 
     def on_train_start(self) -> None:
         """Go on within an iteration, now that the loader of prompts has said how many minibatches it has."""

@@ -14,9 +14,9 @@ from src.contracts import Batch
 from src.models.autocast import cast_once
 from src.models.endings import decode_answers, ending_ids
 from src.models.logits import BannedTexts, token_rules
-from src.models.policy import TokenFigures, score_tokens
+from src.models.policy import TokenFigures, encode_prompts, score_tokens
 from src.models.reference import Reference
-from src.models.responses import Model, encode, encoder_is_frozen
+from src.models.responses import Model, encoder_is_frozen
 from src.models.rollout import Responses, RolloutOptions, row_seeds, sample_responses
 from src.models.tying import base_model
 from src.models.value_head import ValueHead
@@ -64,14 +64,9 @@ class Collector:
         self.value_head = value_head
         self.encoder_is_frozen = encoder_is_frozen(policy)
 
-    @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor | None:
         """The policy's encoder output for each prompt, (prompts, query time, hidden); None without an encoder."""
-        torch.clear_autocast_cache()
-        with cast_once(self.policy, frozen_only=True):
-            hidden = encode(self.policy, batch["prompt_ids"], batch["prompt_attention_mask"])
-        torch.clear_autocast_cache()
-        return hidden
+        return encode_prompts(self.policy, batch["prompt_ids"], batch["prompt_attention_mask"])
 
     def collect(
         self, batch: Batch, encoder_hidden: Tensor | None, clock: PhaseClock, *, seed: int, iteration: int

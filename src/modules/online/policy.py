@@ -1,59 +1,29 @@
-"""A policy beside the reference that it is held to: how both are set up, and compared in validation and test."""
+"""A policy that learns from its own answers: it samples and scores them."""
 
 from __future__ import annotations
 
-import logging
-from abc import abstractmethod
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from peft import LoraConfig, PeftConfig, PeftModel
-from torch.optim import AdamW
-from torchmetrics import Metric
-from transformers import PreTrainedConfig
-
-from src.contracts import Batch
-from src.errors import ParleyError
-from src.models.generation import GenerationOptions
-from src.models.lora import ParameterCount
 from src.models.reference import Reference
 from src.models.rollout import RolloutOptions
-from src.models.value_head import ValueHead
-from src.modules.generating import GeneratingModule
 from src.modules.online.collector import Collector
-from src.modules.online.counts import OnlineParameterCount
-from src.modules.online.evaluation import Comparison, Evaluator, gather
-from src.rewards import Reward, score_responses
+from src.modules.policy import PolicyModule
+from src.rewards import Reward
 from src.rl.config import OnlineConfig
 
-log = logging.getLogger(__name__)
 
-
-class PolicyModule(GeneratingModule):
-    """A policy, its reference and its reward.
-
-    The reference is the model as training finds it: the base below a fresh adapter, the fine-tuned model where an
-    adapter directory or a whole model is trained on. Dropout is off throughout, so that policy and reference agree to
-    the bit at the start. Validation and test answer every prompt with both.
+class SamplingModule(PolicyModule):
+    """A policy with its reference, its reward, and a way to sample answers.
 
     Args:
         model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
         reward: Scores responses; see docs/rewards.md.
         config: The method's hyper-parameters.
-        lora: A PEFT configuration to train a fresh adapter on a whole model.
-        optimizer: Makes the optimiser from parameters.
-        lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         rollout: How responses are sampled for training.
-        generation: How validation, test and predict decode; as the model's own settings say when left out.
-        metrics: Of the answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
-        cpu_speed_ups: As in `ModelModule`.
-        gguf_file: The GGUF file in the model's directory, where its weights are in one.
-        trust_remote_code: Run the code that the model's directory brings.
-
-    Attributes:
-        comparisons: Of the split that was last gone through, in its order.
+        **kwargs: What a policy takes beside it (`PolicyModule`).
     """
 
+    reward: Reward
     reference: Reference
     collector: Collector
 
@@ -62,54 +32,21 @@ class PolicyModule(GeneratingModule):
         model_name_or_path: str,
         reward: Reward,
         config: OnlineConfig,
-        lora: LoraConfig | PeftConfig | None = None,
-        optimizer: OptimizerCallable = AdamW,
-        lr_scheduler: LRSchedulerCallable | None = None,
         rollout: RolloutOptions | None = None,
-        generation: GenerationOptions | None = None,
-        metrics: dict[str, Metric] | None = None,
-        cpu_speed_ups: bool = True,
-        gguf_file: str | None = None,
-        trust_remote_code: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model_name_or_path,
-            lora=lora,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            generation=generation,
-            metrics=metrics,
-            cpu_speed_ups=cpu_speed_ups,
-            gguf_file=gguf_file,
-            trust_remote_code=trust_remote_code,
-        )
-        self.reward = reward
+        super().__init__(model_name_or_path, reward, **kwargs)
         self.config = config
         self.rollout = rollout or RolloutOptions()
-        self.evaluator = Evaluator(reward, self.metrics)
-        self.comparisons: list[Comparison] = []
-        self.value_head: ValueHead | None = None  # where a method puts one on
-
-    # Set-up
-
-    def _check_architecture(self, config: PreTrainedConfig) -> None:
-        self.is_encoder_decoder = bool(config.is_encoder_decoder)
 
     def configure_model(self) -> None:
-        """Load the policy and keep its reference."""
+        """Load the policy, keep its reference, and put on what a method trains beside the policy."""
         if self.model is not None:
             return
         super().configure_model()
-        model = self.policy
-        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-            raise ParleyError(
-                f"{type(self).__name__} trains adapters that change weights (LoRA and its like), not prompts; use LoRA."
-            )
-        self.reference = Reference(model, is_continued=self.lora is None)
-        model.eval()  # dropout is off in rollouts and in updates
         self.add_heads()
         self.collector = Collector(
-            model,
+            self.policy,
             self.reference,
             self.tokenizer,
             self.reward,
@@ -120,64 +57,3 @@ class PolicyModule(GeneratingModule):
 
     def add_heads(self) -> None:
         """Put on what a method trains beside the policy."""
-
-    @property
-    def parameter_count(self) -> ParameterCount:
-        """Parameters of the policy and what is trained beside it, and of the reference."""
-        return OnlineParameterCount.of(self.policy, self.value_head, self.reference)
-
-    def setup(self, stage: str) -> None:
-        """Load the reward and the metrics early: what they lack shows before training."""
-        super().setup(stage)
-        self.reward.to(self.trainer.strategy.root_device)
-        self.evaluator.to(self.trainer.strategy.root_device)
-        try:
-            score_responses(self.reward, [], [], [])
-        except ParleyError:
-            raise
-        except Exception as error:  # a reward of a user's need not expect to be asked about nothing
-            log.debug("the reward cannot be called without texts: %s", error)
-
-    # Evaluation
-
-    @property
-    @abstractmethod
-    def seed(self) -> int:
-        """The run's: of sampled answers."""
-
-    def _compare(self, batch: Batch) -> dict[str, Any]:
-        shared = self.collector.encode(batch) if self.collector.encoder_is_frozen else None
-        rows = self.evaluator.compare(
-            batch, self.policy, self.reference, self.tokenizer, self.generation, shared, self.seed
-        )
-        self.comparisons += rows
-        answers = iter(rows)
-        return {"predictions": ["" if filler else next(answers).response_after for filler in batch["is_filler"]]}
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Answers of policy and reference to the same prompts, with the same seeds."""
-        return self._compare(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """As in validation."""
-        return self._compare(batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Start anew."""
-        self.comparisons = []
-        self.evaluator.reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Start anew."""
-        self.comparisons = []
-        self.evaluator.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole split."""
-        self.comparisons = gather(self.comparisons, self.trainer)
-        self.log_dict(self.evaluator.summarise(self.comparisons, "val"))
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole split."""
-        self.comparisons = gather(self.comparisons, self.trainer)
-        self.log_dict(self.evaluator.summarise(self.comparisons, "test"))

@@ -1,4 +1,4 @@
-"""Policy beside reference on the same prompts: what validation of an online method measures."""
+"""Policy beside reference on the same prompts: answers before training and after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from transformers import PreTrainedTokenizerBase
 
-from src.contracts import Batch
+from src.contracts import Batch, PreferenceBatch
 from src.metrics.answers import Answer, AnswerMetric, plain, update_all
 from src.models.endings import answer_mask, decode_answers, ending_ids
 from src.models.generation import GenerationOptions, generate_ids, until_stop
@@ -25,6 +25,9 @@ from src.rl.drawable import Drawable
 from src.rl.kl import sequence_kl
 from src.rl.logprobs import kl_from_hidden
 
+AnswerKey = tuple[int, str]
+"""A row of a split and its prompt."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -35,27 +38,29 @@ class Comparison:
         query: The prompt.
         response_before: The reference's answer.
         response_after: The policy's.
-        reward_before: The reference's reward.
+        reward_before: The reference's reward; None where there is no reward.
         reward_after: The policy's.
         before: Figures of the reference's answer, by name: of the metrics that each answer has figures of.
         after: The same of the policy's.
         kl: Of the policy from the reference, over what could be drawn at each token of the policy's answer and summed
-            over the answer, in nats.
+            over the answer, in nats; None where the reference's weights are not at hand.
     """
 
     index: int
     query: str
     response_before: str
     response_after: str
-    reward_before: float
-    reward_after: float
+    reward_before: float | None
+    reward_after: float | None
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
-    kl: float = 0.0
+    kl: float | None = 0.0
 
     @property
-    def reward_diff(self) -> float:
-        """By how much the reward rose."""
+    def reward_diff(self) -> float | None:
+        """By how much the reward rose; None where there is none."""
+        if self.reward_after is None or self.reward_before is None:
+            return None
         return self.reward_after - self.reward_before
 
 
@@ -66,11 +71,14 @@ class Evaluator:
     metric holds (a classifier) is neither trained nor in checkpoints.
 
     Args:
-        reward: Scores answers.
+        reward: Scores answers; None where there is none.
         metrics: Of answers, by name.
+
+    Attributes:
+        before: The reference's answers so far.
     """
 
-    def __init__(self, reward: Reward, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, reward: Reward | None, metrics: Mapping[str, Metric]) -> None:
         self.reward = reward
         self.of_each = [metric for metric in metrics.values() if isinstance(metric, AnswerMetric)]
         of_splits: dict[str, Metric | MetricCollection] = {
@@ -78,7 +86,7 @@ class Evaluator:
         }
         self.of_policy = MetricCollection(of_splits, compute_groups=False)
         self.of_reference = self.of_policy.clone()
-        self._before: dict[tuple[int, str], str] = {}
+        self.before: dict[AnswerKey, str] = {}
 
     def to(self, device: torch.device) -> None:
         """Compute on this device from now on."""
@@ -90,11 +98,33 @@ class Evaluator:
         self.of_policy.reset()
         self.of_reference.reset()
 
+    def answer_before(
+        self,
+        batch: Batch | PreferenceBatch,
+        reference: Model,
+        tokenizer: PreTrainedTokenizerBase,
+        options: GenerationOptions,
+        seed: int,
+    ) -> None:
+        """Have the reference answer those of a batch's prompts that it has not answered yet.
+
+        Args:
+            batch: The prompts.
+            reference: The model as training finds it.
+            tokenizer: Its.
+            options: How to decode.
+            seed: Of sampling.
+        """
+        keys = keys_of(batch)
+        if any(key not in self.before for key in keys):
+            ids = _generate(reference, tokenizer, batch, options, seed)
+            self.before |= zip(keys, _texts(tokenizer, reference, ids, options), strict=True)
+
     def compare(
         self,
-        batch: Batch,
+        batch: Batch | PreferenceBatch,
         model: Model,
-        reference: Reference,
+        reference: Reference | None,
         tokenizer: PreTrainedTokenizerBase,
         options: GenerationOptions,
         encoder_hidden: Tensor | None,
@@ -105,28 +135,29 @@ class Evaluator:
         Args:
             batch: The prompts.
             model: The policy.
-            reference: Its reference.
+            reference: Its reference; None where its answers are in `before` already, which leaves KL out.
             tokenizer: Theirs.
             options: How to decode.
             encoder_hidden: The encoder's output, where policy and reference share it.
             seed: Of sampling, the same for both.
         """
         rows = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
-        seed += batch["index"][0]
-        endings, recorder = ending_ids(tokenizer, model), Recorder()
+        recorder = Recorder()
         ids = _generate(model, tokenizer, batch, options, seed, recorder)
-        keys = [(batch["index"][row], batch["prompt"][row]) for row in range(len(batch["prompt"]))]
-        with reference.active(model) as frozen:
-            if any(key not in self._before for key in keys):
-                before_ids = _generate(frozen, tokenizer, batch, options, seed)
-                self._before |= zip(keys, _texts(tokenizer, before_ids, endings, options), strict=True)
-        kl = _kl(model, reference, tokenizer, batch, ids, recorder.drawable, options, encoder_hidden)
+        kl: Sequence[float | None] = [None] * len(ids)
+        if reference is not None:
+            with reference.active(model) as frozen:
+                self.answer_before(batch, frozen, tokenizer, options, seed)
+            kl = _kl(model, reference, tokenizer, batch, ids, recorder.drawable, options, encoder_hidden)
+        keys = keys_of(batch)
         queries = [batch["prompt"][row] for row in rows]
         references = [batch["references"][row] for row in rows]
-        texts = _texts(tokenizer, ids, endings, options)
+        texts = _texts(tokenizer, model, ids, options)
         after = [texts[row] for row in rows]
-        before = [self._before[keys[row]] for row in rows]
-        rewards = score_responses(self.reward, queries * 2, before + after, references * 2).tolist()
+        before = [self.before[keys[row]] for row in rows]
+        rewards: list[float | None] = [None] * (2 * len(rows))
+        if self.reward is not None:
+            rewards = score_responses(self.reward, queries * 2, before + after, references * 2).tolist()
         update_all(self.of_policy, after, references, queries)
         update_all(self.of_reference, before, references, queries)
         answers = [Answer(*given) for given in zip(before + after, references * 2, queries * 2, strict=True)]
@@ -160,9 +191,14 @@ class Evaluator:
         figures |= {f"{name}_reference": value for name, value in plain(self.of_reference.compute()).items()}
         if not rows:
             return {}
-        figures["kl"] = _mean([row.kl for row in rows])
-        figures["reward"] = _mean([row.reward_after for row in rows])
-        figures["reward_reference"] = _mean([row.reward_before for row in rows])
+        for name, found in {
+            "kl": [row.kl for row in rows],
+            "reward": [row.reward_after for row in rows],
+            "reward_reference": [row.reward_before for row in rows],
+        }.items():
+            known = [figure for figure in found if figure is not None]
+            if known:
+                figures[name] = _mean(known)
         for metric in self.of_each:
             before = {name: [row.before[name] for row in rows] for name in metric.names}
             after = {name: [row.after[name] for row in rows] for name in metric.names}
@@ -171,15 +207,20 @@ class Evaluator:
         return {f"{stage}/{name}": figure for name, figure in figures.items()}
 
 
+def keys_of(batch: Batch | PreferenceBatch) -> list[AnswerKey]:
+    """What the answers to a batch's prompts are known by."""
+    return list(zip(batch["index"], batch["prompt"], strict=True))
+
+
 def _generate(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    batch: Batch,
+    batch: Batch | PreferenceBatch,
     options: GenerationOptions,
     seed: int,
     recorder: Recorder | None = None,
 ) -> Tensor:
-    prompt_ids = batch["prompt_ids"]
+    prompt_ids, seed = batch["prompt_ids"], seed + batch["index"][0]
     torch.clear_autocast_cache()
     with torch.random.fork_rng(devices=[prompt_ids.device] if prompt_ids.is_cuda else []):
         torch.manual_seed(seed % 2**63)
@@ -188,10 +229,8 @@ def _generate(
     return ids
 
 
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: list[int], options: GenerationOptions
-) -> list[str]:
-    texts = decode_answers(tokenizer, ids, endings)
+def _texts(tokenizer: PreTrainedTokenizerBase, model: Model, ids: Tensor, options: GenerationOptions) -> list[str]:
+    texts = decode_answers(tokenizer, ids, ending_ids(tokenizer, model))
     return [until_stop(text, options.stop_strings).strip() for text in texts]
 
 
@@ -200,7 +239,7 @@ def _kl(
     model: Model,
     reference: Reference,
     tokenizer: PreTrainedTokenizerBase,
-    batch: Batch,
+    batch: Batch | PreferenceBatch,
     ids: Tensor,
     drawable: Drawable,
     options: GenerationOptions,

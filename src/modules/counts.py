@@ -1,4 +1,4 @@
-"""How much of an online method's models is trained."""
+"""How much of a policy and its reference is trained."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from src.models.responses import Model
 
 
 @dataclass(frozen=True)
-class OnlineParameterCount(ParameterCount):
+class PolicyParameterCount(ParameterCount):
     """Parameters of the policy and what is trained beside it, with those of the reference beside them."""
 
-    reference: ParameterCount
+    reference: ParameterCount | None
+    beside: str = ""
 
     @classmethod
-    def of(cls, model: Model, beside: nn.Module | None, reference: Reference) -> OnlineParameterCount:
+    def of(cls, model: Model, beside: nn.Module | None, reference: Reference | None) -> PolicyParameterCount:
         """Count them.
 
         Args:
             model: The policy.
             beside: What is trained with it.
-            reference: What it is held to.
+            reference: What it is held to; None where nothing is kept of it.
         """
         counts = [count_parameters(part) for part in (model, beside) if part is not None]
         trainable, total = sum(count.trainable for count in counts), sum(count.total for count in counts)
-        return cls(trainable, total, reference=reference.parameter_count(model))
+        kept = None if reference is None else reference.parameter_count(model)
+        return cls(trainable, total, reference=kept, beside="" if beside is None else " and value head")
 
     def __str__(self) -> str:
-        return f"policy and value head: {super().__str__()}; reference: {self.reference}"
+        kept = "not kept" if self.reference is None else self.reference
+        return f"policy{self.beside}: {super().__str__()}; reference: {kept}"

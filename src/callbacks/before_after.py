@@ -1,4 +1,4 @@
-"""What PPO changed, answer by answer."""
+"""What training changed, answer by answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from src.internals import logged_step
 from src.writing import as_text, whole_file
 
 log = logging.getLogger(__name__)
-COLUMNS = ("query", "response_before", "response_after", "reward_before", "reward_after", "reward_diff")
+COLUMNS = ("query", "response_before", "response_after")
+REWARDS = ("reward_before", "reward_after", "reward_diff")
 
 
 class BeforeAfterTable(Callback):
-    """Writes the answers before and after PPO with their rewards, the greatest rise first.
+    """Writes the answers before and after training; with a reward, theirs too and the greatest rise first.
 
     After every validation to `before_after/step-….csv` in the run's directory and to W&B as a table; after a test to
     `before_after.csv`. Modules that compare nothing are left alone.
@@ -46,11 +47,12 @@ class BeforeAfterTable(Callback):
         file = run_directory(trainer) / name  # every process must ask
         if not trainer.is_global_zero or not comparisons:
             return
-        rows = sorted(comparisons, key=lambda row: -row.reward_diff)
-        names = list(rows[0].before)
-        columns = [*COLUMNS, *(f"{name}_{time}" for name in names for time in ("before", "after"))]
+        is_scored = comparisons[0].reward_diff is not None
+        rows = sorted(comparisons, key=lambda row: -row.reward_diff) if is_scored else comparisons
+        names, given = list(rows[0].before), [*COLUMNS, *(REWARDS if is_scored else ())]
+        columns = [*given, *(f"{name}_{time}" for name in names for time in ("before", "after"))]
         cells = [
-            [getattr(row, column) for column in COLUMNS]
+            [getattr(row, column) for column in given]
             + [figures[name] for name in names for figures in (row.before, row.after)]
             for row in rows
         ]

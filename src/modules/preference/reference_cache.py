@@ -1,0 +1,159 @@
+"""What the reference says of a split, computed once and kept on disk, so that its weights need not be kept at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from src.contracts import PreferenceBatch
+from src.errors import ParleyError
+from src.writing import whole_file
+
+log = logging.getLogger(__name__)
+VERSION = 1  # raise it when the meaning of what is kept changes
+SAY_EVERY = 10.0  # seconds
+Record = dict[int, list[Any]]
+"""What is kept of each row of a split, by its number."""
+
+
+class ReferenceCache:
+    """Makes what the reference says of a split, on all processes together, or finds it on disk.
+
+    A file is named by a hash of everything that its content depends on, and comes whole or not at all. What cannot be
+    read is made anew.
+
+    Args:
+        directory: Where the files are.
+        trainer: Whose processes share the work.
+        about: What the content depends on beside the split, as JSON or text: weights, precision and so on.
+    """
+
+    def __init__(self, directory: Path, trainer: Trainer, about: list[Any]) -> None:
+        self.directory = directory
+        self.trainer = trainer
+        self.about = about
+
+    def records(
+        self,
+        what: str,
+        batches: Callable[[], Iterable[PreferenceBatch]],
+        make: Callable[[PreferenceBatch], list[list[Any]]],
+        about: list[Any],
+    ) -> Record:
+        """What is kept of each row; every process must call this.
+
+        Args:
+            what: Is made, for the log.
+            batches: This process's share of the split, the same at each call.
+            make: From a batch to what is kept of each of its rows, fillers included.
+            about: What this depends on beside the split and what all depends on.
+        """
+        digests = self._gathered({index: digest for batch in batches() for index, digest in _digests(batch)})
+        key = json.dumps([VERSION, what, self.about, about, sorted(digests.items())], sort_keys=True, default=str)
+        file = self.directory / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        found: Record | None = None
+        if self.trainer.is_global_zero:
+            found = _read(file, len(digests))
+        found = self.trainer.strategy.broadcast(found)
+        if found is not None:
+            log.info("%s of the reference: %d rows from %s", what, len(found), file)
+            return found
+        made: Record = {}
+        for batch in self._told(what, batches(), len(digests)):
+            rows = zip(batch["index"], make(batch), batch["is_filler"], strict=True)
+            made |= {index: row for index, row, is_filler in rows if not is_filler}
+        made = self._gathered(made)
+        if self.trainer.is_global_zero:
+            with whole_file(file) as stream:
+                json.dump(sorted(made.items()), stream)
+        return made
+
+    def _gathered(self, own: dict[int, Any]) -> dict[int, Any]:
+        if self.trainer.world_size == 1:
+            return own
+        parts: list[dict[int, Any]] = [{} for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(parts, own)
+        return {index: row for part in parts for index, row in part.items()}
+
+    def _told(self, what: str, batches: Iterable[PreferenceBatch], rows: int) -> Iterator[PreferenceBatch]:
+        """The batches, with a line in the log before, after, and now and then between."""
+        speaks, done, told = self.trainer.is_global_zero, 0, time.monotonic()
+        if speaks:
+            log.info("%s of the reference: %d rows, once for this model and these pairs …", what, rows)
+        for batch in batches:
+            yield batch
+            done += sum(not is_filler for is_filler in batch["is_filler"])
+            if speaks and time.monotonic() - told > SAY_EVERY:
+                told = time.monotonic()
+                log.info("%s of the reference: some %d of %d rows", what, done * self.trainer.world_size, rows)
+        if speaks:
+            log.info("%s of the reference: done", what)
+
+
+def limited(loader: Any, limit: float) -> Iterator[Any]:
+    """The batches that a trainer's limit leaves of a loader.
+
+    Args:
+        loader: Any with a length, where the limit is a share.
+        limit: A number of batches, or as a float a share of them.
+    """
+    return islice(loader, int(limit * len(loader)) if isinstance(limit, float) else limit)
+
+
+def _digests(batch: PreferenceBatch) -> Iterator[tuple[int, str]]:
+    """Of the tokens of each pair, fillers left out; of its prompt alone where a batch has prompts only."""
+    names = [("prompt_ids", "prompt_attention_mask", 1)]
+    if "answer_ids" in batch:
+        names.append(("answer_ids", "answer_mask", 2))
+    for row, (index, is_filler) in enumerate(zip(batch["index"], batch["is_filler"], strict=True)):
+        if is_filler:
+            continue
+        digest = hashlib.sha256()
+        for ids, mask, times in names:
+            values: Tensor = batch[ids]  # type: ignore[literal-required]
+            where: Tensor = batch[mask]  # type: ignore[literal-required]
+            for turn in range(times):
+                place = row + turn * len(batch["index"])
+                digest.update(json.dumps(values[place][where[place].bool()].tolist()).encode())
+        yield index, digest.hexdigest()[:32]
+
+
+def _read(file: Path, rows: int) -> Record | None:
+    """A file's content; None where there is none to be used."""
+    if not file.is_file():
+        return None
+    try:
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        log.warning("%s cannot be used (%s); it is made anew.", file, error)
+        return None
+    return found if len(found) == rows else None
+
+
+def table(records: Record, *, nothing: float = math.nan) -> Tensor:
+    """Log-probabilities as a table by row number, (rows, 2); NaN where a split has no such row.
+
+    Args:
+        records: Of each row two figures.
+        nothing: Stands for rows that are not there.
+
+    Raises:
+        ParleyError: There is none.
+    """
+    if not records:
+        raise ParleyError("the training data has no pair; give some.")
+    rows = torch.full((max(records) + 1, 2), nothing)
+    rows[list(records)] = torch.tensor(list(records.values()), dtype=torch.float32)
+    return rows
