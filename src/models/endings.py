@@ -156,8 +156,12 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _published_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    vocabulary = tokenizer.get_vocab()
-    return vocabulary[TURN_END] if vocabulary.keys() >= {TURN_START, TURN_END} else None
+    marks: list[str] = [TURN_START, TURN_END]
+    ids: list[int | None] = [tokenizer.convert_tokens_to_ids(mark) for mark in marks]  # type: ignore[misc]
+    found = [
+        id is not None and tokenizer.convert_ids_to_tokens(id) == mark for id, mark in zip(ids, marks, strict=True)
+    ]
+    return ids[1] if all(found) else None  # of one that it lacks, the id is the unknown token's or None
 
 
 def _listed(ids: Any) -> list[int]:

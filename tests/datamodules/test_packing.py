@@ -48,9 +48,9 @@ def test_an_example_longer_than_a_row_is_refused():
 
 def test_collated_row():
     examples = [
-        {"id": "a", "prompt": "p", "references": ["r"], "prompt_ids": [10, 11], "target_ids": [12, 1]},
-        {"id": "b", "prompt": "q", "references": ["s"], "prompt_ids": [13], "target_ids": [14, 15, 1]},
-        {"id": "c", "prompt": "t", "references": ["u"], "prompt_ids": [16], "target_ids": [1]},
+        {"id": "a", "prompt": "p", "references": ["r"], "prompt_ids": [10, 11], "target_ids": [12, 1], "learned": []},
+        {"id": "b", "prompt": "q", "references": ["s"], "prompt_ids": [13], "target_ids": [14, 15, 1], "learned": []},
+        {"id": "c", "prompt": "t", "references": ["u"], "prompt_ids": [16], "target_ids": [1], "learned": []},
     ]
     rows = [
         {"examples": examples[:2], "is_filler": False, "index": 0},

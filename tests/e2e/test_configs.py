@@ -41,6 +41,10 @@ def test_recipe_trains_a_step(parley, tiny_base, sample, tmp_path, recipe):
         data = tmp_path / "pairs.jsonl"
         pairs = [{"prompt": f"Why {n}?", "chosen": f"{n} it is.", "rejected": "No."} for n in range(80)]
         data.write_text("\n".join(map(json.dumps, pairs)))
+    if config["data"]["class_path"] == "ConversationDataModule":
+        data = tmp_path / "talks.jsonl"
+        said = [{"role": role, "content": "Hello there."} for role in ("user", "assistant") * 2]
+        data.write_text("\n".join(json.dumps({"messages": said}) for _ in range(8)))
     assert config["model"]["init_args"]["model_name_or_path"]
     words = ["-c", recipe, "--model.init_args.model_name_or_path", base, "--data.init_args.path", data]
     if config["model"]["init_args"].get("gguf_file"):
