@@ -92,7 +92,9 @@ def add_style_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat-template", dest="format", action="store_const", const="chat", help="the same as --format chat"
     )
-    group.add_argument("--system", metavar="TEXT", help="with a chat template: what the model is told first")
+    group.add_argument(
+        "--system", metavar="TEXT", help="what the model is told first; in a talk, or with a chat template"
+    )
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:

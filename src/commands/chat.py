@@ -64,8 +64,6 @@ def _talk(args: argparse.Namespace) -> Talk:
 
     finished = arguments.load(args, args.model)
     style = resolve_style(args.format, finished, turns=True, trained=True)
-    if args.system is not None and style != "chat":
-        raise ParleyError("only a chat template has a place for --system, and this model has none; leave it out.")
     options = arguments.decoding_options(args, finished)
     return Talk(finished, style, options, system=args.system, context=args.context, memory=args.history)
 

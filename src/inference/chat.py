@@ -47,7 +47,7 @@ class Talk:
         finished: The model.
         style: How it is asked; resolved, not `auto`.
         options: How it decodes; may change between questions.
-        system: For chat templates, what the model is told first.
+        system: What the model is told first.
         context: Tokens to look at at most, where that is to be less than the model can.
         memory: Exchanges to look back at, at most; as many as fit when None.
         candidates: Answers a question; as the options say when None.

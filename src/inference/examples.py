@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from src.contracts import Example
-from src.datamodules import ChatbotDataModule, DialogSumDataModule, DialogueDataModule
+from src.datamodules import ChatbotDataModule, ConversationDataModule, DialogSumDataModule, DialogueDataModule
+from src.datamodules.conversations import MESSAGE_COLUMNS
 from src.datamodules.download import is_url
 from src.datamodules.sources import Rows, aliases, only_table, read_split
 from src.datamodules.splits import SplitSpec
@@ -91,7 +92,7 @@ def _example(rows: Rows, number: int, column: str, references: Sequence[str], ma
 
 
 def from_dataset(path: str, split: str, *, template: str | None = None, seed: int = 42) -> ExampleSet:
-    """A split of DialogSum or ChatbotData, or of anything with their columns, as the DataModule gives it.
+    """A split of DialogSum, ChatbotData or conversations, or anything with such columns, as the DataModule gives it.
 
     Args:
         path: Whatever the DataModules take.
@@ -110,12 +111,17 @@ def from_dataset(path: str, split: str, *, template: str | None = None, seed: in
         options[f"{part}_split"] = split
         data: DialogueDataModule = ChatbotDataModule("", **options)
         return ExampleSet(data.examples(part), turns=True, trained=True)
+    if not columns.isdisjoint(MESSAGE_COLUMNS):
+        if template:
+            raise ParleyError(f"{path} has talks, which take no template; leave it out.")
+        talks = ConversationDataModule("", path=path, seed=seed, test_split=split)
+        return ExampleSet(talks.last_turns("test"), turns=True, trained=True)
     if "dialogue" in columns:
         data = DialogSumDataModule("", **options, test_split=split)
         return ExampleSet(data.examples("test"), trained=True)
     raise ParleyError(
-        f"{path} has the columns {', '.join(sorted(columns))}, neither DialogSum's (dialogue, summary) nor "
-        "ChatbotData's (Q, A); give it with --input and --column."
+        f"{path} has the columns {', '.join(sorted(columns))}, not DialogSum's (dialogue, summary), "
+        "ChatbotData's (Q, A) or a conversation's (messages); give it with --input and --column."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from src.contracts import Example, Turn
 from src.datamodules import formats
-from src.datamodules.turns import as_text
+from src.datamodules.turns import as_text, shortened
 from src.errors import ParleyError
 from src.files import refuse_surrogates
 from src.inference.loading import FinishedModel
@@ -154,7 +154,7 @@ class PromptEncoder:
         """
         shots = shots or [()] * len(examples)
         whole = [self._ids(example, before) for example, before in zip(examples, shots, strict=True)]
-        encoded = [self._cut(ids) for ids in whole]
+        encoded = [self._fit(example, ids) for example, ids in zip(examples, whole, strict=True)]
         if cut := sum(len(ids) < len(all_ids) for ids, all_ids in zip(encoded, whole, strict=True)):
             log.warning("%d of %d prompts truncated to %d tokens.", cut, len(whole), self.limit)
         if not all(encoded):
@@ -162,6 +162,12 @@ class PromptEncoder:
         return encoded
 
     def _ids(self, example: Example, shots: Sequence[Example]) -> list[int]:
+        if example.turns and shots:
+            raise ParleyError(
+                "solved examples (--shots) go before single prompts, and these are talks; leave them out."
+            )
+        if example.turns:
+            return turn_ids(self._talk(example), self.finished, self.style)
         if self.style in ("chat", "published"):
             turns = [Turn("system", self.system)] if self.system is not None else []
             for shot in shots:
@@ -169,6 +175,20 @@ class PromptEncoder:
             return turn_ids([*turns, Turn("user", example.prompt)], self.finished, self.style)
         text = few_shot(example.prompt, shots, self.separator)
         return _text_ids(text, self.finished, self.style)
+
+    def _talk(self, example: Example) -> tuple[Turn, ...]:
+        """A prompt that is a talk, with the system's words where it has none of its own."""
+        if self.system is None or example.turns[0].role == "system":
+            return example.turns
+        return (Turn("system", self.system), *example.turns)
+
+    def _fit(self, example: Example, ids: list[int]) -> list[int]:
+        """A talk without its oldest turns; what is too long in any case is cut."""
+        for talk in shortened(self._talk(example)) if example.turns else ():
+            if self.limit is None or len(ids) <= self.limit:
+                break
+            ids = turn_ids(talk, self.finished, self.style)
+        return self._cut(ids)
 
     def _cut(self, ids: list[int]) -> list[int]:
         limit = self.limit

@@ -172,7 +172,6 @@ def test_bad_options_are_one_line(
     for words, said in (
         (["--context", "1"], "--context is 1"),
         (["--history", "-1"], "--history is -1"),
-        (["--system", "x"], "--system"),
         (["--preset", "none"], "there is no preset"),
         (["--format", "chat"], "no chat template"),
     ):

@@ -143,8 +143,8 @@ def test_the_mask_is_trls(base: Callable[[str], str], name: str) -> None:
     mask += [0] * (len(theirs["input_ids"]) - len(ids))
     if name in ("llama3", "cohere"):
         assert mask == theirs["assistant_masks"]
-    # Elsewhere TRL's also has the line end after the token that ends a turn (Qwen2.5's that before the turn too, Phi-3's
-    # EOS after the last), which no model has to write. Nothing else is between the two.
+    # Elsewhere TRL's also has the line end after the token that ends a turn (Qwen2.5's the one before the turn too, and
+    # Phi-3's EOS after the last), which no model has to write. Nothing else is between the two.
     pairs = list(zip(theirs["input_ids"], mask, theirs["assistant_masks"], strict=True))
     assert all(their >= our for _, our, their in pairs)
     assert {tokenizer.decode([id]) for id, our, their in pairs if their > our} <= {"\n", "</s>"}

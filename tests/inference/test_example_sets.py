@@ -85,3 +85,17 @@ def test_data_of_another_kind(tmp_path: Path) -> None:
         from_dataset(str(file), "test")
     with pytest.raises(ParleyError, match="there is no file or directory"):
         from_dataset(str(tmp_path / "none"), "test")
+
+
+def test_conversations_are_asked_for_their_last_turn(tmp_path: Path) -> None:
+    said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you")]
+    rows = [{"id": "x", "messages": [{"role": role, "content": content} for role, content in said]}]
+    file = tmp_path / "talks.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = from_dataset(str(file), "test")
+    [example] = found.examples
+    assert (found.turns, found.trained, example.id) == (True, True, "x")
+    assert [(turn.role, turn.content) for turn in example.turns] == said[:3]
+    assert (example.target, example.references) == ("See you", ["See you"])
+    with pytest.raises(ParleyError, match="take no template"):
+        from_dataset(str(file), "test", template="flan")

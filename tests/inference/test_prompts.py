@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from src.contracts import Example
+from src.contracts import Example, Turn
 from src.datamodules.encoding import encode_examples
 from src.errors import ParleyError
+from src.inference.chat import Exchange, Talk
 from src.inference.loading import FinishedModel
-from src.inference.prompts import PromptEncoder, Turn, choose_shots, few_shot, resolve_style, turn_ids
+from src.inference.prompts import PromptEncoder, choose_shots, few_shot, resolve_style, turn_ids
+from src.models.generation import GenerationOptions
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
@@ -130,3 +132,31 @@ def test_the_window(finished: Callable[[str], FinishedModel], caplog: pytest.Log
     ):
         with pytest.raises(ParleyError, match=said):
             problem()
+
+
+def test_a_talk_is_asked_as_it_was_trained(finished: Callable[[str], FinishedModel]) -> None:
+    turns = [Turn(("user", "assistant")[place % 2], f"line {place}") for place in range(8)]
+    example = Example("", turns[-1].content, turns=tuple(turns[:-1]))
+    for architecture, style in (("gpt2", "published"), ("gpt2", "plain"), ("t5", "plain"), ("bart", "plain")):
+        model = finished(architecture)
+        for limit in (1000, 30):
+            [trained] = encode_examples(
+                [example],
+                model.tokenizer,
+                is_encoder_decoder=model.is_encoder_decoder,
+                max_source_length=limit,
+                max_target_length=99,
+                format=style,
+            )
+            assert (trained["turns_dropped"] > 0) == (limit == 30)
+            asked = PromptEncoder(model, style, 8, max_source_length=limit).encode([example])
+            assert asked == [trained["prompt_ids"]]
+            talk = Talk(model, style, GenerationOptions(max_new_tokens=8), context=limit + 8)
+            said = turns[:-2]
+            talk.exchanges = [Exchange(said[n].content, [said[n + 1].content]) for n in range(0, 6, 2)]
+            assert limit == 30 or talk._prompt(turns[-2].content)[0] == trained["prompt_ids"]
+    model = finished("gpt2")
+    [ids] = PromptEncoder(with_template(model), "chat", 8, system="Be short.").encode([example])
+    assert model.tokenizer.decode(ids).startswith("[system]Be short.</s>[user]line 0</s>[assistant]line 1</s>")
+    with pytest.raises(ParleyError, match="these are talks"):
+        PromptEncoder(model, "published", 8).encode([example], [[example]])

@@ -55,6 +55,20 @@ def test_the_model_is_shown_what_was_said(talk: Callable[..., Talk]) -> None:
     assert shown(mine) == "<s>?</s><s>"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "style", "expected"),
+    [
+        ("gpt2", "published", "<s>Be kind.</s><s>?</s><s>"),
+        ("gpt2", "plain", "Be kind.\n?\n"),
+        ("bart", "plain", "<s>system: Be kind.\nuser: ?</s>"),
+    ],
+)
+def test_the_system_speaks_first_in_every_format(
+    talk: Callable[..., Talk], architecture: str, style: str, expected: str
+) -> None:
+    assert shown(talk(architecture, style, system="Be kind.")) == expected
+
+
 def test_the_oldest_is_forgotten_first_and_said_once(talk: Callable[..., Talk]) -> None:
     mine = talk(context=60)
     told = [ask(mine, f"number {number}")[1] for number in range(8)]
