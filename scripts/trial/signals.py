@@ -58,7 +58,6 @@ class Started:
     def __init__(self, words: Sequence[str], directory: Path) -> None:
         directory.mkdir(parents=True)
         self.directory = directory
-        self.start = time.monotonic()
         self._log = directory / "said"
         with self._log.open("wb") as stream:
             self.popen = subprocess.Popen(
@@ -95,9 +94,16 @@ class Started:
         self.popen.wait()
 
 
-def after(seconds: float) -> Moment:
-    """So long after the start: in the midst of imports."""
-    return lambda started: time.monotonic() - started.start > seconds
+def once_loaded(library: str) -> Moment:
+    """Once the process has mapped a file whose name holds this: in the midst of imports."""
+    return lambda started: library in _mapped(started.popen.pid)
+
+
+def _mapped(pid: int) -> str:
+    try:
+        return " ".join(mapped.path for mapped in psutil.Process(pid).memory_maps())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 def once_said(text: str) -> Moment:
@@ -120,6 +126,7 @@ def once_it_has(pattern: str) -> Moment:
     return lambda started: any(started.directory.glob(pattern))
 
 
+IMPORTED = ("libtorch", "_multiarray_umath")
 LOGGED = "runs/version_*/metrics.csv"
 LONG = {
     "trainer.max_epochs": "500",
@@ -145,7 +152,7 @@ def cases(workshop: Workshop) -> list[Case]:
     test = workshop.words("seq2seq", SANITY | {"data.init_args.test_split": "test"} | slow, command="test")
     set_up, sanity = once_said("GPU available"), once_said("train:")
     return [
-        *(Case(f"fit, imports {moment} s", fit(), after(moment), stop) for moment in (0.5, 1.5, 3.0)),
+        *(Case(f"fit, imports {library}", fit(), once_loaded(library), stop) for library in IMPORTED),
         Case("fit, set-up", fit(), set_up, stop),
         Case("fit, set-up, SIGTERM", fit(), set_up, term),
         Case("fit, sanity check", fit(SANITY, slow), sanity, stop),
@@ -162,18 +169,26 @@ def cases(workshop: Workshop) -> list[Case]:
         Case("ddp, sanity check, SIGTERM to the first", fit(DDP, SANITY, slow), sanity, term, group=False),
         Case("ddp, training, workers, SIGTERM", fit(DDP, WORKERS), once_it_has(LOGGED), term, trains=True),
         Case("ddp, training, SIGTERM to the first", fit(DDP), once_it_has(LOGGED), term, group=False, trains=True),
-        Case("test, imports", test, after(1.5), stop),
+        Case("test, imports", test, once_loaded("libtorch"), stop),
         Case("test, testing", test, once_said("test:"), stop),
         Case("test, testing, SIGTERM", test, once_said("test:"), term),
-        Case("generate, imports", ("generate", t5, "--prompt", "x", *long), after(1.0), stop),
+        Case("generate, imports", ("generate", t5, "--prompt", "x", *long), once_loaded("libtorch"), stop),
         Case("generate, generating", ("generate", t5, "--prompt", "x", *long), once_said("Decoding of"), stop),
-        Case("chat, imports", ("chat", t5), after(1.0), stop),
-        Case("compare, imports", ("compare", t5, str(workshop.root / "adapter"), "--data", "x"), after(0.3), stop),
+        Case("chat, imports", ("chat", t5), once_loaded("libtorch"), stop),
         Case(
-            "export, imports", ("export", "--checkpoint", str(workshop.checkpoint()), "--output", "o"), after(1.0), stop
+            "compare, imports",
+            ("compare", t5, str(workshop.root / "adapter"), "--data", "x"),
+            once_loaded("libtorch"),
+            stop,
         ),
-        Case("init, imports", ("init", "--output", "made"), after(1.0), stop),
-        Case("demo, imports", ("demo",), after(1.0), stop),
+        Case(
+            "export, imports",
+            ("export", "--checkpoint", str(workshop.checkpoint()), "--output", "o"),
+            once_loaded("libtorch"),
+            stop,
+        ),
+        Case("init, imports", ("init", "--output", "made"), once_loaded("libtorch"), stop),
+        Case("demo, imports", ("demo",), once_loaded("libtorch"), stop),
     ]
 
 
