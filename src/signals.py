@@ -29,11 +29,12 @@ class Interruption:
 
     Attributes:
         number: The signal that came; 0 as long as none has.
+        command: As given.
     """
 
     def __init__(self, command: str, *, at_once: bool) -> None:
         self.number = 0
-        self._command = command
+        self.command = command
         self._at_once = at_once
         self._process = os.getpid()
 
@@ -49,7 +50,7 @@ class Interruption:
     def leave(self) -> NoReturn:
         """Say it and end; not by way of the interpreter, which kills itself where an import was interrupted."""
         sys.stdout.flush()
-        line = f"parley {self._command}: stopped by {signal.Signals(self.number).name}.\n"
+        line = f"parley {self.command}: stopped by {signal.Signals(self.number).name}.\n"
         os.write(2, line.encode())
         os._exit(128 + self.number)
 
@@ -57,7 +58,8 @@ class Interruption:
 @contextmanager
 def interruption(command: str, *, at_once: bool) -> Iterator[Interruption]:
     """Handle the signals within the block; as before it afterwards."""
-    handler = Interruption(command, at_once=at_once)
+    outer = signal.getsignal(signal.SIGINT)  # that of the demo, which runs other commands
+    handler = Interruption(outer.command if isinstance(outer, Interruption) else command, at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield handler
         return

@@ -49,6 +49,22 @@ def test_what_was_held_is_taken(number):
     assert started.returncode == 128 + number
 
 
+def test_a_command_within_another_is_stopped_in_the_others_name():
+    script = TAKES_THEM.format(seconds=60).replace("with ", 'with interruption("demo", at_once=False), ', 1)
+    started = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    started.send_signal(signal.SIGINT)
+    assert started.communicate(timeout=50)[1] == "parley demo: stopped by SIGINT.\n"
+    assert started.returncode == 128 + signal.SIGINT
+
+
 def test_a_process_whose_first_has_ended_meanwhile_ends():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
