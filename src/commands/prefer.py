@@ -17,7 +17,7 @@ from pathlib import Path
 from src.commands import arguments
 from src.commands.output import show, show_json
 from src.errors import ParleyError
-from src.ranges import Range
+from src.ranges import NOT_NEGATIVE, Range
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward", required=True, metavar="REWARD", help=arguments.REWARD_HELP)
     count = arguments.number(int, Range(2))
     parser.add_argument("--num-generations", type=count, default=8, metavar="N", help="answers to each prompt")
+    parser.add_argument(
+        "--min-difference",
+        type=arguments.number(float, NOT_NEGATIVE),
+        default=0.0,
+        metavar="X",
+        help="scores that differ by less are a tie: pairs that say little are dropped",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the pairs, as .jsonl")
     parser.add_argument(
         "--margins", action="store_true", help="write by how much the scores differ, for a reward model's loss"
@@ -74,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     scores = score_answers(
         reward, asked.examples, answers, args.batch_size, lambda batches: arguments.progress(batches, "Scoring")
     )
-    chosen = choose_pairs(asked.examples, answers, scores)
+    chosen = choose_pairs(asked.examples, answers, scores, args.min_difference)
     if not chosen.pairs:
         raise ParleyError(
             f"no prompt has a better and a worse answer ({chosen.ties} ties, {chosen.unusable} prompts with fewer than "

@@ -10,6 +10,8 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
+
 from src.datamodules.base import RANGES as DATA
 from src.errors import ParleyError
 from src.models.generation import RANGES as DECODING
@@ -88,6 +90,20 @@ class Setting(NamedTuple):
     name: str
     value: Any
     default: Any = None
+
+
+def restore_nulls(settings: Namespace) -> None:
+    """Make null of what the command line called null, of which jsonargparse makes the text `None` two classes deep.
+
+    Args:
+        settings: As parsed; changed in place.
+    """
+    for name, value in list(settings.items()):
+        if value == "None":
+            settings[name] = None
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, Namespace):
+                restore_nulls(item)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

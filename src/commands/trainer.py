@@ -26,7 +26,7 @@ import src.modules
 from src.callbacks.storage import read_checkpoint
 from src.commands.complaints import complaint_about_settings, essence, misconfiguration, missing_package, said_by_us
 from src.commands.resume import choose_checkpoint
-from src.commands.settings import check_settings
+from src.commands.settings import check_settings, restore_nulls
 from src.errors import ParleyError, StoppedBySignalError
 from src.internals import hold_signals_at_launch
 from src.signals import end_with_parent, give_way_to_parent
@@ -87,6 +87,7 @@ class ParleyCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the configuration, and refuse what would go wrong later."""
         super().parse_arguments(parser, args)
+        restore_nulls(self.config)
         check_settings(self.config[self.config["subcommand"]].as_dict())
 
     def _parse_ckpt_path(self) -> None:

@@ -39,7 +39,7 @@ class Chosen:
 
     Attributes:
         pairs: In the order of the prompts.
-        ties: Prompts whose answers all have one score, or one text.
+        ties: Prompts whose answers all have one score, or nearly, or one text.
         unusable: Prompts with fewer than two answers that are not empty and have a score.
         mean_score: Of all answers that have one.
     """
@@ -96,7 +96,10 @@ def score_answers(
 
 
 def choose_pairs(
-    examples: Sequence[Example], answers: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]
+    examples: Sequence[Example],
+    answers: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    min_difference: float = 0.0,
 ) -> Chosen:
     """Best against worst; of equals the one that came first.
 
@@ -104,6 +107,7 @@ def choose_pairs(
         examples: The prompts.
         answers: Of each prompt.
         scores: Of each answer; one that is not finite counts for none.
+        min_difference: Of the two scores; less is a tie.
     """
     pairs, ties, unusable = [], 0, 0
     finite = [score for row in scores for score in row if math.isfinite(score)]
@@ -115,7 +119,8 @@ def choose_pairs(
             unusable += 1
             continue
         best, worst = max(usable, key=lambda pair: pair[0]), min(usable, key=lambda pair: pair[0])
-        if best[0] == worst[0] or best[1].strip() == worst[1].strip():
+        difference = best[0] - worst[0]
+        if difference == 0 or difference < min_difference or best[1].strip() == worst[1].strip():
             ties += 1
             continue
         pairs.append(ScoredPair(example, best[1], worst[1], best[0], worst[0]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser, Namespace
 
 from src.cli import main
-from src.commands.settings import RANGES, Range, check_settings
+from src.commands.settings import RANGES, Range, check_settings, restore_nulls
 from src.errors import ParleyError
+from src.modules import ModelModule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZER, SCHEDULE = "model.init_args.optimizer", "model.init_args.lr_scheduler"
@@ -216,3 +218,18 @@ def test_a_range_says_what_it_holds():
     assert [Range(0, 1).holds(value) for value in (-1e-9, 0, 0.999, 1)] == [False, True, True, False]
     assert [Range(0, above=True).holds(value) for value in (0, 1e-9, 1e9)] == [False, True, True]
     assert str(Range(0, above=True)) == "above 0"
+
+
+def test_null_two_classes_deep_is_null_on_the_command_line_too() -> None:
+    """jsonargparse 4.53 makes the text `None` of it, which names a label that no classifier has."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ModelModule, "model")
+    reward = "--model.init_args.reward"
+    words = ["--model", "PPOModule", "--model.init_args.model_name_or_path", "x", reward, "ClassifierReward"]
+    settings = parser.parse_args([*words, f"{reward}.init_args.label", "null"])
+    restore_nulls(settings)
+    given = settings.model.init_args.reward.init_args
+    assert (given.label, given.max_length, given.output) == (None, None, "logit")
+    settings.callbacks = [Namespace(class_path="x", init_args=Namespace(monitor="None", mode="min"))]
+    restore_nulls(settings)
+    assert settings.callbacks[0].init_args == Namespace(monitor=None, mode="min")

@@ -98,6 +98,9 @@ def test_ties_empty_answers_and_scores_that_are_none_are_counted() -> None:
     ]
     assert (chosen.ties, chosen.unusable) == (2, 1)
     assert chosen.mean_score == pytest.approx(27 / 14)
+    fewer = choose_pairs(examples, answers, scores, 2.0)
+    assert [pair.example.prompt for pair in fewer.pairs] == ["0"]
+    assert (fewer.ties, fewer.unusable) == (3, 1)
 
 
 def test_a_prompt_that_comes_twice_keeps_all_its_right_answers() -> None:
