@@ -71,7 +71,7 @@ class ConversationDataModule(DialogueDataModule):
         messages_column: str | None = None,
         user_column: str | None = None,
         assistant_column: str | None = None,
-        assistant_name: str | None = None,
+        assistant_name: str = "",
         system_column: str | None = None,
         system: str | None = None,
         max_source_length: int = 1024,
@@ -92,7 +92,7 @@ class ConversationDataModule(DialogueDataModule):
             raise ParleyError(
                 "messages_column is for whole talks, user_column and assistant_column are for pairs; leave one out."
             )
-        if assistant_name is not None and messages_column is None:
+        if assistant_name and messages_column is None:
             raise ParleyError("assistant_name is for transcripts; name the column that has them by messages_column.")
         self.messages_column = messages_column
         self.pair = (user_column, assistant_column) if user_column and assistant_column else None
@@ -136,10 +136,10 @@ class ConversationDataModule(DialogueDataModule):
             talk: tuple[Turn, ...] = (Turn("user", question), Turn("assistant", answer))
         else:
             column = self._column_of_messages(source, number)
-            if self.assistant_name is None:
-                talk = parse_messages(source.rows[number][column], f"{source.places[number]}, {column}")
-            else:
+            if self.assistant_name:
                 talk = parse_transcript(source.text(number, column), self.assistant_name)
+            else:
+                talk = parse_messages(source.rows[number][column], f"{source.places[number]}, {column}")
         if talk[:1] and talk[0].role == "system":
             return talk
         system = source.text(number, self.system_column) if self.system_column is not None else ""

@@ -32,7 +32,15 @@ def crash_test(*words: str) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", ["--task seq2seq", "--task causal --packed", "--task ppo", "--task grpo --elastic 1,2,1", "--task reward"]
+    "words",
+    [
+        "--task seq2seq",
+        "--task causal --packed",
+        "--task ppo",
+        "--task grpo --elastic 1,2,1",
+        "--task reward",
+        "--task conversation",
+    ],
 )
 def test_killed_and_resumed(words):
     """A short version; `docs/resuming.md` records longer ones, also with workers and on two processes."""
