@@ -84,7 +84,7 @@ TASKS = {
         (
             *("--model.init_args.lora", "null", "--model.init_args.dropout", "0.1"),
             *("--data.init_args.packing", "false", "--data.init_args.messages_column", "dialogue"),
-            *("--data.init_args.assistant_name", "#Person2#", "--data.init_args.system", "Be kind."),
+            *("--data.init_args.assistant_name", "Person2", "--data.init_args.system", "Be kind."),
         ),
     ),
     "ppo": _online(

@@ -53,7 +53,8 @@ class ConversationDataModule(DialogueDataModule):
         user_column: The column with a question, where each row of the table is a pair. With `assistant_column`.
         assistant_column: The column with its answer.
         assistant_name: Where the column of messages holds transcripts, a line a turn that begins with the speaker's
-            name and a colon, as DialogSum's `dialogue` does: which speaker is the assistant; all others are the user.
+            name and a colon, as DialogSum's `dialogue` does: which speaker is the assistant, without the marks around
+            the name (`Person2` for `#Person2#`); all others are the user.
         system_column: The column with what the system says, where the talk itself has no such turn.
         system: What the system says in all talks that do not say it themselves.
         max_source_length: Tokens before the last answer at most.

@@ -18,6 +18,7 @@ ROLES = {
     "gpt": "assistant",
     "model": "assistant",
 }
+_MARKS = " \t#*[]()<>\"'"  # around a speaker's name
 _KEYS = (("role", "content"), ("from", "value"))
 
 
@@ -61,13 +62,14 @@ def parse_transcript(text: str, assistant: str) -> tuple[Turn, ...]:
 
     Args:
         text: The lines; one without a colon goes on with the turn before.
-        assistant: The name of the speaker who is the assistant; everyone else is the user.
+        assistant: The name of the speaker who is the assistant, with or without the marks around it (`#Person2#`);
+            everyone else is the user.
     """
     messages: list[dict[str, str]] = []
     for line in text.splitlines():
         name, colon, words = line.partition(":")
         if colon:
-            role = "assistant" if name.strip() == assistant else "user"
+            role = "assistant" if name.strip(_MARKS) == assistant.strip(_MARKS) else "user"
             messages.append({"role": role, "content": words.strip()})
         elif messages and line.strip():
             messages[-1]["content"] += f"\n{line.strip()}"

@@ -397,3 +397,23 @@ def test_the_corpus_becomes_messages() -> None:
     splits = [split_of(str(number)) for number in range(4000)]
     assert 0.87 < splits.count("train") / 4000 < 0.93
     assert json.dumps(splits[:3]) == json.dumps([split_of(str(number)) for number in range(3)])
+
+
+def test_dialogsums_own_dialogues_are_conversations(dialogsum: Path, base: Callable[[str], str]) -> None:
+    data = ConversationDataModule(
+        base("gpt2"),
+        path=str(dialogsum / "dialogsum.dev.jsonl"),
+        messages_column="dialogue",
+        assistant_name="Person2",
+    )
+    examples = data.examples("train")
+    assert len(examples) > 490
+    lines = (dialogsum / "dialogsum.dev.jsonl").read_text(encoding="utf-8").splitlines()
+    said = {text for line in lines for text in json.loads(line)["dialogue"].split("\n")}
+    for example in examples:
+        assert example.turns[0].role == "user"
+        assert example.turns[-1].role == "user"
+        roles = [turn.role for turn in example.turns]
+        assert all(one != other for one, other in zip(roles, roles[1:], strict=False))
+        for text in example.target.split("\n"):
+            assert any(line.startswith("#Person2#:") and line.strip().endswith(text) for line in said)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from src.contracts import Turn
-from src.datamodules.turns import answered, as_text, parse_messages, shortened
+from src.datamodules.turns import answered, as_text, parse_messages, parse_transcript, shortened
 from src.errors import ParleyError
 
 TALK = (Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hello!"), Turn("user", "Bye"))
@@ -77,3 +77,10 @@ def test_the_oldest_go_first_and_whole() -> None:
     assert list(shortened(talk)) == [(TALK[0], *talk[3:]), (TALK[0], *talk[5:])]
     assert list(shortened(talk[1:])) == [talk[3:], talk[5:]]
     assert list(shortened([Turn("user", "Hi")])) == []
+
+
+def test_a_transcript() -> None:
+    text = "#Person1#: Hi: there\n#Person2#: Hello!\n How are you?\n\n#Person3#: Fine.\n"
+    expected = (Turn("user", "Hi: there"), Turn("assistant", "Hello!\nHow are you?"), Turn("user", "Fine."))
+    assert parse_transcript(text, "Person2") == parse_transcript(text, "#Person2#") == expected
+    assert [turn.role for turn in parse_transcript(text, "Person1")] == ["assistant", "user"]
