@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -414,6 +415,6 @@ def test_dialogsums_own_dialogues_are_conversations(dialogsum: Path, base: Calla
         assert example.turns[0].role == "user"
         assert example.turns[-1].role == "user"
         roles = [turn.role for turn in example.turns]
-        assert all(one != other for one, other in zip(roles, roles[1:], strict=False))
+        assert all(one != other for one, other in itertools.pairwise(roles))
         for text in example.target.split("\n"):
             assert any(line.startswith("#Person2#:") and line.strip().endswith(text) for line in said)
