@@ -54,6 +54,7 @@ def rows(count: int = 9, seed: int = 0) -> list[dict]:
             "prompt": "",
             "references": [""],
             "prompt_ids": ids(12),
+            "learned": [],
             "target_ids": [*ids(9), 1],
             "is_filler": False,
             "index": number,
