@@ -39,6 +39,7 @@ def crash_test(*words: str) -> dict:
         "--task ppo",
         "--task grpo --elastic 1,2,1",
         "--task reward",
+        "--task conversation",
     ],
 )
 def test_killed_and_resumed(words):
