@@ -15,9 +15,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from src.contracts import LearnsFromPreferences, LearnsFromRollouts
+from src.contracts import LearnsFromPreferences
 from src.datamodules import checks
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
+from src.datamodules.dealing import Dealing
 from src.datamodules.formats import Format, resolve_format
 from src.datamodules.loader import Batches, ResumableDataLoader
 from src.datamodules.rows import Row, by_question, without_empty
@@ -329,73 +330,32 @@ class TextDataModule(LightningDataModule):
         answers = [self.datasets[part].lengths(f"{name}_ids") for name in self.answers]
         return [prompt + max(lengths) for prompt, *lengths in zip(prompts, *answers, strict=True)]
 
-    def _loader(self, part: str, *, training: bool, limit: str = "") -> ResumableDataLoader:
-        """A split's batches.
+    @property
+    def _dealing(self) -> Dealing:
+        return Dealing(self.batch_size, self.max_tokens_per_batch, self.group_by_length, self.seed)
 
-        Args:
-            part: The split.
-            training: Shuffle, and form batches as the training options say.
-            limit: The trainer's argument that may want fewer batches than there are.
-        """
-        dataset: Dataset = self.datasets[part]
-        trainer = self.trainer
-        max_tokens = self.max_tokens_per_batch if training else None
-        lengths = self.lengths(part, in_all=max_tokens is not None)
-        if training:
-            dataset, lengths = self.training_dataset(lengths)
-        accumulate, uses = trainer.accumulate_grad_batches if trainer is not None and training else 1, 1
-        if training and trainer is not None and isinstance(trainer.lightning_module, LearnsFromRollouts):
-            if max_tokens is not None:
-                raise ParleyError(
-                    "max_tokens_per_batch is for fine-tuning: a batch of prompts has a fixed number; use batch_size."
-                )
-            accumulate, uses = 1, trainer.lightning_module.minibatches_per_rollout(self.batch_size)
-        sampler = LengthGroupedBatchSampler(
-            lengths,
-            batch_size=self.batch_size,
-            max_tokens=max_tokens,
-            shuffle=training,
-            group_by_length=self.group_by_length,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
-            accumulate=accumulate,
-            uses=uses,
-        )
-        if trainer is not None and limit:
-            self._take_sample(sampler, part, limit)
-        return ResumableDataLoader(
-            dataset, sampler, collate_fn=self.collator(training=training), num_workers=self.num_workers
-        )
+    def _evaluation_loader(self, part: str, limit: str) -> ResumableDataLoader:
+        sampler = self._dealing.evaluation(self.lengths(part, in_all=False), self.trainer, part=part, limit=limit)
+        return self._loader(self.datasets[part], sampler, training=False)
 
-    def _take_sample(self, sampler: LengthGroupedBatchSampler, part: str, limit: str) -> None:
-        """Let the batches that a limited evaluation takes be a fair sample of the split, not its longest examples."""
-        wanted = getattr(self.trainer, limit)
-        taken = int(wanted * len(sampler)) if isinstance(wanted, float) else wanted
-        if not 0 < taken < len(sampler):
-            return
-        sampler.sample_batches = taken
-        if self._speaks:
-            log.info(
-                "%s: %s takes %d of %d examples, the same random sample every time.",
-                part,
-                limit,
-                sum(map(len, sampler.global_batches()[:taken])),
-                len(self.datasets[part]),
-            )
+    def _loader(self, dataset: Dataset, sampler: LengthGroupedBatchSampler, *, training: bool) -> ResumableDataLoader:
+        collate = self.collator(training=training)
+        return ResumableDataLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""
-        return self._loader("train", training=True)
+        lengths = self.lengths("train", in_all=self.max_tokens_per_batch is not None)
+        dataset, lengths = self.training_dataset(lengths)
+        return self._loader(dataset, self._dealing.training(lengths, self.trainer), training=True)
 
     def val_dataloader(self) -> ResumableDataLoader:
         """The validation split, each example once over all processes."""
-        return self._loader("validation", training=False, limit="limit_val_batches")
+        return self._evaluation_loader("validation", "limit_val_batches")
 
     def test_dataloader(self) -> ResumableDataLoader:
         """The test split, each example once over all processes."""
-        return self._loader("test", training=False, limit="limit_test_batches")
+        return self._evaluation_loader("test", "limit_test_batches")
 
     def predict_dataloader(self) -> Batches:
         """The test split again."""
-        return Batches(self._loader("test", training=False, limit="limit_predict_batches"))
+        return Batches(self._evaluation_loader("test", "limit_predict_batches"))

@@ -77,11 +77,10 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # see `merged`
             adapted = get_peft_model(model, config)
     except (
-        RuntimeError,  # shapes that a chosen start cannot have
+        RuntimeError,  # shapes that a chosen start cannot have; a bias or a layer that the chosen tuner has not got
         ValueError,  # settings at odds with each other
         TypeError,
         KeyError,  # a name that PEFT does not know
-        NotImplementedError,  # raised by PEFT, not by us: a bias or a kind of layer that the chosen tuner has not got
     ) as error:
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
     check_adapter(adapted)
