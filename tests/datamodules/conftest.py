@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from src.datamodules import DialogSumDataModule
+from src.datamodules import ConversationDataModule, DialogSumDataModule
 from src.models.scratch import Sizes, make_base_model
 
+MESSAGES = [
+    {"role": "system", "content": "Ann is kind."},
+    {"role": "user", "content": "Ann: line 1?"},
+    {"role": "assistant", "content": "Ben: line 2."},
+    {"role": "user", "content": "Cho: line 3  </s>"},
+    {"role": "assistant", "content": "Dan speaks 4."},
+    {"role": "user", "content": "Eve?"},
+    {"role": "assistant", "content": "line of turn 5."},
+]
+SHORT = [{"role": "user", "content": "Ann?"}, {"role": "assistant", "content": "Ben."}]
 NAMES = ("Ann", "Ben", "Cho", "Dan", "Eve")
 
 
@@ -75,5 +85,18 @@ def module(base: Callable[[str], str], tmp_path: Path) -> Callable[..., DialogSu
     def make(path: Path | str, architecture: str = "t5", **settings: Any) -> DialogSumDataModule:
         settings = {"cache_dir": str(tmp_path / "cache"), **settings}
         return DialogSumDataModule(base(architecture), path=str(path), **settings)
+
+    return make
+
+
+@pytest.fixture
+def conversations(base: Callable[[str], str], tmp_path: Path, jsonl) -> Callable[..., ConversationDataModule]:
+    """A DataModule over talks."""
+
+    def make(talks: Sequence[Any] = (MESSAGES, SHORT), architecture: str = "gpt2", **settings: Any):
+        rows = [talk if isinstance(talk, dict) else {"messages": talk} for talk in talks]
+        path = jsonl(tmp_path / "talks.jsonl", rows)
+        settings = {"cache_dir": str(tmp_path / "cache"), **settings}
+        return ConversationDataModule(base(architecture), path=str(path), **settings)
 
     return make

@@ -14,7 +14,7 @@ from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
 from src.models.rollout import RolloutOptions
 from src.modules import PPOModule
-from src.rewards import LengthReward
+from src.rewards import LengthReward, Reward
 
 TARGETS = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 PROMPTS = 8
@@ -90,3 +90,24 @@ def trained_state():
         return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
     return copy
+
+
+class Scripted(Reward):
+    """Plays back scores, then 1 for every response."""
+
+    def __init__(self, *scripted):
+        self.scripted = list(scripted)
+        self.calls = []
+
+    def __call__(self, prompts, responses):
+        if not responses:
+            return torch.zeros(0)
+        self.calls.append((prompts, responses))
+        score = self.scripted.pop(0) if self.scripted else 1.0
+        return torch.full((len(responses),), score) if isinstance(score, float) else score
+
+
+@pytest.fixture
+def scripted():
+    """A reward's class: what it is made with is what it says."""
+    return Scripted
