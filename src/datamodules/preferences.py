@@ -35,7 +35,8 @@ class PreferenceDataModule(TextDataModule):
     """Preference pairs: as `parley prefer` writes them, in TRL's layouts, Anthropic's or OpenAI's.
 
     The pairs of a prompt stay in one split. Pairs of equal answers say nothing and are dropped, counted in the log. For
-    a method that learns from its own answers (PPO), the prompts are there alone.
+    a method that learns from its own answers (PPO), the prompts are there alone. Whole texts, as a reward model reads
+    them, have as many tokens as `max_source_length` and `max_target_length` together, and lose their beginning.
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
@@ -45,8 +46,6 @@ class PreferenceDataModule(TextDataModule):
         chosen_column: The column with the better answer.
         rejected_column: The column with the other one.
         margin_column: The column with a number of 0 or more by which the better answer is better, where there is one.
-        max_source_length: Tokens of a prompt at most. Whole texts, as a reward model reads them, have as many as this
-            and `max_target_length` together, and lose their beginning.
         **kwargs: What every DataModule takes (`TextDataModule`).
     """
 
@@ -62,12 +61,9 @@ class PreferenceDataModule(TextDataModule):
         chosen_column: str = "chosen",
         rejected_column: str = "rejected",
         margin_column: str = "margin",
-        max_source_length: int = 512,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model_name_or_path, path=path, template=template, max_source_length=max_source_length, **kwargs
-        )
+        super().__init__(model_name_or_path, path=path, template=template, **kwargs)
         self.columns = Columns(prompt_column, chosen_column, rejected_column, margin_column)
 
     def to_rows(self, source: Rows) -> Iterator[PreferenceRow]:

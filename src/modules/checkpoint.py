@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from peft import PeftModel
@@ -106,3 +107,33 @@ def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftM
             f"the checkpoint (trained from {base['name']!r}) holds more than {name!r} has here, such as {more[0]}; "
             "use the same base model and lora settings."
         )
+
+
+def state_of_method(
+    checkpoint: Mapping[str, Any], key: str, *, method: str, reference: str, name: str
+) -> dict[str, Any]:
+    """What a method keeps in a checkpoint, where it is this method's, and of a run that is held to the same reference.
+
+    Args:
+        checkpoint: Its contents.
+        key: Under which the method keeps its state, with `method` and `reference` in it.
+        method: The Module's class.
+        reference: What tells its reference from others.
+        name: The model that training started from.
+
+    Raises:
+        ParleyError: It is another's.
+    """
+    state: dict[str, Any] | None = checkpoint.get(key)
+    if state is None or state["method"] != method:
+        kind = "another kind of training" if state is None else state["method"]
+        raise ParleyError(
+            f"this checkpoint is of {kind}, not of {method}; `parley export` it and give the directory as "
+            "model.init_args.model_name_or_path."
+        )
+    if state["reference"] != reference:
+        raise ParleyError(
+            f"the checkpoint's run started from other weights than {name!r} has, which would change the reference; "
+            "give the model that it started from."
+        )
+    return state

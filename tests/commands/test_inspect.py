@@ -54,24 +54,9 @@ def test_the_counts_are_printed_as_published(
 
 
 def test_a_checkpoint_and_an_adapter_say_what_they_hold(
-    tiny_base: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tiny_base: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"Q": f"q {n}", "A": f"a {n}"}) + "\n" for n in range(4)))
     name = str(tiny_base("gpt2"))
-    words = ["fit", "-c", "configs/chatbot_lora.yaml", "-c", "configs/trainer/cpu.yaml", "--trainer.max_steps", "2"]
-    settings = {
-        "model.init_args.model_name_or_path": name,
-        "model.init_args.lora.r": "3",
-        "data.init_args.path": str(rows),
-        "data.init_args.validation_split": "train",
-        "data.init_args.batch_size": "2",
-        "data.init_args.cache_dir": str(tmp_path / "cache"),
-        "trainer.default_root_dir": str(tmp_path / "run"),
-        "trainer.limit_val_batches": "0",
-    }
-    assert main([*words, *(f"--{key}={value}" for key, value in settings.items())]) == 0
-    checkpoint = max((tmp_path / "run").rglob("step=*.ckpt"))
     assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "adapter")]) == 0
     capsys.readouterr()
     found = asked(capsys, str(checkpoint))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.errors import ParleyError
-from src.modules.supervised.breakdown import PATIENCE, Breakdown
+from src.modules.breakdown import PATIENCE, Breakdown
 
 NAN, INF = float("nan"), float("inf")
 TRAINER = SimpleNamespace(world_size=1, precision="16-true", global_step=7)

@@ -18,6 +18,7 @@ from src.errors import ParleyError
 from src.models.autocast import cast_once
 from src.models.endings import decode_answers
 from src.models.policy import TokenFigures, score_tokens
+from src.modules.checkpoint import state_of_method
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
 from src.modules.online.policy import SamplingModule
@@ -376,17 +377,12 @@ class OnlineModule(SamplingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what would not fit; take up the rollout and the method's state."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("online")
-        if state is None or state["method"] != type(self).__name__:
-            kind = "fine-tuning" if state is None else state["method"]
-            raise ParleyError(
-                f"this checkpoint is of {kind}, not of {type(self).__name__}; `parley export` it and give the "
-                "directory as model.init_args.model_name_or_path."
-            )
-        if state["reference"] != self.reference.fingerprint():
-            raise ParleyError(
-                f"the checkpoint's run started from other weights than {self.model_name_or_path!r} has, which would "
-                "change the reference; give the model that it started from."
-            )
+        state = state_of_method(
+            checkpoint,
+            "online",
+            method=type(self).__name__,
+            reference=self.reference.fingerprint(),
+            name=self.model_name_or_path,
+        )
         self.load_state(state)
         self._saved_buffer = state["buffer"]

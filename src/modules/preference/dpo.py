@@ -18,12 +18,13 @@ from src.models.fingerprint import fingerprint
 from src.models.policy import AnswerLogprobs, answer_logprobs
 from src.models.reference import Reference, is_base_below_adapter
 from src.models.responses import Model
+from src.modules.breakdown import Breakdown
+from src.modules.checkpoint import state_of_method
 from src.modules.evaluation import keys_of
 from src.modules.policy import PolicyModule
 from src.modules.preference.reference_cache import ReferenceCache, limited, table
 from src.modules.preference.step_figures import PairMeans
-from src.modules.supervised.breakdown import Breakdown
-from src.modules.supervised.token_mean import TokenMean
+from src.modules.token_mean import TokenMean
 from src.rl.preferences import DPOConfig, Pairs, pair_loss
 
 Part = Literal["train", "validation", "test"]
@@ -105,18 +106,9 @@ class DPOModule(PolicyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what would not fit; ask the reference before the checkpoint's weights take its place."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("preference")
-        if state is None or state["method"] != type(self).__name__:
-            kind = "another method" if state is None else state["method"]
-            raise ParleyError(
-                f"this checkpoint is of {kind}, not of {type(self).__name__}; `parley export` it and give the "
-                "directory as model.init_args.model_name_or_path."
-            )
-        if state["reference"] != self._start:
-            raise ParleyError(
-                f"the checkpoint's run started from other weights than {self.model_name_or_path!r} has, which would "
-                "change the reference; give the model that it started from."
-            )
+        state_of_method(
+            checkpoint, "preference", method=type(self).__name__, reference=self._start, name=self.model_name_or_path
+        )
         self._prepare()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

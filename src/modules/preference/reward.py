@@ -19,8 +19,8 @@ from src.models.fingerprint import base_record
 from src.models.texts_to_classify import Text, check_text, load_classifier_tokenizer
 from src.models.tying import base_model
 from src.modules.base import ModelModule
-from src.modules.supervised.breakdown import Breakdown
-from src.modules.supervised.token_mean import TokenMean
+from src.modules.breakdown import Breakdown
+from src.modules.token_mean import TokenMean
 from src.ranges import NOT_NEGATIVE, SHARE, refuse_outside
 from src.rl.bradley_terry import bradley_terry_loss
 

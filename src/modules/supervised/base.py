@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from src.contracts import Batch
+from src.modules.breakdown import Breakdown
 from src.modules.generating import GeneratingModule
-from src.modules.supervised.breakdown import Breakdown
 from src.modules.supervised.metrics import EvaluationMetrics
-from src.modules.supervised.token_mean import TokenMean
+from src.modules.token_mean import TokenMean
 
 
 class SupervisedModule(GeneratingModule):

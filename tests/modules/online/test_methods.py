@@ -14,6 +14,7 @@ from src.modules.online.grpo import GRPOConfig
 from src.modules.online.rloo import RLOOConfig
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
+from tests.modules.cutting import Cut, CutAt
 
 SHARED = {"num_generations": 4, "minibatch_size": 16}
 
@@ -111,22 +112,6 @@ def test_the_reward_rises_on_prompts_that_were_held_out(make, kind, trained, met
     trainer.validate(module, data, verbose=False)
     before, after = (float(trainer.callback_metrics[f"val/reward{part}"]) for part in ("_reference", ""))
     assert after > before + 0.1
-
-
-class Cut(Exception):
-    """The power goes."""
-
-
-class CutAt(Callback):
-    """Writes a checkpoint after a training step, and ends the run there."""
-
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            raise Cut
 
 
 def logged(root):

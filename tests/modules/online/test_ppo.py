@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_start_or_of_fine_tuning_is_refused(make, tmp_pa
         module.on_load_checkpoint(checkpoint | {"online": checkpoint["online"] | {"reference": "0"}})
     with pytest.raises(ParleyError, match="of GRPOModule, not of PPOModule"):
         module.on_load_checkpoint(checkpoint | {"online": checkpoint["online"] | {"method": "GRPOModule"}})
-    with pytest.raises(ParleyError, match="of fine-tuning"):
+    with pytest.raises(ParleyError, match="of another kind of training"):
         module.on_load_checkpoint({name: value for name, value in checkpoint.items() if name != "online"})
 
 

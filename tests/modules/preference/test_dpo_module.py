@@ -9,7 +9,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from peft import LoraConfig
 
 from src.callbacks import BeforeAfterTable, ExactResume
@@ -21,6 +21,7 @@ from src.models.loading import load_model
 from src.modules import DPOModule
 from src.rewards import LengthReward
 from src.rl.preferences import DPOConfig
+from tests.modules.cutting import Cut, CutAt
 
 TARGETS = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 WORDS = [
@@ -79,22 +80,6 @@ def make(tiny_base, pairs, tmp_path):
         )  # fmt: skip
 
     return build
-
-
-class Cut(Exception):
-    """The power goes."""
-
-
-class CutAt(Callback):
-    """Writes a checkpoint after a step and ends the run."""
-
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            raise Cut
 
 
 def weights(module):
