@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # Name to what it measures. The module of that name here has a `main(argv) -> None`.
 BENCHMARKS = {
     "causal": "LoRA on a decoder-only model: examples per second beside a plain training loop",
+    "dpo": "DPO on a decoder-only model beside the installed TRL's DPOTrainer: pairs per second, peak memory",
     "generation": "answers per second: batches by length, batches as they come, one prompt at a time",
     "grpo": "an iteration of GRPO on a decoder-only model beside the installed TRL's GRPOTrainer",
     "memory": "an iteration of PPO with LoRA beside a step of LoRA fine-tuning",

@@ -1,0 +1,196 @@
+"""DPO: pairs per second and peak memory, Parley's beside those of the installed TRL's `DPOTrainer`.
+
+Same weights (a GPT-2 from scratch, trained whole or by LoRA), pairs, batch size, optimiser, reference and threads; the
+pairs are the bundled dialogues with their own summary and another one's. Each run is a process of its own, which goes
+through the pairs once; the methods take turns, each round in another order. Seconds of a step are medians over all but
+the first three; pairs per second are over the same steps, since Parley's are grouped by length. Memory is the highest
+resident one above what the process held before it loaded the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from lightning.pytorch import Callback, Trainer
+from peft import LoraConfig
+
+from benchmarks.ppo import SAMPLE
+from benchmarks.seq2seq import quieten
+from src.commands.output import show
+from src.datamodules import PreferenceDataModule
+from src.files import read_rows
+from src.models.corpus import read_corpus
+from src.models.scratch import Sizes, make_base_model
+from src.modules import DPOModule
+from src.rl.preferences import DPOConfig
+
+MIB = 2**20
+LEARNING_RATE = 1e-5
+WARM_UP = 3  # steps that are not counted
+METHODS = ("Parley", "TRL")
+
+
+def adapter() -> LoraConfig:
+    """The same for both."""
+    return LoraConfig(r=16, lora_alpha=32, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+
+
+def clock(args: argparse.Namespace) -> Callable[[], float]:
+    """What seconds are counted by."""
+    return time.process_time if args.cpu_time else time.perf_counter
+
+
+def write_pairs(file: Path, count: int) -> None:
+    """A dialogue's own summary, and the next one's."""
+    cells = [row.cells for row in read_rows(SAMPLE / "train.jsonl")][: count + 1]
+    with file.open("w", encoding="utf-8") as stream:
+        for row, other in pairwise(cells):
+            prompt = f"Summarize.\n\n{row['dialogue']}\n\nSummary: "
+            stream.write(json.dumps({"prompt": prompt, "chosen": row["summary"], "rejected": other["summary"]}) + "\n")
+
+
+def ours(folder: Path, args: argparse.Namespace, *, bf16: bool, lora: bool) -> list[float]:
+    """Seconds of each step of Parley's."""
+    seconds: list[float] = []
+    now = clock(args)
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.since = now()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            seconds.append(now() - self.since)
+
+    module = DPOModule(
+        str(folder / "base"),
+        DPOConfig(),
+        lora=adapter() if lora else None,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0),
+    )
+    data = PreferenceDataModule(
+        str(folder / "base"), path=str(folder / "pairs.jsonl"), train_split="train", validation_split="train[:1]",
+        batch_size=args.batch_size, format="plain", max_source_length=args.max_length,
+        max_target_length=args.max_length, cache_dir=str(folder / "cache"), template="{prompt}",
+    )  # fmt: skip
+    Trainer(
+        accelerator="cpu", devices=1, precision="bf16-mixed" if bf16 else "32-true", max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        gradient_clip_val=1.0,
+    ).fit(module, data)  # fmt: skip
+    return seconds
+
+
+def theirs(folder: Path, args: argparse.Namespace, *, bf16: bool, lora: bool) -> list[float]:
+    """Seconds of each step of TRL's."""
+    import datasets
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import DPOConfig as PeerConfig
+    from trl import DPOTrainer
+
+    seconds, since, now = [], [0.0], clock(args)
+    datasets.disable_progress_bars()
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            since[0] = now()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds.append(now() - since[0])
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    DPOTrainer(
+        str(folder / "base"),
+        args=PeerConfig(
+            output_dir=str(folder / "trl"),
+            use_cpu=True,
+            bf16=bf16,
+            model_init_kwargs={"dtype": "float32"},
+            activation_checkpointing=False,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=args.batch_size,
+            max_length=2 * args.max_length,
+            num_train_epochs=1,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=adapter() if lora else None,
+        callbacks=[Clock()],
+    ).train()
+    return seconds
+
+
+def measure(method: str, folder: Path, args: argparse.Namespace, bf16: bool, lora: bool, results: Any) -> None:
+    """Train once; report the steps' seconds and the peak above the start, in MiB."""
+    quieten()
+    torch.manual_seed(0)
+    before = psutil.Process().memory_info().rss
+    seconds = (ours if method == "Parley" else theirs)(folder, args, bf16=bf16, lora=lora)
+    results.put((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB))
+
+
+def main(argv: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks dpo", description=__doc__)
+    parser.add_argument("--steps", type=int, default=16, help="timed steps of each method in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs a step")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of a prompt, and of an answer, at most")
+    parser.add_argument("--hidden-size", type=int, default=256, help="the model's width")
+    parser.add_argument("--layers", type=int, default=6, help="the model's blocks")
+    parser.add_argument("--vocab-size", type=int, default=8000, help="the tokenizer's")
+    parser.add_argument("--lora", action="store_true", help="train an adapter instead of the whole model")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(argv)
+    quieten()
+    spawn = multiprocessing.get_context("spawn")
+    figures: dict[tuple[str, bool], list[tuple[list[float], float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = Sizes(vocab_size=args.vocab_size, hidden_size=args.hidden_size, layers=args.layers)
+        make_base_model("gpt2", read_corpus([SAMPLE]), folder / "base", sizes)
+        write_pairs(folder / "pairs.jsonl", (args.steps + WARM_UP) * args.batch_size)
+        runs = [(method, bf16) for bf16 in (False, True) for method in METHODS]
+        for number in range(args.rounds):
+            start = number % len(runs)
+            for method, bf16 in runs[start:] + runs[:start]:
+                results = spawn.SimpleQueue()
+                process = spawn.Process(target=measure, args=(method, folder, args, bf16, args.lora, results))
+                process.start()
+                process.join()
+                figures.setdefault((method, bf16), []).append(results.get())
+    rows = []
+    for (method, bf16), found in sorted(figures.items(), key=lambda item: item[0][1]):
+        seconds = [second for steps, _ in found for second in steps[WARM_UP:]]
+        rate = args.batch_size * len(seconds) / sum(seconds)
+        peers = [second for steps, _ in figures["TRL", bf16] for second in steps[WARM_UP:]]
+        rows.append(
+            {
+                "method": f"{method}, {'bf16' if bf16 else 'float32'}",
+                "step s": statistics.median(seconds),
+                "pairs/s": rate,
+                "times TRL": rate / (args.batch_size * len(peers) / sum(peers)),
+                "peak MiB": statistics.median(peak for _, peak in found),
+            }
+        )
+    trained = "LoRA" if args.lora else "the whole model"
+    show(rows, title=f"DPO of {trained}, {args.batch_size} pairs a step", as_json=args.json)
