@@ -10,6 +10,7 @@ from torch import Tensor
 from src.contracts import IGNORE_INDEX
 from src.models.autocast import cast_once
 from src.models.responses import Model, encode, output_head, response_states
+from src.models.shared_prompts import is_worth_sharing, shared_states
 from src.models.value_head import ValueHead
 from src.rl.drawable import Drawable
 from src.rl.logprobs import logprobs_from_hidden, token_logprobs
@@ -109,6 +110,7 @@ def answer_logprobs(
     encoder_hidden: Tensor | None = None,
     *,
     with_prompts: bool = False,
+    share: bool = False,
 ) -> AnswerLogprobs:
     """Log-probabilities of answers over the whole vocabulary; an encoder reads each prompt once.
 
@@ -120,20 +122,26 @@ def answer_logprobs(
         answer_mask: (n × prompts, time).
         encoder_hidden: The encoder's output for each prompt, where it is known.
         with_prompts: Score the prompts too, once each; decoder-only.
+        share: Put the answers to a prompt into one row, where prompts are long: for a model that `keeps_answers_apart`.
     """
-    times = len(answer_ids) // len(query_ids)
+    labels = answer_ids.masked_fill(answer_mask == 0, IGNORE_INDEX)
+    head, count = output_head(model), len(query_ids)
+    known = (query_mask[:, 1:] * query_mask[:, :-1]) == 1  # the first token follows nothing
+    asked = query_ids[:, 1:].masked_fill(~known, IGNORE_INDEX)
+    if share and is_worth_sharing(query_ids, answer_ids):
+        states, prompt_states = shared_states(model, query_ids, query_mask, answer_ids, answer_mask)
+        prompts = token_logprobs(prompt_states, asked, head) if with_prompts else None
+        return AnswerLogprobs(token_logprobs(states, labels, head), prompts)
+    times = len(answer_ids) // count
     if encoder_hidden is None:
         encoder_hidden = encode(model, query_ids, query_mask)
     if encoder_hidden is not None:
         encoder_hidden = encoder_hidden.repeat(times, 1, 1)
     queries = query_ids.repeat(times, 1), query_mask.repeat(times, 1)
-    states = response_states(model, *queries, answer_ids, answer_mask, encoder_hidden, from_prompt=with_prompts)
-    labels = answer_ids.masked_fill(answer_mask == 0, IGNORE_INDEX)
+    found = response_states(model, *queries, answer_ids, answer_mask, encoder_hidden, from_prompt=with_prompts)
     if not with_prompts:
-        return AnswerLogprobs(token_logprobs(states.head_input, labels, output_head(model)), None)
-    known = (query_mask[:, 1:] * query_mask[:, :-1]) == 1  # the first token follows nothing
-    prompts = torch.full_like(queries[0][:, 1:], IGNORE_INDEX)
-    prompts[: len(query_ids)] = query_ids[:, 1:].masked_fill(~known, IGNORE_INDEX)
-    logprobs = token_logprobs(states.head_input, torch.cat([prompts, labels], dim=1), output_head(model))
-    width = prompts.shape[1]
-    return AnswerLogprobs(logprobs[:, width:], logprobs[: len(query_ids), :width])
+        return AnswerLogprobs(token_logprobs(found.head_input, labels, head), None)
+    width = asked.shape[1]
+    unasked = torch.full_like(asked, IGNORE_INDEX).repeat(times - 1, 1)
+    logprobs = token_logprobs(found.head_input, torch.cat([torch.cat([asked, unasked]), labels], dim=1), head)
+    return AnswerLogprobs(logprobs[:, width:], logprobs[:count, :width])

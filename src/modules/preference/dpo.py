@@ -18,6 +18,7 @@ from src.models.fingerprint import fingerprint
 from src.models.policy import AnswerLogprobs, answer_logprobs
 from src.models.reference import Reference, is_base_below_adapter
 from src.models.responses import Model
+from src.models.shared_prompts import keeps_answers_apart
 from src.modules.breakdown import Breakdown
 from src.modules.checkpoint import state_of_method
 from src.modules.evaluation import keys_of
@@ -40,7 +41,8 @@ class DPOModule(PolicyModule):
 
     The reference is the model as training finds it: the adapter switched off, or a copy of what is trained. With
     `dpo.reference: cached` what it says of the pairs, and its answers to the validation prompts, are made once before
-    training and kept on disk. Then, and with a loss that has no reference, no copy of a whole model is held.
+    training and kept on disk. Then, and with a loss that has no reference, no copy of a whole model is held. An encoder
+    reads each prompt once for both answers, and so does a decoder-only model whose attention lets it.
 
     Args:
         model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
@@ -68,6 +70,7 @@ class DPOModule(PolicyModule):
         self._tables: dict[Part, Tensor] = {}
         self._prepared: set[str] = set()
         self._start = ""
+        self._shares_prompts = False
 
     # Set-up
 
@@ -78,6 +81,7 @@ class DPOModule(PolicyModule):
         super().configure_model()
         is_base = self.reference is not None and self.reference.is_base
         self._start = "" if is_base else fingerprint(self.policy)
+        self._shares_prompts = keeps_answers_apart(self.policy)
         self.policy.train(not self.disable_dropout)
 
     @property
@@ -217,6 +221,7 @@ class DPOModule(PolicyModule):
             batch["answer_mask"] * is_real.repeat(2)[:, None],
             encoder_hidden,
             with_prompts=with_prompts,
+            share=self._shares_prompts,
         )
 
     def _sums(self, batch: PreferenceBatch, found: AnswerLogprobs) -> Pairs:
