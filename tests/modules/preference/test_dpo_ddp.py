@@ -83,7 +83,9 @@ def test_two_processes_are_one(tiny_base, tmp_path, kind, rate, config):
     first, second = run(tmp_path / "two", base, 2, rate, config)
     for name, tensor in one["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name])
-        torch.testing.assert_close(first["weights"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            first["weights"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
     assert first["answers"] == second["answers"]
     assert first["answers"] == one["answers"]
     assert len(one["answers"]) == 3
