@@ -1,25 +1,21 @@
-"""Options that `generate`, `chat` and `compare` share."""
+"""Options that `generate`, `chat` and `compare` share: which model, how it is asked, how it decodes."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import ParleyError
-from src.ranges import ANY, COUNT, NOT_NEGATIVE, SEED, Range
+from src.ranges import ANY, Range
 
 if TYPE_CHECKING:
-    from src.contracts import Example
-    from src.inference.examples import ExampleSet
     from src.inference.loading import FinishedModel
     from src.inference.rewards import Reward
     from src.models.generation import GenerationOptions
 
 log = logging.getLogger(__name__)
-DEFAULT_BATCH_SIZE = 16
 STYLES = ("auto", "plain", "published", "chat", "raw")
 REWARD_HELP = (
     "a reward's class (ProfanityReward), YAML of one ('{class_path: LengthReward, init_args: {target: 15}}'), a file "
@@ -114,38 +110,13 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
         "--bad-word", dest="bad_words", action="append", metavar="TEXT", help="never generated; repeatable", **unset
     )
     group.add_argument(
-        "--stop", dest="stop_strings", action="append", metavar="TEXT", help="ends an answer; repeatable", **unset
-    )
-
-
-def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> None:
-    """What to ask, besides a single prompt; of a dataset, the split of this name."""
-    count, seed = number(int, COUNT), number(int, SEED)
-    group = parser.add_argument_group("what to ask")
-    group.add_argument("--input", type=Path, metavar="FILE", help="prompts: a text file's lines, or a table's column")
-    group.add_argument("--column", metavar="NAME", help="the table's column with prompts (prompt when left out)")
-    group.add_argument(
-        "--reference-column",
+        "--stop",
+        dest="stop_strings",
         action="append",
-        default=[],
-        metavar="NAME",
-        help="a column with right answers; repeatable",
+        metavar="TEXT",
+        help=r"ends an answer; \n is a line end; repeatable",
+        **unset,
     )
-    group.add_argument("--data", metavar="PATH", help="DialogSum or ChatbotData: a file, a directory or a hub name")
-    group.add_argument("--split", default=split, help="of the data; a part is test[:100]")
-    group.add_argument(
-        "--data-seed", type=seed, default=42, metavar="N", help="by which one table is dealt into splits"
-    )
-    group.add_argument("--template", metavar="NAME", help="a prompt template's name, or a text with a {field}")
-    group.add_argument("--limit", type=count, metavar="N", help="ask only the first N")
-    group.add_argument(
-        "--shots", type=number(int, NOT_NEGATIVE), default=0, metavar="N", help="show the model N solved examples first"
-    )
-    group.add_argument("--shots-data", metavar="PATH", help="where they are from; --data when left out")
-    group.add_argument("--shots-split", default="train", metavar="SPLIT", help="which split they are from")
-    group.add_argument("--shot-separator", metavar="TEXT", help="what ends an example; five newlines when left out")
-    group.add_argument("--max-source-length", type=count, metavar="N", help="tokens of a prompt at most")
-    group.add_argument("--batch-size", type=count, default=DEFAULT_BATCH_SIZE, metavar="N", help="prompts at a time")
 
 
 def load(args: argparse.Namespace, name: str) -> FinishedModel:
@@ -169,11 +140,14 @@ def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = 
         args: The command line's.
         finished: The model. Without it mistakes show, before anything is loaded.
     """
+    from src.datamodules.templates import unescaped
     from src.inference.decoding import OWN, describe, with_changes, with_preset
     from src.models.generation import GenerationOptions, ModelOptions
 
     names = ("do_sample", *_NUMBERS, "bad_words", "stop_strings")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "stop_strings" in given:
+        given["stop_strings"] = [unescaped(text) for text in given["stop_strings"]]
     preset = args.preset or (None if given else OWN)
     model = finished.model if finished else None
     options = with_preset(GenerationOptions(), preset, model) if preset else GenerationOptions()
@@ -197,58 +171,6 @@ def reward(text: str) -> Reward:
         return read_reward(text)
     except argparse.ArgumentError as error:
         raise ParleyError(f"{essence(str(error))}; docs/rewards.md lists the rewards.") from error
-
-
-def read_examples(args: argparse.Namespace) -> ExampleSet:
-    """What `--input` or `--data` names.
-
-    Raises:
-        ParleyError: Both or neither are given, or an option goes with the other one.
-    """
-    from dataclasses import replace
-
-    from src.inference.examples import from_dataset, from_file
-
-    if (args.input is None) == (args.data is None):
-        raise ParleyError("give prompts with --input FILE, or a dataset with --data PATH (one of them).")
-    if args.data and (args.column or args.reference_column):
-        raise ParleyError("--column and --reference-column are for --input; --data knows its columns.")
-    if args.data:
-        found = from_dataset(args.data, args.split, template=args.template, seed=args.data_seed)
-    else:
-        found = from_file(args.input, column=args.column, references=args.reference_column, template=args.template)
-    return replace(found, examples=found.examples[: args.limit])
-
-
-def encode(
-    args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet, options: GenerationOptions
-) -> tuple[list[list[int]], GenerationOptions]:
-    """Prompts as token ids, and the options with what the prompts ask for (few-shot examples have a stop sequence)."""
-    from dataclasses import replace
-
-    from src.inference.prompts import SHOT_SEPARATOR, STOP_SEQUENCE, PromptEncoder, resolve_style
-
-    shots = _shots(args, asked.examples)
-    separator = SHOT_SEPARATOR if args.shot_separator is None else args.shot_separator
-    style = resolve_style(args.format, finished, turns=asked.turns, trained=asked.trained and not shots)
-    if shots and style in ("plain", "raw"):
-        stop = STOP_SEQUENCE if args.shot_separator is None else args.shot_separator
-        options = replace(options, stop_strings=[*options.stop_strings, stop])
-    encoder = PromptEncoder(finished, style, options.max_new_tokens, args.max_source_length, args.system, separator)
-    return encoder.encode(asked.examples, shots), options
-
-
-def _shots(args: argparse.Namespace, asked: Sequence[Example]) -> list[list[Example]] | None:
-    from src.inference.examples import from_dataset
-    from src.inference.prompts import choose_shots
-
-    if not args.shots:
-        return None
-    source = args.shots_data or args.data
-    if source is None:
-        raise ParleyError("--shots needs solved examples; say where they are with --shots-data PATH.")
-    pool = from_dataset(source, args.shots_split, template=args.template, seed=args.data_seed).examples
-    return [choose_shots(pool, args.shots, example) for example in asked]
 
 
 def progress(items: Sequence[Any], title: str = "Generating") -> Iterable[Any]:

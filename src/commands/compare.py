@@ -4,6 +4,7 @@ A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hu
 other and decode alike, unless nothing is said and they have settings of their own.
 
   parley compare google/flan-t5-base models/adapter --data knkarthick/dialogsum --limit 100
+  parley compare --name original=google/flan-t5-base --name peft=models/adapter --data knkarthick/dialogsum --row 0:10
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.commands import arguments
+from src.commands import arguments, asking
 from src.commands.output import show, show_json
 from src.errors import ParleyError
 from src.ranges import NOT_NEGATIVE
@@ -28,7 +29,15 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoints, directories or hub names")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="checkpoints, directories or hub names")
+    parser.add_argument(
+        "--name",
+        dest="named",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="a model and what to call it; repeatable, after those without a name",
+    )
     shown = arguments.number(int, NOT_NEGATIVE)
     parser.add_argument("--show", type=shown, default=5, metavar="N", help="print the answers to the first N examples")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all answers as .jsonl or .csv")
@@ -42,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a word is: standard keeps a-z and 0-9 only, unicode keeps the letters of any script",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
-    arguments.add_data_arguments(parser)
+    asking.add_data_arguments(parser)
     arguments.add_style_arguments(parser)
     arguments.add_decoding_arguments(parser)
     arguments.add_model_arguments(parser)
@@ -55,16 +64,17 @@ def run(args: argparse.Namespace) -> None:
     options = arguments.decoding_options(args)
     if options.num_return_sequences != 1:
         raise ParleyError("models are compared by one answer a prompt; set --num-return-sequences 1.")
-    if len(args.models) < 2:
+    models = named_models(args.models, args.named)
+    if len(models) < 2:
         raise ParleyError("there is nothing to compare; give two models or more.")
     check_output(args.output, args.input, args.data)
-    asked = arguments.read_examples(args)
+    asked = asking.read_examples(args)
     answers: dict[str, list[str]] = {}
     journals: list[AnswerJournal] = []
-    for number, (label, name) in enumerate(zip(labels(args.models), args.models, strict=True), start=1):
+    for number, (label, name) in enumerate(models.items(), start=1):
         finished = arguments.load(args, name)
         options = replace(arguments.decoding_options(args, finished), num_return_sequences=1)
-        prompts, decoding = arguments.encode(args, finished, asked, options)
+        prompts, decoding = asking.encode(args, finished, asked, options)
         journal = None
         if args.output is not None:
             journal = AnswerJournal(Path(f"{args.output}.{number}"), finished, prompts, decoding)
@@ -81,6 +91,28 @@ def run(args: argparse.Namespace) -> None:
             journal.finish()
         log.info("Written to %s.", args.output)
     _show(args, asked, answers, _scores(args, asked, answers))
+
+
+def named_models(models: list[str], named: list[str]) -> dict[str, str]:
+    """What each model is called, and where it is.
+
+    Args:
+        models: Those that are called by their places.
+        named: The others, each `NAME=MODEL`.
+
+    Raises:
+        ParleyError: A name is missing, taken, or one of the file's own columns.
+    """
+    found = dict(zip(labels(models), models, strict=True))
+    for text in named:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model):
+            raise ParleyError(f"--name is {text!r}; write a name and a model, such as --name peft=models/adapter.")
+        if name in RESERVED or name in found:
+            why = "is a column of the answers' file" if name in RESERVED else "is given twice"
+            raise ParleyError(f"the name {name!r} {why}; choose another.")
+        found[name] = model
+    return found
 
 
 def labels(names: list[str]) -> list[str]:

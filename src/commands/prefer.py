@@ -14,7 +14,7 @@ import logging
 import time
 from pathlib import Path
 
-from src.commands import arguments
+from src.commands import arguments, asking
 from src.commands.output import show, show_json
 from src.errors import ParleyError
 from src.ranges import NOT_NEGATIVE, Range
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--margins", action="store_true", help="write by how much the scores differ, for a reward model's loss"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments.add_data_arguments(parser, split="train")
+    asking.add_data_arguments(parser, split="train")
     arguments.add_style_arguments(parser)
     arguments.add_decoding_arguments(parser)
     arguments.add_model_arguments(parser)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         raise ParleyError("without sampling all answers to a prompt are one; leave --no-do-sample out, or add beams.")
     arguments.decoding_options(args)  # mistakes show before anything is loaded
     reward = arguments.reward(args.reward)
-    asked = arguments.read_examples(args)
+    asked = asking.read_examples(args)
     asked = replace(asked, examples=unique_prompts(asked.examples))
     if reward.needs_references and not all(example.references for example in asked.examples):
         raise ParleyError(f"{type(reward).__name__} needs right answers; name their columns with --reference-column.")
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     finished = arguments.load(args, args.model)
     reward.to(finished.device)
     start = time.perf_counter()
-    prompts, options = arguments.encode(args, finished, asked, arguments.decoding_options(args, finished))
+    prompts, options = asking.encode(args, finished, asked, arguments.decoding_options(args, finished))
     journal = AnswerJournal(args.output, finished, prompts, options)
     answers = answer_all(
         finished, prompts, options, batch_size=args.batch_size, track=arguments.progress, journal=journal

@@ -104,6 +104,10 @@ class ChatbotDataModule(DialogueDataModule):
         for rows in by_question.values():
             yield from rows
 
+    def in_order(self, rows: list[Row]) -> list[Row]:
+        """By their numbers, which are their names."""
+        return sorted(rows, key=lambda row: int(row.id))
+
     def _read(self, part: str) -> Rows:
         return read_split(str(self._table or self.path), self._names[part])
 

@@ -56,3 +56,28 @@ def _resolve(bound: str | None, length: int, default: int) -> int:
     if bound.endswith("%"):
         return min(int(bound[:-1]), 100) * length // 100
     return min(int(bound), length)
+
+
+def row_numbers(text: str, length: int, origin: str) -> list[int]:
+    """Rows as a user names them: `40`, `40,80`, `0:10`.
+
+    Args:
+        text: Numbers from 0 and ranges, separated by commas; a range ends before its second number.
+        length: How many rows there are.
+        origin: What to call them.
+
+    Raises:
+        ParleyError: The text is something else, or there is no such row.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?::(\d{1,9}))?\s*", part)
+        if match is None:
+            raise ParleyError(
+                f"rows {text!r} are not understood; write numbers from 0 and ranges, such as 40,80 or 0:10."
+            )
+        first, stop = int(match[1]), int(match[2] or int(match[1]) + 1)
+        if stop <= first or stop > length:
+            raise ParleyError(f"there are no rows {part.strip()}: {origin} has {length} rows, numbered from 0.")
+        numbers += range(first, stop)
+    return numbers

@@ -35,7 +35,7 @@ def resolve_template(template: str, fields: set[str]) -> str:
     """
     templates = named_templates()
     refuse_surrogates(template, "the template")
-    text = templates[template] if template in templates else _unescaped(template)
+    text = templates[template] if template in templates else unescaped(template)
     try:
         parts = [part for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
@@ -57,7 +57,8 @@ def resolve_template(template: str, fields: set[str]) -> str:
     return text
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
+    r"""A text as it is typed on a command line, with a line end for `\n` and a backslash for `\\`."""
     return re.sub(r"\\([n\\])", lambda match: "\n" if match[1] == "n" else "\\", text)
 
 

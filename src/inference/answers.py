@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from src.datamodules.encoding import pad
 from src.errors import ParleyError
 from src.inference.journal import AnswerJournal
 from src.inference.loading import FinishedModel
-from src.models.generation import GenerationOptions, generate_text
+from src.models.endings import ending_ids
+from src.models.generation import GenerationOptions, continued_text, generate_ids, generate_text
 from src.writing import as_text, whole_file
 
 OUTPUT_SUFFIXES = (".jsonl", ".csv")
@@ -27,6 +30,8 @@ def answer_all(
     batch_size: int,
     track: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
     journal: AnswerJournal | None = None,
+    max_length: int | None = None,
+    echo: bool = False,
 ) -> list[list[str]]:
     """Generate answers in batches of prompts of similar length, the longest first.
 
@@ -37,14 +42,23 @@ def answer_all(
         batch_size: Prompts at a time.
         track: Goes over the batches, for instance behind a progress bar.
         journal: Takes each batch's answers as they come; those that it has are not generated again.
+        max_length: Tokens of prompt and answer together at most, as transformers counts them: of an encoder-decoder
+            those of the answer and the one that it begins from. It takes the place of `options.max_new_tokens`, and a
+            batch then has prompts of one length.
+        echo: Give each prompt and its answer as one text. Decoder-only models.
 
     Returns:
         For each prompt, in the order given, its `num_return_sequences` answers.
+
+    Raises:
+        ParleyError: A prompt leaves no token within `max_length`.
     """
     if batch_size < 1:
         raise ParleyError(f"batch_size is {batch_size}; it must be 1 or more.")
+    if echo and finished.is_encoder_decoder:
+        raise ParleyError("--echo is for decoder-only models: an encoder-decoder does not go on where the prompt ends.")
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = _batches(order, prompts, batch_size, alike=max_length is not None and not finished.is_encoder_decoder)
     known = journal.answers if journal is not None else {}
     batches = [batch for batch in ([number for number in batch if number not in known] for batch in batches) if batch]
     answers: list[list[str]] = [known.get(number, []) for number in range(len(prompts))]
@@ -55,13 +69,53 @@ def answer_all(
             left=not finished.is_encoder_decoder,
         )
         ids, mask = ids.to(finished.device), mask.to(finished.device)
-        texts = generate_text(finished.model, finished.tokenizer, ids, mask, options, numbers=numbers)
+        decoding = options if max_length is None else within(options, max_length, prompts[numbers[0]], finished)
         each = options.num_return_sequences
+        if echo:
+            new = generate_ids(finished.model, finished.tokenizer, ids, mask, decoding, numbers=numbers).tolist()
+            endings = ending_ids(finished.tokenizer, finished.model)
+            texts = [
+                continued_text(finished.tokenizer, prompts[numbers[row // each]], answer, endings, options.stop_strings)
+                for row, answer in enumerate(new)
+            ]
+        else:
+            texts = generate_text(finished.model, finished.tokenizer, ids, mask, decoding, numbers=numbers)
         for place, number in enumerate(numbers):
             answers[number] = texts[place * each : (place + 1) * each]
         if journal is not None:
             journal.add(numbers, [answers[number] for number in numbers])
     return answers
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, *, alike: bool
+) -> list[list[int]]:
+    """Numbers of prompts cut into batches, of prompts of one length where they are to be alike."""
+    groups = [list(group) for _, group in groupby(order, key=lambda number: len(prompts[number]))]
+    return [
+        group[start : start + batch_size]
+        for group in (groups if alike else [list(order)])
+        for start in range(0, len(group), batch_size)
+    ]
+
+
+def within(
+    options: GenerationOptions, max_length: int, prompt: Sequence[int], finished: FinishedModel
+) -> GenerationOptions:
+    """The options with as many new tokens as prompt and answer together may have.
+
+    Raises:
+        ParleyError: None is left, or the model has not so many positions.
+    """
+    if finished.positions is not None and max_length > finished.positions:
+        raise ParleyError(
+            f"--max-length is {max_length}, but {finished.name} has {finished.positions} positions; lower it."
+        )
+    taken = 1 if finished.is_encoder_decoder else len(prompt)
+    if taken >= max_length:
+        what = "the token that an answer begins from counts" if finished.is_encoder_decoder else f"a prompt has {taken}"
+        raise ParleyError(f"--max-length is {max_length} tokens, the prompt included, and {what}; raise it.")
+    return replace(options, max_new_tokens=max_length - taken)
 
 
 def prediction_columns(answers: Sequence[str], name: str = "prediction") -> dict[str, str]:

@@ -51,8 +51,9 @@ def from_file(
     references: Sequence[str] = (),
     template: str | None = None,
     may_be_empty: bool = False,
+    separator: str | None = "\n",
 ) -> ExampleSet:
-    """Prompts from a file: a text file's lines, or a column of a table.
+    """Prompts from a file: a text file's lines or parts, or a column of a table.
 
     Args:
         path: `.txt`, or a table as `read_rows` takes it.
@@ -60,6 +61,7 @@ def from_file(
         references: Columns with right answers; a cell may be a list of texts.
         template: Filled with each prompt.
         may_be_empty: Take empty cells too, as an answer may be.
+        separator: What parts the prompts of a text file; None where the file, but for a line end at its end, is one.
 
     Raises:
         ParleyError: The file or a column is missing, or there is nothing in it.
@@ -67,9 +69,11 @@ def from_file(
     if path.suffix.lower() not in ROW_SUFFIXES and path.is_file():
         if column or references:
             raise ParleyError(f"{path} is read line by line; give a table ({', '.join(ROW_SUFFIXES)}) to name columns.")
-        lines = [line.rstrip("\r") for line in read_text(path).split("\n")]
-        examples = [Example(line, "", [], str(number)) for number, line in enumerate(lines, 1) if line.strip()]
+        parts = enumerate(_parts(read_text(path), separator), 1)
+        examples = [Example(part, "", [], str(number)) for number, part in parts if part.strip()]
     else:
+        if separator != "\n":
+            raise ParleyError(f"{path} is a table, a prompt a row; --whole and --separator are for text files.")
         read = list(read_rows(path))
         rows = Rows([row.cells for row in read], [f"{path}, {row.place}" for row in read], str(path))
         examples = [_example(rows, number, column or "prompt", references, may_be_empty) for number in range(len(read))]
@@ -77,6 +81,14 @@ def from_file(
         raise ParleyError(f"{path} has no prompts in it; give a file with some.")
     filled = [Example(_filled(template, item.prompt), item.target, item.references, item.id) for item in examples]
     return ExampleSet(filled, trained=template is not None)
+
+
+def _parts(text: str, separator: str | None) -> list[str]:
+    """A text file's prompts; the line end at the end of the file, or of a line, is no part of them."""
+    if separator == "\n":
+        return [line.rstrip("\r") for line in text.split("\n")]
+    text = text.replace("\r\n", "\n").removesuffix("\n")
+    return [text] if separator is None else text.split(separator)
 
 
 def _example(rows: Rows, number: int, column: str, references: Sequence[str], may_be_empty: bool) -> Example:
@@ -91,7 +103,9 @@ def _example(rows: Rows, number: int, column: str, references: Sequence[str], ma
     return Example(prompt, texts[0] if texts else "", texts, str(number if id is None else id))
 
 
-def from_dataset(path: str, split: str, *, template: str | None = None, seed: int = 42) -> ExampleSet:
+def from_dataset(
+    path: str, split: str, *, template: str | None = None, seed: int = 42, rows: str | None = None
+) -> ExampleSet:
     """A split of DialogSum, ChatbotData or conversations, or anything with such columns, as the DataModule gives it.
 
     Args:
@@ -99,26 +113,32 @@ def from_dataset(path: str, split: str, *, template: str | None = None, seed: in
         split: A name, or a part such as `test[:100]`.
         template: A template's name or text; the DataModule's own when left out.
         seed: By which the DataModule deals one table into splits.
+        rows: Only these, by their numbers in the source (`DialogueDataModule.numbered`), each with its own reference.
 
     Raises:
         ParleyError: The data cannot be read or is of another kind.
     """
     spec = SplitSpec.parse(split)
+    if rows is not None and spec != SplitSpec(spec.name):
+        raise ParleyError(f"rows are counted in the whole split and {split} is a part of one; name {spec.name} alone.")
     columns = _columns(path, spec.name)
     options: dict[str, Any] = {"path": path, "seed": seed} | ({"template": template} if template else {})
     if columns is None or {"Q", "A"} <= columns:
         part = next((part for part in ("train", "validation") if spec.name in aliases(part)), "test")
         options[f"{part}_split"] = split
         data: DialogueDataModule = ChatbotDataModule("", **options)
-        return ExampleSet(data.examples(part), turns=True, trained=True)
+        examples = data.examples(part) if rows is None else data.numbered(part, rows)
+        return ExampleSet(examples, turns=True, trained=True)
     if not columns.isdisjoint(MESSAGE_COLUMNS):
         if template:
             raise ParleyError(f"{path} has talks, which take no template; leave it out.")
+        if rows is not None:
+            raise ParleyError(f"{path} has talks, which are not numbered; take a part of it: --split {spec.name}[5:6].")
         talks = ConversationDataModule("", path=path, seed=seed, test_split=split)
         return ExampleSet(talks.last_turns("test"), turns=True, trained=True)
     if "dialogue" in columns:
         data = DialogSumDataModule("", **options, test_split=split)
-        return ExampleSet(data.examples("test"), trained=True)
+        return ExampleSet(data.examples("test") if rows is None else data.numbered("test", rows), trained=True)
     raise ParleyError(
         f"{path} has the columns {', '.join(sorted(columns))}, not DialogSum's (dialogue, summary), "
         "ChatbotData's (Q, A) or a conversation's (messages); give it with --input and --column."

@@ -28,18 +28,24 @@ class AnswerJournal:
         finished: The model.
         prompts: Token ids, each prompt's.
         options: How answers are decoded.
+        *further: What else answers depend on.
 
     Raises:
         ParleyError: There is one already, of another model, other prompts or other options; or it cannot be written.
     """
 
     def __init__(
-        self, output: Path, finished: FinishedModel, prompts: Sequence[list[int]], options: GenerationOptions
+        self,
+        output: Path,
+        finished: FinishedModel,
+        prompts: Sequence[list[int]],
+        options: GenerationOptions,
+        *further: object,
     ) -> None:
         self.file = output.with_name(f"{output.name}.part")
         self.answers: dict[int, list[str]] = {}
         model = [fingerprint(finished.model), str(next(finished.model.parameters()).dtype)]
-        asked = json.dumps([model, prompts, asdict(options)], sort_keys=True, default=str)
+        asked = json.dumps([model, prompts, asdict(options), *further], sort_keys=True, default=str)
         header = {"asked": hashlib.sha256(asked.encode()).hexdigest()}
         first, *lines = self._lines() or [header]
         if lines and first != header:

@@ -92,13 +92,48 @@ def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> li
     return formats.prompt_ids([turns], finished.tokenizer, style)[0]
 
 
-def _text_ids(text: str, finished: FinishedModel, style: Style) -> list[int]:
-    """A text as training encodes it; `raw` without the newline that closes a prompt."""
+def _text_ids(text: str, finished: FinishedModel, style: Style, *, named: bool = False) -> list[int]:
+    """A text as training encodes it; `raw` without the newline that closes a prompt.
+
+    Args:
+        text: The text.
+        finished: The model.
+        style: `plain` or `raw`.
+        named: Take the names of special tokens in the text for the tokens; the text then says how it begins.
+    """
     tokenizer, has_encoder = finished.tokenizer, finished.is_encoder_decoder
-    if style == "plain" and not has_encoder:
+    if named:
+        text = _closed(text, finished, style)
+        ids = tokenizer(text, split_special_tokens=False, verbose=False)["input_ids"]
+        ids = ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
+    elif style == "plain" and not has_encoder:
         return formats.prompt_ids([text], tokenizer, "plain")[0]
-    [ids] = text_ids([text], tokenizer, special=True)
+    else:
+        [ids] = text_ids([text], tokenizer, special=True)
+    if named and text.endswith(str(tokenizer.eos_token)):
+        return list(ids)
     return ids[:-1] if not has_encoder and ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _closed(text: str, finished: FinishedModel, style: Style) -> str:
+    """A prompt with the newline that closes it in training, where it does."""
+    closes = style == "plain" and not finished.is_encoder_decoder and not text[-1:].isspace()
+    return f"{text}\n" if closes else text
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """What a model is given.
+
+    Attributes:
+        text: To the character; names of special tokens among it where turns, or what was cut, are only there as tokens.
+        tokens: How many, those among them that the tokenizer puts around a text.
+        whole: How many there were before the prompt was cut to the window.
+    """
+
+    text: str
+    tokens: int
+    whole: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +147,7 @@ class PromptEncoder:
         max_source_length: Tokens of a prompt at most; as many as fit when None.
         system: For chat templates, what the model is told before everything else.
         separator: What ends a few-shot example, where it is part of a text.
+        special_tokens: Take the names of special tokens in prompts for the tokens, which are text otherwise.
     """
 
     finished: FinishedModel
@@ -120,8 +156,14 @@ class PromptEncoder:
     max_source_length: int | None = None
     system: str | None = None
     separator: str = SHOT_SEPARATOR
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
+        if self.special_tokens and self.style in ("chat", "published"):
+            raise ParleyError(
+                f"--special-tokens is for prompts that are one text, and this one is asked in turns ({self.style}); "
+                "add --format raw."
+            )
         if self.max_source_length is not None and self.max_source_length < 2:
             raise ParleyError(f"max_source_length is {self.max_source_length}; it must be 2 or more.")
         if self.system is not None and self.style != "chat":
@@ -161,6 +203,30 @@ class PromptEncoder:
             raise ParleyError("a prompt is empty, and this model does not begin by itself; give it some text.")
         return encoded
 
+    def shown(
+        self,
+        examples: Sequence[Example],
+        shots: Sequence[Sequence[Example]] | None,
+        encoded: Sequence[Sequence[int]],
+    ) -> list[ShownPrompt]:
+        """What the model is given for each prompt, for a person to read.
+
+        Args:
+            examples: As for `encode`.
+            shots: As for `encode`.
+            encoded: What `encode` gave.
+        """
+        found = []
+        for example, before, ids in zip(examples, shots or [()] * len(examples), encoded, strict=True):
+            whole = len(self._ids(example, before))
+            in_turns = bool(example.turns) or self.style in ("chat", "published")
+            if in_turns or len(ids) < whole:
+                text = str(self.finished.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+            else:
+                text = _closed(few_shot(example.prompt, before, self.separator), self.finished, self.style)
+            found.append(ShownPrompt(text, len(ids), whole))
+        return found
+
     def _ids(self, example: Example, shots: Sequence[Example]) -> list[int]:
         if example.turns and shots:
             raise ParleyError(
@@ -174,7 +240,7 @@ class PromptEncoder:
                 turns += [Turn("user", shot.prompt), Turn("assistant", shot.target)]
             return turn_ids([*turns, Turn("user", example.prompt)], self.finished, self.style)
         text = few_shot(example.prompt, shots, self.separator)
-        return _text_ids(text, self.finished, self.style)
+        return _text_ids(text, self.finished, self.style, named=self.special_tokens)
 
     def _talk(self, example: Example) -> tuple[Turn, ...]:
         """A prompt that is a talk, with the system's words where it has none of its own."""

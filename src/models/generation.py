@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
-from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token_settings
+from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token_settings, until_end
 from src.models.logits import BannedTexts, Recorder, SeededSampling
 from src.models.lora import merged
 from src.models.tying import base_model, positions
@@ -323,6 +323,27 @@ def generate_text(
     ids = generate_ids(model, tokenizer, prompt_ids, prompt_attention_mask, options, numbers=numbers, **kwargs)
     texts = decode_answers(tokenizer, ids, ending_ids(tokenizer, model))
     return [until_stop(text, options.stop_strings).strip() for text in texts]
+
+
+def continued_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    endings: Sequence[int],
+    stop_strings: Sequence[str] = (),
+) -> str:
+    """A prompt and what a decoder-only model wrote after it, as one text without special tokens.
+
+    Args:
+        tokenizer: The model's.
+        prompt: Token ids, without padding.
+        answer: Generated ids, whatever fills them up.
+        endings: The tokens that end an answer.
+        stop_strings: Texts that end it too.
+    """
+    before = str(tokenizer.decode(list(prompt), skip_special_tokens=True))
+    whole = str(tokenizer.decode([*prompt, *until_end(answer, endings)], skip_special_tokens=True))
+    return before + until_stop(whole[len(before) :], stop_strings)
 
 
 def until_stop(text: str, stop_strings: Sequence[str]) -> str:

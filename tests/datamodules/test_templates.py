@@ -38,7 +38,7 @@ def test_braces_in_a_dialogue_are_left_alone() -> None:
     [
         (
             "sumarize",
-            "unknown template 'sumarize'; name one of dialogue, flan, question, summarize, summarize-zero-shot",
+            "unknown template 'sumarize'; name one of dialogue, flan, flan-few-shot, kogpt2-emotion,",
         ),
         ("", "unknown template ''"),
         ("question", "template 'question' asks for 'question', which this dataset lacks; it has {dialogue}"),

@@ -94,6 +94,14 @@ def test_raw_goes_on_where_the_prompt_ends(finished: Callable[[str], FinishedMod
     assert model.tokenizer.decode(ids) == "이순신은 조선"
 
 
+def test_a_text_that_begins_with_the_first_token_gets_no_second(finished: Callable[[str], FinishedModel]) -> None:
+    for model in (finished("llama"), finished("gpt2")):
+        bos = str(model.tokenizer.bos_token)
+        [ids] = PromptEncoder(model, "raw", 8, special_tokens=True).encode([Example(f"{bos}Hi", "")])
+        assert (ids.count(model.tokenizer.bos_token_id), ids[0]) == (1, model.tokenizer.bos_token_id)
+        assert model.tokenizer.decode(ids[1:]) == "Hi"
+
+
 def test_turns(finished: Callable[[str], FinishedModel]) -> None:
     model = with_template(finished("gpt2"))
     turns = [Turn("user", "안녕?"), Turn("assistant", "네."), Turn("user", "뭐 해?")]
