@@ -159,6 +159,7 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
     )
+    parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     quieten()
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] = ()) -> None:
         sizes = Sizes(vocab_size=args.vocab_size, hidden_size=args.hidden_size, layers=args.layers)
         make_base_model("gpt2", read_corpus([SAMPLE]), folder / "base", sizes)
         write_pairs(folder / "pairs.jsonl", (args.steps + WARM_UP) * args.batch_size)
-        runs = [(method, bf16) for bf16 in (False, True) for method in METHODS]
+        runs = [(method, bf16) for bf16 in ((False,) if args.float32 else (False, True)) for method in METHODS]
         for number in range(args.rounds):
             start = number % len(runs)
             for method, bf16 in runs[start:] + runs[:start]:

@@ -134,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
     parser.add_argument("--batch-size", type=int, default=16, help="prompts an iteration")
     parser.add_argument("--checkout", type=Path, help="also time the Parley of this directory, such as a git worktree")
+    parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     if not all(path.is_dir() for path in PEERS):
@@ -163,6 +164,9 @@ def main(argv: Sequence[str]) -> None:
                 f"{args.checkout.name}{name}": partial(of_checkout, args.checkout.resolve(), base, prompts, precision)
                 for name, precision in (("", "bf16-mixed"), (", float32", "32-true"))
             }
+        if args.float32:
+            bf16 = {name for name in methods if name.endswith("bf16") or f"{name}, float32" in methods}
+            methods = {name: run for name, run in methods.items() if name not in bf16}
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
         for number in range(args.rounds):
             start = number % len(methods)
@@ -172,13 +176,14 @@ def main(argv: Sequence[str]) -> None:
         name: {phase: statistics.median(each[phase] for each in rows) for phase in rows[0]}
         for name, rows in figures.items()
     }
+    ours_first = medians[next(iter(methods))]
     rows = [
         {
             "method": name,
             "rollout s": seconds["rollout"],
             "update s": seconds["update"],
             "iteration s": seconds["total"],
-            "Parley is faster by": seconds["total"] / medians["Parley"]["total"],
+            "Parley is faster by": seconds["total"] / ours_first["total"],
         }
         for name, seconds in medians.items()
     ]

@@ -54,6 +54,15 @@ def test_grpo_runs_beside_trl(capsys):
     assert all(row["iteration s"] > 0 for row in rows)
 
 
+def test_dpo_runs_beside_trl_without_bf16(capsys):
+    sizes = "--steps 1 --batch-size 2 --max-length 32 --hidden-size 16 --layers 1 --vocab-size 400 --rounds 1"
+    assert main(["dpo", *sizes.split(), "--float32", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    assert [row["method"] for row in rows] == ["Parley, float32", "TRL, float32"]
+    assert all(row["pairs/s"] > 0 and row["peak MiB"] > 0 for row in rows)
+
+
 def test_medians_are_over_rounds():
     rounds = [
         {"padded": seq2seq.Clock(wall, wall), "grouped+bf16": seq2seq.Clock(wall / 2, wall / 4)} for wall in (8, 4, 100)
