@@ -178,6 +178,8 @@ def main(argv: Sequence[str] = ()) -> None:
                 process = spawn.Process(target=measure, args=(method, folder, args, bf16, args.lora, results))
                 process.start()
                 process.join()
+                if process.exitcode:
+                    raise SystemExit(f"{method} failed; its own message is above.")
                 figures.setdefault((method, bf16), []).append(results.get())
     rows = []
     for (method, bf16), found in sorted(figures.items(), key=lambda item: item[0][1]):

@@ -54,8 +54,9 @@ def test_grpo_runs_beside_trl(capsys):
     assert all(row["iteration s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_dpo_runs_beside_trl_without_bf16(capsys):
-    sizes = "--steps 1 --batch-size 2 --max-length 32 --hidden-size 16 --layers 1 --vocab-size 400 --rounds 1"
+    sizes = "--steps 4 --batch-size 2 --max-length 256 --hidden-size 16 --layers 1 --vocab-size 400 --rounds 1"
     assert main(["dpo", *sizes.split(), "--float32", "--json"]) == 0
     out = capsys.readouterr().out
     rows = json.loads(out[out.index("[\n") :])
