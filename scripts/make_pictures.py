@@ -1,7 +1,7 @@
 """Draw the pictures in docs/images from the files that runs leave behind.
 
 python scripts/make_pictures.py demo --run runs/demo
-python scripts/make_pictures.py ppo --run runs/version_0 --tested runs/version_1
+python scripts/make_pictures.py ppo --run runs/demo/ppo/version_0 --tested runs/demo/ppo-test/version_0
 """
 
 from __future__ import annotations
@@ -67,10 +67,11 @@ def save(figure, output: Path) -> None:  # type: ignore[no-untyped-def]
 def draw_demo(run: Path, output: Path) -> None:
     """Curves on the left, two dialogues on the right: the answers at half and at a quarter of the ranking."""
     figure = new_figure(5.6)
-    loss = column(run / "fit", "train/loss")
-    before = column(run / "before", "test/rouge1")[0][1]
-    after = column(run / "after", "test/rouge1")[0][1]
-    validation = [(0, before), *column(run / "fit", "val/rouge1")]
+    fit, tested_before, tested_after = (run / part / "version_0" for part in ("fit", "before", "after"))
+    loss = column(fit, "train/loss")
+    before = column(tested_before, "test/rouge1")[0][1]
+    after = column(tested_after, "test/rouge1")[0][1]
+    validation = [(0, before), *column(fit, "val/rouge1")]
 
     panels = ((0.54, loss, LOSS, "training loss"), (0.1, validation, SCORE, "ROUGE-1 on held-out dialogues"))
     for bottom, points, color, label in panels:
@@ -84,7 +85,7 @@ def draw_demo(run: Path, output: Path) -> None:
         axes.annotate(f"{score:.2f}", (step, score), (0, 8), textcoords="offset points", ha="center", color=SCORE)
     figure.text(0.03, 0.95, "A T5 of 1.5 M parameters learns to summarise", size=12, weight="bold", va="top")
 
-    ranking = answers(run / "after")
+    ranking = answers(tested_after)
     top = 0.95
     for share, words in ((2, "The median answer"), (1, "Better than one quarter")):
         answer = ranking[share * len(ranking) // 4]
@@ -133,7 +134,8 @@ def draw_ppo(run: Path, tested: Path, output: Path) -> None:
     top = 0.95
     for rank in (len(changes) // 20, len(changes) // 10):
         change = changes[rank]
-        title = f"No. {rank + 1} of {len(changes)} by rise in reward: {change.reward:+.2f}"
+        before, after = change.figures["reward"]
+        title = f"No. {rank + 1} of {len(changes)} by rise in reward: {after - before:+.2f}"
         dialogue = change.prompt.strip().removeprefix(INSTRUCTION).removesuffix(ENDING).strip()
         said = [("before", change.before, QUIET), ("after", change.after, SCORE)]
         top = _panel(figure, title, dialogue, said, top)

@@ -85,13 +85,13 @@ def after_a_demo(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPa
     demo.mkdir(parents=True)
     for each in ("base", "model"):
         (demo / each).symlink_to(tiny_base("t5"))
-    (demo / "after").mkdir()
+    (demo / "after" / "version_0").mkdir(parents=True)
     rows = [
         "id,prompt,reference1,prediction",
         "1,Hello?,Ann says hello.,Ann says hello.",
         "2,Bye?,Bob leaves.,Ann leaves.",
     ]
-    (demo / "after" / "predictions.csv").write_text("\n".join(rows), encoding="utf-8")
+    (demo / "after" / "version_0" / "predictions.csv").write_text("\n".join(rows), encoding="utf-8")
     return clone
 
 

@@ -1,138 +1,291 @@
-"""The road from nothing to a model that summarises, offline."""
+"""The whole road offline: from nothing to a summariser, then to one that leaves the insults out."""
 
 from __future__ import annotations
 
 import csv
-import json
-import logging
+import importlib.util
+import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import src
-from src.errors import ParleyError, StoppedBySignalError
-from src.metrics.rouge_scorer import ExampleScorer
-
-log = logging.getLogger(__name__)
+from src.errors import ParleyError
 
 MODEL_SIZES = (
-    "--hidden-size",
-    "128",
-    "--layers",
-    "2",
-    "--heads",
-    "4",
-    "--feed-forward-size",
-    "512",
-    "--vocab-size",
-    "1200",
-    "--untied-head",
+    *("--hidden-size", "128", "--layers", "2", "--heads", "4"),
+    *("--feed-forward-size", "512", "--vocab-size", "1200", "--untied-head"),
 )
+ONLINE = ("ppo", "rloo", "grpo")
+METHODS = (*ONLINE, "dpo")
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """What the demo shows at its end.
+class Step:
+    """A command of the demo's.
 
     Attributes:
-        rouge1_before: ROUGE-1 of the model with random weights, mean over the test split's references.
-        rouge1_after: The same after training.
-        examples: A few test dialogues: prompt, a reference and the trained model's summary.
-        seconds: How long it all took.
-        checkpoint: The trained model.
-        output: Where its exported directory is.
+        title: What it does.
+        words: What a person would type after `parley`.
+        look: What to look at in what it prints.
     """
 
+    title: str
+    words: tuple[str, ...]
+    look: str
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What a method made of the summariser, on the held-out dialogues.
+
+    Attributes:
+        method: Its name.
+        toxicity_before: Mean of the summariser's answers.
+        toxicity_after: Mean of the aligned one's.
+        fall: By how many per cent it fell.
+        fall_low: Lower end of its 95 % interval.
+        fall_high: Upper end of it.
+        rouge1_before: Of the summariser.
+        rouge1_after: Of the aligned one.
+        kl: From the summariser, in nats.
+    """
+
+    method: str
+    toxicity_before: float
+    toxicity_after: float
+    fall: float
+    fall_low: float
+    fall_high: float
     rouge1_before: float
     rouge1_after: float
-    examples: list[dict[str, str]]
-    seconds: float
-    checkpoint: Path
-    output: Path
+    kl: float
 
 
-def run_demo(run_command: Callable[[Sequence[str]], int], directory: Path, *, num_examples: int) -> DemoResult:
-    """Make a base model, test it, train it, test it again, export it; an earlier demo there is replaced.
+@dataclass(frozen=True)
+class Changed:
+    """A dialogue whose summary alignment changed.
+
+    Attributes:
+        prompt: What was asked.
+        before: The summariser's answer.
+        after: The aligned one's.
+    """
+
+    prompt: str
+    before: str
+    after: str
+
+
+class Demo:
+    """The road's steps, and what lies at its end.
 
     Args:
-        run_command: Runs `parley` with the words given, as a user would.
-        directory: Where all of it goes.
-        num_examples: How many dialogues to show.
+        directory: Where all of it goes; an earlier demo there is replaced.
+        methods: Which of `METHODS` align the summariser; none where the rewards' packages are not installed.
 
     Raises:
-        ParleyError: This is not a clone of the repository, so that the recipe is not at hand.
+        ParleyError: This is not a clone of the repository, so that the recipes are not at hand.
     """
-    config = Path(src.__file__).parents[1] / "configs" / "demo" / "dialogsum_seq2seq.yaml"
-    if not config.is_file():
-        raise ParleyError(f"the demo's recipe is not at {config}; run it from a clone of the repository.")
-    start = time.perf_counter()
-    base = directory / "base"
-    shared = [
-        *("-c", str(config)),
-        *("--model.init_args.model_name_or_path", str(base)),
-        *("--data.init_args.path", str(Path(src.__file__).parent / "datamodules" / "sample")),
-    ]
 
-    for earlier in ("before", "fit", "after"):  # a run's files are added to, and this is another run
-        shutil.rmtree(directory / earlier, ignore_errors=True)
+    def __init__(self, directory: Path, methods: Sequence[str] = ("ppo",)) -> None:
+        package = Path(src.__file__).parent
+        self._recipes = package.parent / "configs" / "demo"
+        if not self._recipes.is_dir():
+            raise ParleyError(f"the demo's recipes are not in {self._recipes}; run it from a clone of the repository.")
+        self._sample = _short(package / "datamodules" / "sample")
+        self.directory = directory
+        self.methods = tuple(methods) if importlib.util.find_spec("profanity_check") else ()
 
-    def step(title: str, *words: str) -> None:
-        log.info("\n▶ %s: parley %s", title, words[0])
-        status = run_command(words)
-        if status > 128:
-            raise StoppedBySignalError(f"stopped in the step “{title}”.", status - 128)
-        if status:
-            raise ParleyError(f"the step “{title}” failed; run it by itself to see more.")
+    def steps(self) -> Iterator[Step]:
+        """The commands, one after another; each must have run before the next is asked for."""
+        for earlier in ("before", "fit", "after", "lora", *(f"{method}{end}" for method in METHODS for end in _RUNS)):
+            shutil.rmtree(self.directory / earlier, ignore_errors=True)  # a run's files are added to: this is another
+        (self.directory / "pairs.jsonl").unlink(missing_ok=True)
+        base, model = self._at("base"), self._at("model")
+        data = ("--data.init_args.path", self._sample)
+        recipe = ("-c", self._recipe("seq2seq"), "--model.init_args.model_name_or_path", base, *data)
+        yield Step(
+            "A model from scratch",
+            ("init", "--architecture", "t5", *MODEL_SIZES, "--output", base, "--overwrite"),
+            "A T5 of 1.4 million random weights, and a tokenizer trained on the bundled dialogues.",
+        )
+        yield Step(
+            "What it says before training",
+            ("test", *recipe, *self._goes_to("before")),
+            "test/rouge1 is next to nothing: 240 held-out dialogues, three references each.",
+        )
+        yield Step(
+            "Fine-tuning",
+            ("fit", *recipe, *self._goes_to("fit")),
+            "train/loss falls, and val/rouge1 rises.",
+        )
+        yield Step(
+            "What it says now",
+            ("test", *recipe, *self._goes_to("after"), "--ckpt_path", self._checkpoint("fit")),
+            "The same dialogues: compare test/rouge1.",
+        )
+        yield Step(
+            "A directory for transformers",
+            ("export", "--checkpoint", self._checkpoint("fit"), "--output", model, "--overwrite"),
+            "Stock transformers loads it; so does every command below.",
+        )
+        adapter = ("--model.init_args.lora.r", "8", "--model.init_args.lora.target_modules", "[q,v]")
+        yield Step(
+            "A LoRA adapter on top",
+            (
+                *("fit", "-c", self._recipe("seq2seq"), "--model.init_args.model_name_or_path", model, *data, *adapter),
+                *("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", *self._goes_to("lora")),
+            ),
+            "How many of the parameters are trained: a first line says so.",
+        )
+        yield Step(
+            "The adapter's directory",
+            ("export", "--checkpoint", self._checkpoint("lora"), "--output", self._at("adapter"), "--overwrite"),
+            "Some tens of kilobytes, for PEFT.",
+        )
+        if self.methods:
+            answers = str(self._run("after") / "predictions.csv")
+            yield Step(
+                "How toxic its summaries are",
+                (
+                    "reward",
+                    "ProfanityReward",
+                    "--input",
+                    answers,
+                    "--column",
+                    "prediction",
+                    "--toxicity",
+                    "--show",
+                    "3",
+                ),
+                "Some people in the sample are rude on purpose, and the summariser repeats it.",
+            )
+        for method in self.methods:
+            yield from self._alignment(method)
+        if self.methods:
+            names = [self._at("model"), *(self._at(f"{method}-model") for method in self.methods)]
+            yield Step(
+                "Side by side",
+                ("compare", *names, "--data", self._sample, "--template", "summarize", "--limit", "3"),
+                "What was unlearned, and what stayed.",
+            )
+        runs = [self._run("fit"), self._run("after")]
+        runs += [self._run(f"{method}{end}") for method in self.methods for end in _RUNS]
+        yield Step(
+            "One page about all of it",
+            ("report", *map(str, runs), "--output", str(self.report)),
+            "Open it in a browser.",
+        )
 
-    def logs_to(name: str) -> list[str]:
-        logger = {
-            "class_path": "RunLogger",
-            "init_args": {"save_dir": str(directory), "name": "", "version": name},
-        }
-        return ["--trainer.logger", json.dumps(logger)]
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.directory / "report.html"
 
-    step(
-        "A base model from scratch", "init", "--architecture", "t5", *MODEL_SIZES, "--output", str(base), "--overwrite"
-    )
-    step("What it says before training", "test", *shared, *logs_to("before"))
-    step("Training", "fit", *shared, *logs_to("fit"))
-    checkpoint = max((directory / "fit" / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    step("What it says now", "test", *shared, *logs_to("after"), "--ckpt_path", str(checkpoint))
-    output = directory / "model"
-    step(
-        "A directory for transformers",
-        "export",
-        "--checkpoint",
-        str(checkpoint),
-        "--output",
-        str(output),
-        "--overwrite",
-    )
-    rows = _read(directory / "after" / "predictions.csv")
-    shown = rows[:: max(1, len(rows) // num_examples)][:num_examples]
-    return DemoResult(
-        rouge1_before=_rouge1(_read(directory / "before" / "predictions.csv")),
-        rouge1_after=_rouge1(rows),
-        examples=[
-            {"prompt": row["prompt"], "reference": row["reference1"], "summary": row["prediction"]} for row in shown
-        ],
-        seconds=time.perf_counter() - start,
-        checkpoint=checkpoint,
-        output=output,
-    )
+    def rouge1(self, name: str) -> float:
+        """ROUGE-1 of the test in this part of the demo."""
+        return self._figures(name)["test/rouge1"]
+
+    def aligned(self) -> list[Aligned]:
+        """What each method made of the summariser."""
+        found = []
+        for method in self.methods:
+            figures = self._figures(f"{method}-test")
+            toxicity = {
+                "toxicity_before": "toxicity_mean_reference",
+                "toxicity_after": "toxicity_mean",
+                "fall": "toxicity_improvement",
+                "fall_low": "toxicity_improvement_low",
+                "fall_high": "toxicity_improvement_high",
+            }
+            others = {"rouge1_before": "rouge1_reference", "rouge1_after": "rouge1", "kl": "kl"}
+            values = {name: figures[f"test/{figure}"] for name, figure in (toxicity | others).items()}
+            found.append(Aligned(method.upper(), **values))
+        return found
+
+    def changed(self, count: int) -> list[Changed]:
+        """The dialogues whose reward the first method raised most."""
+        if not self.methods:
+            return []
+        rows = _read(self._run(f"{self.methods[0]}-test") / "before_after.csv")[:count]
+        return [Changed(row["query"], row["response_before"], row["response_after"]) for row in rows]
+
+    def summaries(self, count: int) -> list[Changed]:
+        """Some held-out dialogues, with what the model said before it was trained and after."""
+        before, after = (_read(self._run(name) / "predictions.csv") for name in ("before", "after"))
+        chosen = range(0, len(after), max(1, len(after) // max(count, 1)))[:count]
+        return [Changed(after[i]["prompt"], before[i]["prediction"], after[i]["prediction"]) for i in chosen]
+
+    def _alignment(self, method: str) -> Iterator[Step]:
+        given = ("-c", self._recipe(method), "--model.init_args.model_name_or_path", self._at("model"))
+        prompts: tuple[str, ...] = ("--data.init_args.path", self._sample)
+        tested = (*given, *prompts)
+        if method == "dpo":
+            pairs = self._at("pairs.jsonl")
+            yield Step(
+                "Pairs of its own answers",
+                (
+                    *("prefer", self._at("model"), "--data", self._sample, "--split", "train", "--reward"),
+                    *("ProfanityReward", "--max-new-tokens", "48", "--output", pairs),
+                ),
+                "How many prompts gave a pair, and how many were ties.",
+            )
+            prompts = ("--data.init_args.path", pairs)
+            asks = {"template": "summarize", "test_split": "test", "max_source_length": "256", "batch_size": "16"}
+            words = [word for name, value in asks.items() for word in (f"--data.init_args.{name}", value)]
+            tested = (*given, "--data", "DialogSumDataModule", "--data.init_args.path", self._sample, *words)
+        yield Step(
+            f"Alignment by {method.upper()}",
+            ("fit", *given, *prompts, "--trainer.limit_val_batches", "0", *self._goes_to(method)),
+            "env/reward_mean rises while objective/kl stays small."
+            if method in ONLINE
+            else "rewards/margins grow from 0: the chosen answers become likelier than the rejected ones.",
+        )
+        yield Step(
+            "Before and after",
+            ("test", *tested, *self._goes_to(f"{method}-test"), "--ckpt_path", self._checkpoint(method)),
+            "test/toxicity_improvement: by how many per cent toxicity fell, with its interval; test/rouge1 beside "
+            "test/rouge1_reference: what it cost.",
+        )
+        output = self._at(f"{method}-model")
+        yield Step(
+            "The aligned model's directory",
+            ("export", "--checkpoint", self._checkpoint(method), "--output", output, "--overwrite"),
+            "The policy alone, as transformers loads it.",
+        )
+
+    def _at(self, name: str) -> str:
+        return str(self.directory / name)
+
+    def _recipe(self, name: str) -> str:
+        return _short(self._recipes / f"dialogsum_{name}.yaml")
+
+    def _goes_to(self, name: str) -> tuple[str, str]:
+        return ("--trainer.default_root_dir", self._at(name))
+
+    def _run(self, name: str) -> Path:
+        return self.directory / name / "version_0"
+
+    def _checkpoint(self, name: str) -> str:
+        files = (self._run(name) / "checkpoints").glob("*.ckpt")
+        return str(max(files, key=lambda file: file.stat().st_mtime_ns))
+
+    def _figures(self, name: str) -> dict[str, float]:
+        [row] = _read(self._run(name) / "metrics.csv")
+        return {name: float(value) for name, value in row.items() if value}
+
+
+_RUNS = ("", "-test")
+
+
+def _short(path: Path) -> str:
+    """A path as a person would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def _read(file: Path) -> list[dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def _rouge1(rows: list[dict[str, str]]) -> float:
-    score = ExampleScorer()
-    scores = [
-        score(row["prediction"], [text for key, text in row.items() if key.startswith("reference") and text])["rouge1"]
-        for row in rows
-    ]
-    return sum(scores) / len(scores)

@@ -1,7 +1,11 @@
-"""One HTML page about one run or several: no script, no network, everything in one file."""
+"""One HTML page about one run or several: everything in one file, nothing is asked of any other place."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from src.reporting.plots import color_of, plot
+from src.reporting.plots import COLORS, Picture, curves, figure_text, histogram, trade_off
 from src.reporting.runs import Answer, Run, differing_settings
 
 # What people look at first, in this order; every other curve is folded away below.
@@ -39,19 +43,46 @@ ABOUT = {
     "seed": "seed_everything",
 }
 BOOKKEEPING = ("time/", "ppo/", "tokens/", "train/tokens_per_second", "objective/kl_coef")
+HISTOGRAMS = ("reward", "toxicity")
+PAID, HAD = "objective/kl", "env/reward_mean"
 
 
 @dataclass(frozen=True)
 class Plotted:
-    """A metric's picture.
+    """A picture and what it shows.
 
     Attributes:
         name: The metric.
-        svg: Its curves.
+        picture: Its drawing.
+        note: A sentence below it.
     """
 
     name: str
-    svg: str
+    picture: Picture
+    note: str = ""
+
+    @property
+    def marks(self) -> str:
+        """What can be read off, by colour, as JSON."""
+        by_color: dict[str, list[tuple[float, float, str]]] = {}
+        for mark in self.picture.marks:
+            by_color.setdefault(mark.color, []).append((mark.x, mark.y, mark.text))
+        return json.dumps(by_color, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure to begin with.
+
+    Attributes:
+        label: What it is.
+        value: As a person reads it.
+        note: What it was before, or its interval.
+    """
+
+    label: str
+    value: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,25 +107,35 @@ def render(runs: Sequence[Run], num_examples: int) -> str:
         runs: What it is about; the first is what the others are compared with.
         num_examples: Answers to show, and what training changed in each run.
     """
+    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = _figure
+    environment.filters["figure"] = figure_text
+    script = (folder / "page.js").read_text(encoding="utf-8")
     plots = list(_plots(runs))
     return environment.get_template("page.html.j2").render(
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
-        colors=[color_of(number) for number in range(len(runs))],
+        colors=[f"var(--run-{number % len(COLORS)})" for number in range(len(runs))],
         about=dict(_about(runs)),
+        headlines=[list(headlines(run)) for run in runs],
         figures=dict(_figures(runs)),
-        first=[each for each in plots if each.name in FIRST],
+        first=[*_frontier(runs), *(each for each in plots if each.name in FIRST)],
         others=[each for each in plots if each.name not in FIRST],
+        phases=[phase_seconds(run) for run in runs],
         settings=differing_settings(runs) if len(runs) > 1 else runs[0].settings,
         answers=side_by_side(runs)[:num_examples],
+        pairs={run.name: run.pairs[:num_examples] for run in runs if run.pairs},
         changes={run.name: run.changes[:num_examples] for run in runs if run.changes},
+        histograms={run.name: list(_histograms(run, number)) for number, run in enumerate(runs) if run.changes},
+        commands=[list(_commands(run)) for run in runs],
     )
 
 
@@ -111,14 +152,73 @@ def side_by_side(runs: Sequence[Run]) -> list[SideBySide]:
     return rows
 
 
+def headlines(run: Run) -> Iterator[Headline]:
+    """What a person asks of a run first, of the test where there was one and else of the last validation."""
+    figures = run.figures
+    split = "test" if any(name.startswith("test/") for name in figures) else "val"
+
+    def of(name: str) -> float | None:
+        return figures.get(f"{split}/{name}")
+
+    fall, low, high = (of(f"toxicity_improvement{end}") for end in ("", "_low", "_high"))
+    if fall is not None:
+        interval = "" if low is None or high is None else f"95 % interval {low:.1f} to {high:.1f}"
+        yield Headline("fall of toxicity", f"{fall:.1f} %", interval)
+    for label, name in (("ROUGE-1", "rouge1"), ("reward", "reward")):
+        value, before = of(name), of(f"{name}_reference")
+        if value is not None:
+            yield Headline(label, figure_text(value), "" if before is None else f"{figure_text(before)} before")
+    for label, name, unit in (
+        ("KL to the reference", "kl", "nats"),
+        ("pairs told rightly", "rewards/accuracies", ""),
+        ("pairs told rightly", "accuracy", ""),
+        ("perplexity", "perplexity", ""),
+        ("loss", "loss", ""),
+    ):
+        if (value := of(name)) is not None:
+            yield Headline(label, f"{figure_text(value)} {unit}".strip())
+
+
+def phase_seconds(run: Run) -> dict[str, float]:
+    """Seconds of an iteration by phase: means over those that were logged."""
+    times = {name.removeprefix("time/"): curve for name, curve in run.curves.items() if name.startswith("time/")}
+    return {name: sum(value for _, value in curve) / len(curve) for name, curve in times.items()}
+
+
 def _plots(runs: Sequence[Run]) -> Iterator[Plotted]:
     """Every metric that some run measured more than once, the first ones first."""
     names = sorted({name for run in runs for name in run.curves})
     order = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
     for name in order:
-        curves = {number: run.curves[name] for number, run in enumerate(runs) if name in run.curves}
-        if any(len(curve) > 1 for curve in curves.values()):
-            yield Plotted(name, plot(curves, name))
+        named = {number: run.curves[name] for number, run in enumerate(runs) if name in run.curves}
+        if any(len(curve) > 1 for curve in named.values()):
+            yield Plotted(name, curves(named, name))
+
+
+def _frontier(runs: Sequence[Run]) -> Iterator[Plotted]:
+    """Reward against KL, of the rollouts of online methods."""
+    named = {}
+    for number, run in enumerate(runs):
+        had = dict(run.curves.get(HAD, ()))
+        points = [(step, paid, had[step]) for step, paid in run.curves.get(PAID, ()) if step in had]
+        rollouts = {point[1:]: point for point in reversed(points)}  # every minibatch says the same of its rollout
+        if len(rollouts) > 1:
+            named[number] = sorted(rollouts.values())
+    if named:
+        note = "A point is a rollout; the line is the most that was had for so much KL or less."
+        yield Plotted("reward against KL", trade_off(named, "reward against KL"), note)
+
+
+def _histograms(run: Run, number: int) -> Iterator[Plotted]:
+    """Reward and toxicity of the same prompts' answers before and after."""
+    for name in HISTOGRAMS:
+        pairs = [change.figures[name] for change in run.changes if name in change.figures]
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if pairs:
+            before, after = ([pair[time] for pair in pairs] for time in (0, 1))
+            means = [figure_text(sum(values) / len(values)) for values in (before, after)]
+            note = f"{len(pairs)} answers; mean {means[0]} before (grey), {means[1]} after."
+            yield Plotted(name, histogram(before, after, f"{name}, {run.name}", number), note)
 
 
 def _about(runs: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
@@ -126,6 +226,10 @@ def _about(runs: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
         row = [run.settings.get(name) for run in runs]
         if any(value is not None for value in row):
             yield label, row
+    if any(run.parameters for run in runs):
+        counts = [run.parameters for run in runs]
+        shares = [None if each is None else f"{each[1]:,} of {each[0]:,} ({each[1] / each[0]:.2%})" for each in counts]
+        yield "parameters trained", shares
 
 
 def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
@@ -134,6 +238,11 @@ def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
         yield name, [run.figures.get(name) for run in runs]
 
 
-def _figure(value: float) -> str:
-    """Four significant digits, as a person reads them."""
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+def _commands(run: Run) -> Iterator[tuple[str, str]]:
+    """What would repeat a run, and what would go on from where it is."""
+    if run.settings and run.parameters:  # it trained
+        fit = f"parley fit -c {run.name}/config.yaml"
+        yield "repeat", fit
+        if run.checkpoint is not None:
+            yield "resume", f"{fit} --ckpt_path {run.checkpoint}"
+            yield "export", f"parley export --checkpoint {run.checkpoint} --output models/exported"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,25 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two answers to a prompt, as a reward model saw them.
+
+    Attributes:
+        prompt: What was asked.
+        chosen: The better answer.
+        rejected: The other.
+        chosen_reward: Of the better one.
+        rejected_reward: Of the other.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reward: float
+    rejected_reward: float
+
+
+@dataclass(frozen=True)
 class Change:
     """What training made of an answer.
 
@@ -40,13 +59,13 @@ class Change:
         prompt: What was asked.
         before: The reference's answer.
         after: The policy's.
-        reward: How much more the reward gives for it; None where there was no reward.
+        figures: The reward's, where there is one, and the metrics', by name: before and after.
     """
 
     prompt: str
     before: str
     after: str
-    reward: float | None
+    figures: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -58,14 +77,22 @@ class Run:
         settings: Its configuration, flattened: `model.init_args.lora.r` to a value.
         curves: Metric to (step, value), in the order of steps.
         answers: Of the last validation or of the test, in the data's order.
+        pairs: The same of a reward model.
         changes: The reference's answers and the policy's, the greatest rise in reward first.
+        parameters: Of the model, all and those that are trained; None where the run did not train.
+        environment: Versions of Python and the libraries, and the commit.
+        checkpoint: The newest one that lies there.
     """
 
     name: str
     settings: dict[str, Any]
     curves: dict[str, Curve]
     answers: tuple[Answer, ...]
+    pairs: tuple[Pair, ...]
     changes: tuple[Change, ...]
+    parameters: tuple[int, int] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    checkpoint: str | None = None
 
     @property
     def figures(self) -> dict[str, float]:
@@ -89,12 +116,20 @@ def read_run(directory: Path) -> Run:
         inside = sorted(str(file.parent) for file in directory.glob("*/metrics.csv"))
         hint = f"give one of its runs: {', '.join(inside[:5])}" if inside else "give a run's directory"
         raise ParleyError(f"{directory} is no run, for it has no metrics.csv; {hint}.")
+    settings, figures = _mapping(directory / "config.yaml"), _curves(metrics)
+    record = _mapping(directory / "hparams.yaml")
+    shown = list(_shown(directory))
+    checkpoints = sorted((directory / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     return Run(
         name=str(directory),
-        settings=_settings(directory / "config.yaml"),
-        curves=_curves(metrics),
-        answers=tuple(_answers(directory)),
+        settings=dict(_flat(settings)),
+        curves=figures,
+        answers=tuple(row for row in shown if isinstance(row, Answer)),
+        pairs=tuple(row for row in shown if isinstance(row, Pair)),
         changes=tuple(_changes(directory)),
+        parameters=_parameters(record),
+        environment=_environment(record),
+        checkpoint=str(checkpoints[-1]) if checkpoints else None,
     )
 
 
@@ -105,13 +140,28 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def _mapping(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     tree = read_yaml(file)
     if not isinstance(tree, Mapping):
         raise ParleyError(f"{file} holds {type(tree).__name__}, not settings; restore it, or remove it.")
-    return dict(_flat(tree))
+    return tree
+
+
+def _parameters(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """All and those that are trained, as `ParameterSummary` logged them."""
+    counts = record.get("parameters"), record.get("trainable_parameters")
+    return (counts[0], counts[1]) if isinstance(counts[0], int) and isinstance(counts[1], int) else None
+
+
+def _environment(record: Mapping[str, Any]) -> dict[str, str]:
+    """What `RunRecord` logged."""
+    versions, git = record.get("environment"), record.get("git")
+    found = {str(name): str(version) for name, version in versions.items()} if isinstance(versions, Mapping) else {}
+    if isinstance(git, Mapping) and "commit" in git:
+        found["commit"] = f"{git['commit']}{', with changes' if git.get('changed') else ''}"
+    return found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,29 +188,57 @@ def _curves(file: Path) -> dict[str, Curve]:
     return {name: sorted(values.items()) for name, values in points.items()}
 
 
-def _answers(directory: Path) -> Iterator[Answer]:
+def _shown(directory: Path) -> Iterator[Answer | Pair]:
+    """The answers, or the pairs of a reward model."""
     files = [*sorted((directory / "samples").glob("*.jsonl")), *directory.glob("predictions.csv")]
-    for place, row in _rows(files, ("prompt", "prediction")):
+    for place, row in _rows(files, ("prompt",)):
+        if "chosen_reward" in row:
+            _require(row, [field.name for field in fields(Pair)], place)
+            prompt, chosen, rejected = _texts([row[name] for name in ("prompt", "chosen", "rejected")], place)
+            rewards = (_number(row, name, place) for name in ("chosen_reward", "rejected_reward"))
+            yield Pair(prompt, chosen, rejected, *rewards)
+            continue
+        _require(row, ["prediction"], place)
         given = row.get("references") or [row[name] for name in row if re.fullmatch(r"reference\d+", name)]
-        texts = [row["prompt"], row["prediction"], *given] if isinstance(given, list) else [given]
-        if not isinstance(given, list) or not all(isinstance(text, str) for text in texts):
-            raise ParleyError(f"{place}: prompt, references and prediction are not all texts; restore the file.")
-        yield Answer(row["prompt"], tuple(filter(None, given)), row["prediction"])
+        prompt, prediction, *references = _texts(
+            [row["prompt"], row["prediction"], *(given if isinstance(given, list) else [None])], place
+        )
+        yield Answer(prompt, tuple(filter(None, references)), prediction)
+
+
+def _texts(values: Sequence[Any], place: str) -> Sequence[str]:
+    if not all(isinstance(value, str) for value in values):
+        raise ParleyError(f"{place}: prompt, references and answers are not all texts; restore the file.")
+    return values
 
 
 def _changes(directory: Path) -> Iterator[Change]:
     files = [*sorted((directory / "before_after").glob("*.csv")), *directory.glob("before_after.csv")]
     for place, row in _rows(files, ("query", "response_before", "response_after")):
-        try:
-            rise = float(row["reward_diff"]) if "reward_diff" in row else None
-        except ValueError as error:
-            raise ParleyError(f"{place}: reward_diff is {row['reward_diff']!r}, no number; mend the file.") from error
-        yield Change(row["query"], row["response_before"], row["response_after"], rise)
+        names = [name.removesuffix("_before") for name in row if name.endswith("_before") and name != "response_before"]
+        figures = {}
+        for name in names:
+            if f"{name}_after" not in row:
+                continue
+            figures[name] = (_number(row, f"{name}_before", place), _number(row, f"{name}_after", place))
+        yield Change(row["query"], row["response_before"], row["response_after"], figures)
+
+
+def _number(row: Mapping[str, Any], name: str, place: str) -> float:
+    try:
+        return float(row[name])
+    except (TypeError, ValueError) as error:
+        raise ParleyError(f"{place}: {name} is {row[name]!r}, no number; mend the file.") from error
 
 
 def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of the last of some files, which must have these columns, each with its place."""
     for row in read_rows(files[-1]) if files else ():
-        if lacking := [name for name in columns if name not in row.cells]:
-            raise ParleyError(f"{files[-1]}, {row.place}: there is no {lacking[0]}; restore the file, or remove it.")
-        yield f"{files[-1]}, {row.place}", row.cells
+        place = f"{files[-1]}, {row.place}"
+        _require(row.cells, columns, place)
+        yield place, row.cells
+
+
+def _require(row: Mapping[str, Any], columns: Sequence[str], place: str) -> None:
+    if lacking := [name for name in columns if name not in row]:
+        raise ParleyError(f"{place}: there is no {lacking[0]}; restore the file, or remove it.")

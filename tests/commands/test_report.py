@@ -17,7 +17,7 @@ STEPS = 6
 class Page(HTMLParser):
     """Which elements a page has, whether they are closed, and its text."""
 
-    VOID = ("meta", "br", "path", "use", "rect", "circle", "line")
+    VOID = ("meta", "input", "br", "path", "use", "rect", "circle", "line")
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -79,10 +79,13 @@ def test_one_run(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     page = report(runs[0])
     assert page.open == []
-    for part in ("1 run", str(runs[0]), "train/loss", "val/loss", "Last figures", "Answers", "Settings", "0.01"):
+    again = f"parley fit -c {runs[0]}/config.yaml --ckpt_path"
+    for part in (str(runs[0]), "parameters trained", again, "torch"):
+        assert part in page.text
+    for part in ("train/loss", "val/loss", "Last figures", "Answers", "Settings", "0.01"):
         assert part in page.text
     assert "<script>alert(1)</script>" in page.text  # as text: the prompts', not the page's
-    assert "script" not in page.elements
+    assert page.elements.count("script") == 1  # the page's own, which its policy names
     assert page.elements.count("svg") == page.elements.count("figure") >= 3
     assert not re.search(r"(?:src|href)=\"http", Path("pages/report.html").read_text(encoding="utf-8"))
 
@@ -97,7 +100,7 @@ def test_two_runs_side_by_side(runs: list[Path], tmp_path: Path, monkeypatch: py
     assert re.search(r"\([+−][\d.e-]+\)", page.text)  # a difference from the first run
     assert page.elements.count("article") == 2
     source = Path("pages/report.html").read_text(encoding="utf-8")
-    assert {color for color in ("#0969da", "#bc4c00") if f"stroke: {color}" in source} == {"#0969da", "#bc4c00"}
+    assert all(f"stroke: var(--run-{number})" in source for number in (0, 1))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_predictions_and_ppo_s_answers(run: Path):
     found = read_run(run)
     assert [(each.prompt, each.references, each.text) for each in found.answers] == [("P", ("a",), "b")]
     [change] = found.changes
-    assert (change.prompt, change.before, change.after, change.reward) == ("q", "x, y", "second", 1.0)
+    assert (change.prompt, change.before, change.after, change.figures) == ("q", "x, y", "second", {"reward": (0, 1)})
 
 
 def test_settings_that_differ(run: Path, tmp_path: Path):
@@ -69,6 +69,7 @@ def test_what_is_no_run_is_refused_with_what_to_give(run: Path, tmp_path: Path):
     (run / "predictions.csv").write_text("id,text\n1,a\n")
     with pytest.raises(ParleyError, match=r"predictions.csv, line 2: there is no prompt; restore the file"):
         read_run(run)
+    (run / "predictions.csv").unlink()
     (run / "metrics.csv").write_text("epoch,step,val/loss\n0,one,1\n")
     with pytest.raises(ParleyError, match=r"metrics.csv, line 2: val/loss is no figure with a step"):
         read_run(run)

@@ -83,6 +83,7 @@ class OnlineModule(SamplingModule):
         self.minibatches = 0  # of a pass, on each process
         self._encoder_hidden: Tensor | None = None
         self._figures: dict[str, float] = {}  # of the iteration's rollout
+        self._clock: PhaseClock | None = None  # of an iteration that began in this process
         self._learns = True  # from the optimiser step that is under way
         self._tokens = torch.zeros(())  # of the last minibatch
 
@@ -195,6 +196,20 @@ class OnlineModule(SamplingModule):
         certain = torch.where(loss.total.detach().isfinite(), minibatch.weight, torch.nan)
         return loss.total * certain
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Time the update; where the step begins with a rollout, from after it."""
+        if self._clock is not None:
+            self._clock.start()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log how long the iteration's updates took, at its last."""
+        assert self.buffer is not None
+        if self._clock is not None:
+            seconds = self._clock.stop("update")
+            if self.buffer.ended(self._steps):
+                self.log("time/update", seconds, batch_size=1)
+                self._clock = None
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Take the gradients away where nothing is to be learned: an optimiser leaves such parameters alone."""
         trained = [parameter for parameter in self.parameters() if parameter.grad is not None]
@@ -243,7 +258,7 @@ class OnlineModule(SamplingModule):
 
     def _begin_iteration(self, batch: Batch) -> None:
         assert self.buffer is not None
-        clock = PhaseClock()
+        self._clock = clock = PhaseClock()
         hidden = self.collector.encode(batch)
         self._encoder_hidden = hidden if self._encoder_is_kept else None
         own = self.collector.collect(batch, hidden, clock, seed=self.buffer.seed, iteration=self.buffer.iteration)
@@ -261,6 +276,7 @@ class OnlineModule(SamplingModule):
             unknown = ("reward", "scores")
             self._figures = {k: v for k, v in self._figures.items() if not any(word in k for word in unknown)}
         self.log_dict(clock.seconds, batch_size=1)
+        clock.start()
 
     def _score(self, minibatch: Minibatch) -> TokenFigures:
         rollout, rows, hidden = minibatch.rollout, minibatch.rows, None

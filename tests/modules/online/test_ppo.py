@@ -75,6 +75,7 @@ def test_an_iteration_trains_policy_and_value_head_and_logs_trls_names(make, tra
         "time/rollout",
         "time/reward",
         "time/forward",
+        "time/update",
         "train/skipped_updates",
     ]
     assert set(expected) <= trainer.callback_metrics.keys()
