@@ -83,7 +83,7 @@ def after_a_demo(tiny_base: Callable[..., Path], tmp_path_factory: pytest.TempPa
         (clone / each).symlink_to(ROOT / each)
     demo = clone / "runs" / "demo"
     demo.mkdir(parents=True)
-    for each in ("base", "model"):
+    for each in ("base", "model", "ppo-model"):
         (demo / each).symlink_to(tiny_base("t5"))
     (demo / "after" / "version_0").mkdir(parents=True)
     rows = [
@@ -173,3 +173,24 @@ def test_configurations_say_how_they_are_run():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_page_holds_a_path_of_the_writers_machine(page):
     assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", page.read_text(encoding="utf-8"))
+
+
+def parameters(*modules: object) -> set[str]:
+    """What the classes of these packages, and of those that they inherit from, take."""
+    classes = [getattr(module, name) for module in modules for name in module.__all__]
+    bases = {base for each in classes if isinstance(each, type) for base in each.__mro__}
+    return {name for base in bases for name in getattr(base.__init__, "__annotations__", {})}
+
+
+def test_the_settings_that_pages_name_are_there():
+    import src.datamodules
+    import src.modules
+
+    known = {"data": parameters(src.datamodules), "model": parameters(src.modules)}
+    named = [
+        (page.name, *match)
+        for page in PAGES
+        for match in re.findall(r"`-{0,2}(data|model)\.init_args\.(\w+)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 20
+    assert not [each for each in named if each[2] not in known[each[1]]]

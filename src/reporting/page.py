@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,8 +242,8 @@ def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
 def _commands(run: Run) -> Iterator[tuple[str, str]]:
     """What would repeat a run, and what would go on from where it is."""
     if run.settings and run.parameters:  # it trained
-        fit = f"parley fit -c {run.name}/config.yaml"
-        yield "repeat", fit
+        fit = ["parley", "fit", "-c", str(Path(run.name) / "config.yaml")]
+        yield "repeat", shlex.join(fit)
         if run.checkpoint is not None:
-            yield "resume", f"{fit} --ckpt_path {run.checkpoint}"
-            yield "export", f"parley export --checkpoint {run.checkpoint} --output models/exported"
+            yield "resume", shlex.join([*fit, "--ckpt_path", run.checkpoint])
+            yield "export", shlex.join(["parley", "export", "--checkpoint", run.checkpoint, "--output", "models/new"])

@@ -79,7 +79,7 @@ def test_one_run(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     page = report(runs[0])
     assert page.open == []
-    again = f"parley fit -c {runs[0]}/config.yaml --ckpt_path"
+    again = f"parley fit -c {runs[0]}/config.yaml --ckpt_path "
     for part in (str(runs[0]), "parameters trained", again, "torch"):
         assert part in page.text
     for part in ("train/loss", "val/loss", "Last figures", "Answers", "Settings", "0.01"):

@@ -31,6 +31,7 @@ def run(tmp_path: Path) -> Path:
         {"step": step, "env/reward_mean": reward, "objective/kl": kl, "time/rollout": 2.0, "time/reward": step}
         for step, (reward, kl) in enumerate([(0.1, 0.0), (0.1, 0.0), (0.5, 0.2), (0.4, 0.3), (0.9, 1.0)])
     ]
+    rows[0][EVIL] = 0.5
     rows.append(
         {
             "step": 5,
