@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE_INDEX = -100  # in labels: nothing to learn here
 CHECKPOINT_FORMAT = 1  # raise it when an older checkpoint can no longer be read
@@ -209,6 +209,20 @@ class ShowsRollouts(Protocol):
 
     def rollout_records(self) -> list[RolloutRecord]:
         """The responses of the iteration that the last training step began; none where it began none."""
+
+
+@runtime_checkable
+class Shardable(Protocol):
+    """A Module that says what of it may be shared out over processes, and what a checkpoint keeps."""
+
+    def sharded_roots(self) -> list[nn.Module]:
+        """The modules whose parameters are shared out, each called by its own forward pass."""
+
+    def on_sharded(self) -> None:
+        """Take note that they now are."""
+
+    def kept_state(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the Module's state dict."""
 
 
 def batches_per_global_batch(loader_state: Mapping[str, int]) -> int:

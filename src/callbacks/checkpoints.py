@@ -17,6 +17,7 @@ from src.callbacks.run_directory import DirectoryLock, run_directory
 from src.callbacks.wandb_logger import WandbRun
 from src.errors import ParleyError
 from src.internals import is_accumulating, is_epoch_full, place
+from src.parallel.gathering import local
 from src.ranges import COUNT, POSITIVE, refuse_outside
 
 log = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def _refuse_broken(trainer: Trainer) -> None:
         ParleyError: A trained parameter holds NaN or infinity, on any process.
     """
     trained = (parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad)
-    is_finite = all(bool(parameter.isfinite().all()) for parameter in trained)
+    is_finite = all(bool(local(parameter).isfinite().all()) for parameter in trained)
     if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
         raise ParleyError(
             f"the weights are not finite at step {trainer.global_step} ({trainer.precision}), so no checkpoint of them "

@@ -123,6 +123,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             within = "" if allowed is ANY else f", {allowed}"
             raise ParleyError(f"{name} is null; it must be {kind}{within} (left out, it is {default}).")
     trainer = settings.get("trainer") or {}
+    _refuse_strategy(trainer.get("strategy"))
     if trainer.get("barebones"):
         raise ParleyError(
             "trainer.barebones leaves out the logs and checkpoints that a run here is made of; leave it out "
@@ -132,6 +133,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ParleyError(
             "trainer.enable_checkpointing is false, and a run here can always be resumed; leave it out "
             "(--trainer.callbacks+=Checkpoints --trainer.callbacks.keep_last 1 keeps one file)."
+        )
+
+
+def _refuse_strategy(strategy: Any) -> None:
+    """Refuse the other ways to share a model out, which nothing here is tried with."""
+    name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy)
+    short = name.rpartition(".")[2].lower()
+    if short.startswith(("fsdp", "deepspeed", "modelparallel")):
+        raise ParleyError(
+            f"trainer.strategy is {name}; a model is shared out over processes by -c configs/trainer/fsdp.yaml here."
         )
 
 

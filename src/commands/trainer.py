@@ -175,8 +175,7 @@ def _with_atomic_checkpoints(config: dict[str, Any]) -> list[Any]:
     plugins = config.get("plugins") or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     has_own = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-    sharded = "deepspeed" in str(config.get("strategy")).lower()  # writes its files itself
-    return plugins if has_own or sharded else [*plugins, src.callbacks.AtomicCheckpointIO()]
+    return plugins if has_own else [*plugins, src.callbacks.AtomicCheckpointIO()]
 
 
 def run(name: str, words: list[str]) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from src.models.tying import base_model, embedding_matrix
+from src.parallel.gathering import whole
 
 SAMPLES_PER_PARAMETER = 64
 _RECORD = "parley_base"
@@ -80,7 +81,7 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> str:
     """Hash a module's weights, cheaply: names, shapes and an even sample of each parameter's values.
 
     The directory that a model came from does not count. Values are compared as float32; on the meta device names and
-    shapes count.
+    shapes count. Of a model in shards every process must ask.
 
     Args:
         model: Any module.
@@ -106,6 +107,6 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> str:
 def _sample(parameter: nn.Parameter) -> bytes:
     if parameter.is_meta:
         return b""
-    flat = parameter.detach().flatten()
+    flat = whole(parameter.detach()).flatten()
     step = max(1, flat.numel() // SAMPLES_PER_PARAMETER)
     return flat[::step].to(device="cpu", dtype=torch.float32).numpy().tobytes()

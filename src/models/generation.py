@@ -284,6 +284,7 @@ def generate_ids(
                 attention_mask=prompt_attention_mask,
                 generation_config=config,
                 logits_processor=processors,
+                synced_gpus=False,  # in shards too: what answers has been gathered
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
                 **kwargs,
             )

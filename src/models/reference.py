@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from src.models.fingerprint import fingerprint
 from src.models.lora import ParameterCount
 from src.models.tying import base_model
+from src.parallel.sharding import shard_like
 
 
 class Reference(nn.Module):
@@ -35,10 +36,24 @@ class Reference(nn.Module):
     def __init__(self, model: PreTrainedModel | PeftModel, *, is_continued: bool) -> None:
         super().__init__()
         self.is_base = is_base_below_adapter(model, is_continued=is_continued)
-        trained = [] if self.is_base else [p for p in model.parameters() if p.requires_grad]
-        for index, parameter in enumerate(trained):
+        for index, parameter in enumerate(self._trained(model)):
             copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)
             self.register_parameter(f"copy{index}", copy)
+        self._fingerprint = "" if self.is_base else fingerprint(self)
+
+    def follow(self, model: PreTrainedModel | PeftModel) -> None:
+        """Keep the copies in shards where the policy has come to be in shards.
+
+        Within `gathered` they are whole again, and may trade places with the policy's.
+
+        Args:
+            model: The policy.
+        """
+        for (name, copy), parameter in zip(list(self.named_parameters()), self._trained(model), strict=True):
+            self._parameters[name] = nn.Parameter(shard_like(copy.detach(), parameter), requires_grad=False)
+
+    def _trained(self, model: PreTrainedModel | PeftModel) -> list[nn.Parameter]:
+        return [] if self.is_base else [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     @contextmanager
     def active(self, model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
@@ -55,7 +70,7 @@ class Reference(nn.Module):
             with torch.no_grad(), model.disable_adapter():
                 yield base_model(model)
             return
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = self._trained(model)
         self._trade(trained)
         try:
             with torch.no_grad():
@@ -65,7 +80,8 @@ class Reference(nn.Module):
 
     def _trade(self, trained: list[nn.Parameter]) -> None:
         for parameter, copy in zip(trained, list(self.parameters()), strict=True):
-            parameter.data, copy.data = copy.data, parameter.data
+            # A policy that is gathered may compute in less than float32.
+            parameter.data, copy.data = copy.data.to(parameter.dtype), parameter.data
 
     def parameter_count(self, model: PreTrainedModel | PeftModel) -> ParameterCount:
         """The reference's parameters, of which none is trained."""
@@ -74,7 +90,7 @@ class Reference(nn.Module):
 
     def fingerprint(self) -> str:
         """A content hash of the copies; empty where there are none."""
-        return "" if self.is_base else fingerprint(self)
+        return self._fingerprint
 
     def _save_to_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
         """Leave the copies out: they are what training started from."""

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from src.errors import ParleyError
 from src.models.head import in_float32
 from src.models.tying import base_model
+from src.parallel.sharding import run_part
 
 Model = PreTrainedModel | PeftModel
 
@@ -37,7 +38,8 @@ def encode(model: Model, query_ids: Tensor, query_mask: Tensor) -> Tensor | None
     base = base_model(model)
     if not base.config.is_encoder_decoder:
         return None
-    return base.get_encoder()(input_ids=query_ids, attention_mask=query_mask).last_hidden_state
+    found = run_part(base, base.get_encoder(), input_ids=query_ids, attention_mask=query_mask)
+    return found.last_hidden_state
 
 
 def encoder_is_frozen(model: Model) -> bool:

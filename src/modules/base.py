@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +20,7 @@ from src.internals import epochs_so_far, is_attached
 from src.models.cpu import speed_up_on_cpu
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
+from src.models.tying import base_model
 from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
 from src.modules.optimizers import OptimizerPlan
 
@@ -147,14 +149,26 @@ class ModelModule(LightningModule, ABC):
         """Rates of parts that have one of their own, by how the names of their parameters begin."""
         return {}
 
+    # Shards
+
+    def sharded_roots(self) -> list[nn.Module]:
+        """The model below the adapter, which is how it is called with an adapter and without."""
+        return [base_model(self.policy)]
+
+    def on_sharded(self) -> None:
+        """Take note that the model is in shards; there is nothing to do."""
+
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what was trained from what; leave a frozen base out."""
         checkpoint["parley"] = describe(self.policy)
         checkpoint["optimizer"] = self._plan.describe(self.trainer.global_step, epochs_so_far(self.trainer))
-        if isinstance(self.policy, PeftModel):
-            checkpoint["state_dict"] = keep_adapter(checkpoint["state_dict"], self, self.policy)
+        checkpoint["state_dict"] = self.kept_state(checkpoint["state_dict"])
+
+    def kept_state(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict without a frozen base."""
+        return keep_adapter(state_dict, self, self.policy) if isinstance(self.policy, PeftModel) else state_dict
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what would not fit; keep the optimiser's settings as configured."""

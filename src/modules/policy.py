@@ -7,8 +7,9 @@ from abc import abstractmethod
 from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from peft import LoraConfig, PeftConfig, PeftModel
+from torch import nn
 from torch.optim import AdamW
 from torchmetrics import Metric
 from transformers import PreTrainedConfig
@@ -24,6 +25,8 @@ from src.models.value_head import ValueHead
 from src.modules.counts import PolicyParameterCount
 from src.modules.evaluation import Comparison, Evaluator, gather
 from src.modules.generating import GeneratingModule
+from src.parallel.gathering import gathered
+from src.parallel.strategy import ShardedStrategy
 from src.rewards import Reward, score_responses
 
 log = logging.getLogger(__name__)
@@ -108,13 +111,23 @@ class PolicyModule(GeneratingModule):
 
     def on_fit_start(self) -> None:
         """Refuse what would go wrong later."""
-        strategy = self.trainer.strategy  # DeepSpeed's is a kind of DDP's
-        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) or isinstance(strategy, DeepSpeedStrategy):
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)):
             raise ParleyError(
-                f"{type(self).__name__} trains on one device or with DDP; set trainer.strategy: auto or ddp."
+                f"{type(self).__name__} trains on one device, with DDP or in shards; set trainer.strategy: auto or "
+                "ddp, or -c configs/trainer/fsdp.yaml."
             )
-        with strategy.precision_plugin.forward_context():
+        with gathered(self), strategy.precision_plugin.forward_context():
             check_output_head(self.policy, int(self.tokenizer.pad_token_id))
+
+    def sharded_roots(self) -> list[nn.Module]:
+        """The policy, and what a method trains beside it."""
+        return [*super().sharded_roots(), *([] if self.value_head is None else [self.value_head])]
+
+    def on_sharded(self) -> None:
+        """Keep the reference's weights as the policy's."""
+        if self.reference is not None:
+            self.reference.follow(self.policy)
 
     @property
     def parameter_count(self) -> ParameterCount:

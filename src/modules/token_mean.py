@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from src.parallel.gathering import local
+
 
 class TokenMean:
     """Makes the loss of an optimiser step the mean over all its tokens.
@@ -40,8 +42,7 @@ class TokenMean:
         """Turn the accumulated gradients into those of the step's mean, and begin another step.
 
         Args:
-            parameters: Whose gradients are complete. (DeepSpeed keeps its own and shows none: there a step's loss is
-                the sum over its tokens divided by the first batch's tokens and the number of batches.)
+            parameters: Whose gradients are complete, in shards or not.
             accumulate: What Lightning has divided every batch's loss by, in an epoch's last step too.
 
         Returns:
@@ -54,7 +55,7 @@ class TokenMean:
             factor = self._first * accumulate / self._total
             for parameter in parameters:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+                    local(parameter.grad).mul_(factor)
         self._losses, self._counts = [], []
         return mean
 

@@ -22,6 +22,7 @@ from src.modules.checkpoint import state_of_method
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
 from src.modules.online.policy import SamplingModule
+from src.parallel.gathering import gathered, local, total_norm
 from src.ranges import COUNT
 from src.rewards import Reward
 from src.rl.config import OnlineConfig
@@ -166,7 +167,8 @@ class OnlineModule(SamplingModule):
             self._begin_iteration(batch)
         elif self._encoder_hidden is None and self._encoder_is_kept:  # a run that goes on within an iteration
             if self.buffer.is_of(batch["index"], self.config.num_generations):
-                self._encoder_hidden = self.collector.encode(batch)
+                with gathered(self):
+                    self._encoder_hidden = self.collector.encode(batch)
             else:  # with other data, or other numbers of prompts or answers
                 self._begin_iteration(batch)
         # 2. Some of them.
@@ -214,7 +216,7 @@ class OnlineModule(SamplingModule):
         """Take the gradients away where nothing is to be learned: an optimiser leaves such parameters alone."""
         trained = [parameter for parameter in self.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        if self._learns and bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+        if self._learns and bool(total_norm(gradients).isfinite()):
             self.skipped_in_a_row = 0
         else:
             if self._learns:
@@ -259,9 +261,10 @@ class OnlineModule(SamplingModule):
     def _begin_iteration(self, batch: Batch) -> None:
         assert self.buffer is not None
         self._clock = clock = PhaseClock()
-        hidden = self.collector.encode(batch)
-        self._encoder_hidden = hidden if self._encoder_is_kept else None
-        own = self.collector.collect(batch, hidden, clock, seed=self.buffer.seed, iteration=self.buffer.iteration)
+        with gathered(self):
+            hidden = self.collector.encode(batch)
+            self._encoder_hidden = hidden if self._encoder_is_kept else None
+            own = self.collector.collect(batch, hidden, clock, seed=self.buffer.seed, iteration=self.buffer.iteration)
         rollout = self.collector.gather(own, self.trainer.world_size)
         finite = bool(torch.isfinite(rollout.scores).all())
         shaped = self.score_shaper(rollout.scores, rollout.has_eos)
@@ -297,7 +300,7 @@ class OnlineModule(SamplingModule):
 
     def _nothing(self) -> Tensor:
         """A loss without gradient that every trained parameter is part of: processes stay in step."""
-        zeros = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
+        zeros = [local(parameter).sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
         return torch.stack(zeros).sum()
 
     # Watching

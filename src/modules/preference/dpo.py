@@ -26,6 +26,7 @@ from src.modules.policy import PolicyModule
 from src.modules.preference.reference_cache import ReferenceCache, limited, table
 from src.modules.preference.step_figures import PairMeans
 from src.modules.token_mean import TokenMean
+from src.parallel.gathering import gathered
 from src.rl.preferences import DPOConfig, Pairs, pair_loss
 
 Part = Literal["train", "validation", "test"]
@@ -178,13 +179,13 @@ class DPOModule(PolicyModule):
         return self.trainer.strategy.batch_to_device(batch, self.device)
 
     def _reference_sums(self, batch: PreferenceBatch) -> list[list[float]]:
-        with self.trainer.strategy.precision_plugin.forward_context():
+        with gathered(self), self.trainer.strategy.precision_plugin.forward_context():
             found = self._sums(self._on_device(batch), self._ask_reference(self._on_device(batch)))
         return torch.stack([found.chosen, found.rejected], dim=1).tolist()
 
     def _reference_answers(self, batch: PreferenceBatch) -> list[list[str]]:
         batch = self._on_device(batch)
-        with self.trainer.strategy.precision_plugin.forward_context():
+        with gathered(self), self.trainer.strategy.precision_plugin.forward_context():
             self.evaluator.answer_before(batch, self.policy, self.tokenizer, self.generation, self.seed)
         return [[self.evaluator.before[key]] for key in keys_of(batch)]
 
@@ -229,7 +230,8 @@ class DPOModule(PolicyModule):
 
     def _reference_pairs(self, batch: PreferenceBatch, part: Part) -> Pairs:
         if not self._is_cached:
-            return self._sums(batch, self._ask_reference(batch))
+            with gathered(self):
+                return self._sums(batch, self._ask_reference(batch))
         kept = self._tables[part][torch.tensor(batch["index"], device=self.device)]
         return Pairs(kept[:, 0], kept[:, 1], *batch["answer_mask"].sum(-1).chunk(2))
 

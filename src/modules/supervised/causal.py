@@ -13,6 +13,7 @@ from src.errors import ParleyError
 from src.models.head import logits_at
 from src.models.tying import base_model
 from src.modules.supervised.base import SupervisedModule
+from src.parallel.gathering import gathered
 
 LEAK_TOLERATED = 0.5  # see `_leak`: a model either keeps examples apart, up to rounding, or does not
 
@@ -74,7 +75,7 @@ class CausalLMModule(SupervisedModule):
 
         model.eval()
         try:
-            with torch.autocast(self.device.type, enabled=False):
+            with gathered(self), torch.autocast(self.device.type, enabled=False):
                 alone = answer(second[None], None, positions[:, -len(second) :])
                 packed = answer(joined, None, positions)
                 together = answer(joined, torch.ones_like(joined), positions)

@@ -1,0 +1,121 @@
+"""Every Module, whole and with LoRA, on one process, on several with DDP and on several in shards: the same losses?
+
+The same steps three ways: one process that accumulates as many batches as there are processes otherwise, DDP, and
+shards (FSDP2), all on CPUs in float32 with gradient clipping and weight decay, on the bundled sample with bases made
+from scratch. For each: the greatest difference of a step's loss, of a trained weight and of a validation figure from
+those of the one process; bytes of parameters, gradients and optimiser state a process, counted on tensors; and seconds
+a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.strategy_cases import CASES, Measured, Plan, make_bases
+from src.commands.output import show
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600  # seconds
+
+
+def measure(
+    names: Sequence[str], processes: int, directory: Path, *, steps: int = 20
+) -> dict[str, dict[str, Measured]]:
+    """Train each case three ways.
+
+    Args:
+        names: Of `CASES`.
+        processes: Of DDP and of shards.
+        directory: Where bases and results go.
+        steps: Optimiser steps.
+
+    Returns:
+        By case, and by `one`, `ddp` and `sharded`.
+    """
+    make_bases([CASES[name] for name in names], directory)
+    found: dict[str, dict[str, Measured]] = {name: {} for name in names}
+    for world, strategies in ((1, ["one"]), (processes, ["ddp", "sharded"])):
+        plan = Plan(list(names), strategies, world, processes, str(directory), steps)
+        for name, strategy, row in _run(plan, directory):
+            found[name][strategy] = row
+    return found
+
+
+def _run(plan: Plan, directory: Path) -> list[tuple[str, str, Measured]]:
+    """Run a plan on processes of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # A seed that somebody has left in the environment would be taken.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+    inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    inherited |= {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(plan.world), "NODE_RANK": "0"}
+    words = [sys.executable, "-m", "benchmarks.strategy_cases", json.dumps(asdict(plan))]
+    started = [
+        subprocess.Popen(
+            words, env=inherited | {"LOCAL_RANK": str(rank)}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for rank in range(plan.world)
+    ]
+    try:
+        said = [process.communicate(timeout=PATIENCE) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, said, strict=True):
+        if process.returncode:
+            raise SystemExit(f"a process ended with status {process.returncode}: {errors.decode()[-3000:]}")
+    results = torch.load(directory / f"results-{plan.world}.pt", weights_only=True)
+    return [(name, strategy, Measured(**row)) for name, strategy, row in results]
+
+
+def difference(mine: dict[str, Any] | list[float], other: dict[str, Any] | list[float]) -> float:
+    """The greatest difference between two lists, or between what two mappings hold under the same names."""
+    if isinstance(mine, dict) and isinstance(other, dict):
+        assert mine.keys() == other.keys(), mine.keys() ^ other.keys()
+        pairs = [(torch.as_tensor(mine[name]), torch.as_tensor(other[name])) for name in mine]
+    else:
+        assert len(mine) == len(other)
+        pairs = [(torch.as_tensor(mine), torch.as_tensor(other))]
+    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+
+
+def main(argv: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks strategies", description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(args.cases, args.processes, Path(folder), steps=args.steps)
+    rows = []
+    for name, ways in found.items():
+        for strategy, one in ways.items():
+            alone = ways["one"]
+            rows.append(
+                {
+                    "case": name,
+                    "on": "1 process" if strategy == "one" else f"{args.processes} {strategy}",
+                    "Δ loss": f"{difference(one.losses, alone.losses):.1e}",
+                    "Δ weight": f"{difference(one.weights, alone.weights):.1e}",
+                    "Δ validation": f"{difference(one.validation, alone.validation):.1e}",
+                    "parameters B": one.parameter_bytes,
+                    "gradients B": one.gradient_bytes,
+                    "optimiser B": one.optimizer_bytes,
+                    "s/step": f"{one.seconds_a_step:.3f}",
+                }
+            )
+    show(rows, title=f"{args.steps} steps, float32, torch {torch.__version__}", as_json=args.json)

@@ -1,0 +1,90 @@
+"""What a checkpoint holds of a sharded run: whole tensors, as any other run's, so that any can go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from src.parallel.gathering import whole
+from src.parallel.sharding import shard_like
+
+
+def gather_state(state: Any, *, keep: bool) -> Any:
+    """Nested containers with whole tensors in place of shards, gathered one by one; every process must call this.
+
+    Args:
+        state: A state dict, the same but for the shards on every process.
+        keep: Whether this process is one that keeps them; elsewhere there is nothing in their places.
+
+    Returns:
+        Tensors on the CPU; what they are to a process that does not keep them is not to be used.
+    """
+
+    def gather(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        with torch.no_grad():
+            found = whole(value.detach())
+            return found.cpu() if keep else found.new_empty(0, device="cpu")
+
+    return tree_map(gather, state)
+
+
+def gather_weights(module: nn.Module, state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """A module's weights, whole; those that have several names are gathered once, and are one tensor as before.
+
+    Args:
+        module: Whose.
+        state: Its state dict, or a part of it.
+        keep: Whether this process is one that keeps them; every process must call this.
+
+    Returns:
+        By name; nothing where they are not kept.
+    """
+    first: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in state:
+            first.setdefault(id(parameter), name)
+    names = {
+        name: first[id(parameter)]
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if name in state
+    }
+    found = {name: gather_state(value, keep=keep) for name, value in state.items() if names.get(name, name) == name}
+    return {name: found[names.get(name, name)] for name in state} if keep else {}
+
+
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimiser's whole state, of which each process keeps the parts that belong to its parameters.
+
+    Args:
+        optimizer: Of sharded parameters, or of whole ones.
+        state: As its `state_dict` would be without shards.
+    """
+
+    def cut(_optimizer: Optimizer, merged: dict[str, Any]) -> dict[str, Any]:
+        """Once other hooks have matched the state to the parameters."""
+        ids = [id_ for group in merged["param_groups"] for id_ in group["params"]]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        owners = dict(zip(ids, parameters, strict=True))
+        kept = {
+            id_: {name: _cut(value, owners[id_]) for name, value in values.items()} if id_ in owners else values
+            for id_, values in merged["state"].items()
+        }
+        return {**merged, "state": kept}
+
+    handle = optimizer.register_load_state_dict_pre_hook(cut)
+    try:
+        optimizer.load_state_dict(dict(state))
+    finally:
+        handle.remove()
+
+
+def _cut(value: Any, parameter: Tensor) -> Any:
+    has_shape = isinstance(value, Tensor) and value.shape == parameter.shape
+    return shard_like(value, parameter) if has_shape else value

@@ -1,0 +1,180 @@
+"""What a configuration names: parameters, gradients and optimiser state shared out over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from src.contracts import Shardable
+from src.errors import ParleyError
+from src.parallel.gathering import gathered, reshard
+from src.parallel.sharding import is_sharded, shard
+from src.parallel.states import gather_state, gather_weights, load_optimizer_state
+from src.ranges import COUNT
+
+COMPUTED_IN = {"32-true": None, "bf16-mixed": torch.bfloat16, "bf16-true": None}
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes of all machines, GPUs or CPUs (gloo).
+
+    A Module is set up, and goes on from a checkpoint, as everywhere; then what it says is sharded, block by block.
+    Validation, test and predictions run on gathered weights (`gathered`). Checkpoints are whole files, gathered by the
+    first process: those of any other strategy. Gradients are reduced, in float32, after every batch, accumulated ones
+    too, so that they are never whole on one process.
+
+    Args:
+        replicas: Copies of the model, each shared out over `processes / replicas`; more than one, such as the number of
+            machines, for less traffic between them and more memory (HSDP).
+        process_group_backend: `nccl` or `gloo`; the device's when left out.
+        timeout: How long processes wait for each other.
+
+    Raises:
+        ParleyError: The number is not positive.
+    """
+
+    def __init__(
+        self,
+        replicas: int = 1,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        COUNT.refuse("trainer.strategy.replicas", replicas)
+        super().__init__(
+            save_distributed_checkpoint=False, process_group_backend=process_group_backend, timeout=timeout
+        )
+        self.replicas = replicas
+
+    # Set-up
+
+    def setup_environment(self) -> None:
+        """Let the processes meet, as many to a copy of the model as there are shards."""
+        processes = self.num_nodes * self.num_processes
+        if processes % self.replicas:
+            raise ParleyError(
+                f"trainer.strategy.replicas is {self.replicas}, which does not divide {processes} processes; give a "
+                "number that does, such as the number of machines."
+            )
+        self._data_parallel_size, self._tensor_parallel_size = self.replicas, processes // self.replicas
+        super().setup_environment()
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """The processes that share a copy out; with several copies, these in a first dimension."""
+        return self.device_mesh if self.replicas > 1 else self.device_mesh["tensor_parallel"]
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every process has data of its own."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def setup(self, trainer: Trainer) -> None:
+        """Shard the Module, which is set up and has its checkpoint's weights; then make its optimiser.
+
+        Raises:
+            ParleyError: A precision, a callback or a part of the model does not go with shards.
+        """
+        module = self._module
+        precision = str(self.precision_plugin.precision)
+        if precision not in COMPUTED_IN:
+            raise ParleyError(f"a sharded run cannot compute in {precision}; set trainer.precision: bf16-mixed.")
+        if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ParleyError("WeightAveraging copies the whole model, which a sharded run has nowhere; leave it out.")
+        if not isinstance(module, Shardable):
+            raise ParleyError(f"{type(module).__name__} does not say what to shard; use trainer.strategy: ddp.")
+        if not is_sharded(module):
+            self.precision_plugin.convert_module(module)
+            for root in module.sharded_roots():
+                shard(root, self.mesh, COMPUTED_IN[precision])
+            _refuse_whole(module)
+            module.on_sharded()
+        super().setup(trainer)
+
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None, "the trainer connects the Module first"
+        return self.lightning_module
+
+    # What is only computed with
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """On gathered weights."""
+        with gathered(self._module):
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """On gathered weights."""
+        with gathered(self._module):
+            return super().test_step(*args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """On gathered weights."""
+        with gathered(self._module):
+            return super().predict_step(*args, **kwargs)
+
+    # Checkpoints: the same files as everybody's
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before, while the Module is whole, as everywhere."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """As everywhere."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The Module's weights, whole, on the first process; nothing on the others, which all must call this."""
+        reshard(self._module)
+        state = self._module.state_dict()
+        if isinstance(self._module, Shardable):
+            state = self._module.kept_state(state)
+        return gather_weights(self._module, state, keep=self.is_global_zero)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load weights into the Module, which is still whole."""
+        self._module.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimiser's state, whole, on the first process; every process must call this."""
+        return gather_state(optimizer.state_dict(), keep=self.is_global_zero)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this process's part of an optimiser's state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            load_optimizer_state(optimizer, state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """One file, written by the first process."""
+        super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """One file, read by every process."""
+        return super(ModelParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only)
+
+
+def _refuse_whole(module: nn.Module) -> None:
+    """Refuse a trained parameter that no root holds: nobody would reduce its gradient.
+
+    Raises:
+        ParleyError: There is one.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            raise ParleyError(
+                f"{name} lies outside the model that is sharded, as an adapter made of prompts does; use LoRA, or "
+                "trainer.strategy: ddp."
+            )
