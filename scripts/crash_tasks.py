@@ -153,7 +153,12 @@ def write_pairs(file: Path) -> None:
             stream.write(json.dumps({**pair, "margin": number % 3 / 4, "id": row["fname"]}) + "\n")
 
 
-def words_of(task: Task, dealing: Dealing, *, base: Path, cache: Path, root: Path, epochs: int) -> list[str]:
+STRATEGIES = {"ddp": "ddp", "fsdp": "src.parallel.strategy.ShardedStrategy"}
+
+
+def words_of(
+    task: Task, dealing: Dealing, *, base: Path, cache: Path, root: Path, epochs: int, strategy: str = "ddp"
+) -> list[str]:
     """The command line of a run.
 
     Args:
@@ -163,6 +168,7 @@ def words_of(task: Task, dealing: Dealing, *, base: Path, cache: Path, root: Pat
         cache: Of tokens.
         root: Where it writes.
         epochs: How long it is.
+        strategy: Of `STRATEGIES`, where there are several processes.
     """
     examples = STEPS_AN_EPOCH * BATCH_SIZE * dealing.most * dealing.accumulate
     words = [
@@ -189,5 +195,5 @@ def words_of(task: Task, dealing: Dealing, *, base: Path, cache: Path, root: Pat
     if dealing.accumulate > 1:
         words += ["--trainer.accumulate_grad_batches", str(dealing.accumulate)]
     if dealing.processes > 1:
-        words += ["--trainer.strategy", "ddp"]
+        words += ["--trainer.strategy", STRATEGIES[strategy]]
     return words

@@ -37,6 +37,7 @@ from scripts.crash_processes import PATIENCE, Command, Fork, How, Process, end  
 from scripts.crash_tasks import (  # noqa: E402
     BATCHES_AN_ITERATION,
     STEPS_AN_EPOCH,
+    STRATEGIES,
     TASKS,
     Dealing,
     pairs_of,
@@ -130,6 +131,7 @@ class CrashTest:
             cache=self.directory / "cache",
             root=root,
             epochs=self._epochs,
+            strategy=given.strategy,
         )
         words += ["--data.init_args.num_workers", str(given.workers), *(task.certain if given.elastic else ())]
         if given.packed:
@@ -234,7 +236,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches (0)")
     parser.add_argument("--accumulate", type=int, default=1, help="batches a step (1)")
-    parser.add_argument("--processes", type=int, default=1, help="DDP over gloo when more than 1 (1)")
+    parser.add_argument("--processes", type=int, default=1, help="over gloo when more than 1 (1)")
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, default="ddp", help="of several processes: copies, or shards (ddp)"
+    )
     parser.add_argument(
         "--elastic",
         type=lambda text: [int(part) for part in text.split(",")],

@@ -261,5 +261,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # PPO's policy, on purpose
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no block writes into it
     # Our metrics are over all processes by the time they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")

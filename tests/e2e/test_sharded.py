@@ -1,0 +1,103 @@
+"""Runs in shards, stopped and gone on with on other processes: one line of losses, and checkpoints for everybody."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.crash_tasks import TASKS, Dealing, words_of
+from src.callbacks.storage import is_whole, read_checkpoint
+from src.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 10
+CHAIN = [("fsdp", 2), ("ddp", 1), ("fsdp", 2), ("ddp", 2), ("fsdp", 2)]
+
+
+def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps: int) -> None:
+    """Train up to so many steps, from where the newest checkpoint is."""
+    words = words_of(
+        TASKS[task], Dealing(processes, 2, 1), base=base, cache=root / "cache", root=root, epochs=9, strategy=strategy
+    )
+    kept = words.index("--trainer.logger+=WandbRun")
+    words = [*words[:kept], *words[kept + 5 :], *TASKS[task].certain, "--trainer.max_steps", str(steps)]
+    words += ["--trainer.val_check_interval", "2", "--trainer.gradient_clip_val", "0.5"]
+    run(words, processes)
+
+
+def run(words: list[str], processes: int) -> None:
+    """One process is this one; two are of their own."""
+    if processes == 1:
+        assert main(words) == 0
+        return
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "src", *words], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+
+def column(root: Path, name: str) -> list[float]:
+    rows: dict[int, float] = {}
+    for file in sorted(root.glob("version_*/metrics.csv")):
+        with file.open() as stream:
+            rows |= {int(row["step"]): float(row[name]) for row in csv.DictReader(stream) if row.get(name)}
+    return [rows[step] for step in sorted(rows)]
+
+
+def newest(root: Path) -> Path:
+    return max(root.glob("version_*/checkpoints/step=*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["seq2seq", "lora"])
+def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
+    """Two steps each; the losses, the weights and the optimiser's moments are those of one process that did all."""
+    base, alone, chain = tiny_base("t5"), tmp_path / "alone", tmp_path / "chain"
+    fit(task, base, alone, "ddp", 1, STEPS)
+    for place, (strategy, processes) in enumerate(CHAIN):
+        fit(task, base, chain, strategy, processes, 2 * place + 2)
+        assert is_whole(newest(chain))
+    losses = column(alone, "train/loss")
+    assert len(losses) == STEPS
+    assert column(chain, "train/loss") == pytest.approx(losses, abs=1e-5)
+    for name in ("val/loss", "val/rouge1"):
+        assert column(chain, name) == pytest.approx(column(alone, name), abs=1e-5)
+
+    mine, other = read_checkpoint(newest(chain)), read_checkpoint(newest(alone))
+    assert mine.keys() == other.keys()
+    assert list(mine["state_dict"]) == list(other["state_dict"])
+    for name, tensor in other["state_dict"].items():
+        torch.testing.assert_close(mine["state_dict"][name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+    (ours,), (theirs,) = mine["optimizer_states"], other["optimizer_states"]
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, state in theirs["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(ours["state"][number][name], value, atol=1e-5, rtol=1e-3)
+
+    assert main(["export", "--checkpoint", str(newest(chain)), "--output", str(tmp_path / "out")]) == 0
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in files or "adapter_model.safetensors" in files
+
+
+@pytest.mark.slow
+def test_every_row_is_answered_once_in_shards(tiny_base, sample, tmp_path):
+    """Thirteen rows on two processes: the predictions of one."""
+    words = [
+        *("test", "-c", str(ROOT / "configs/dialogsum_seq2seq.yaml"), "-c", str(ROOT / "configs/trainer/fsdp.yaml")),
+        *("--model.init_args.model_name_or_path", str(tiny_base("t5")), "--data.init_args.path", str(sample)),
+        *("--data.init_args.test_split", "test[:13]", "--data.init_args.batch_size", "3"),
+        *("--model.init_args.generation.max_new_tokens", "12", "--trainer.accelerator", "cpu"),
+        *("--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"),
+    ]
+    for processes in (1, 2):
+        root = str(tmp_path / str(processes))
+        run([*words, "--trainer.devices", str(processes), "--trainer.default_root_dir", root], processes)
+    one, two = (list(tmp_path.glob(f"{number}/version_0/predictions.csv")) for number in (1, 2))
+    assert one[0].read_text() == two[0].read_text()
+    assert len(one[0].read_text().splitlines()) > 13
