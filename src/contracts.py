@@ -211,6 +211,23 @@ class ShowsRollouts(Protocol):
         """The responses of the iteration that the last training step began; none where it began none."""
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How a checkpoint is written, for whoever writes it.
+
+    Attributes:
+        asynchronous: While training goes on.
+        rank: This process, where each writes its own shards.
+        processes: All of them; None where one file is written.
+        token: Tells this writing from every other, alike on all processes.
+    """
+
+    asynchronous: bool = False
+    rank: int = 0
+    processes: int | None = None
+    token: str = ""
+
+
 @runtime_checkable
 class Shardable(Protocol):
     """A Module that says what of it may be shared out over processes, and what a checkpoint keeps."""

@@ -86,7 +86,7 @@ def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE, *, paren
             if target.exists():
                 shutil.copymode(target, temporary)
             temporary.replace(target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -123,7 +123,8 @@ def adding_to(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
         raise
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Have the names of a directory's files on the disk, too."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

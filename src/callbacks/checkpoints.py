@@ -14,7 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from src.callbacks.run_directory import DirectoryLock, run_directory
+from src.callbacks.shard_files import mend, remove
+from src.callbacks.storage import AtomicCheckpointIO
 from src.callbacks.wandb_logger import WandbRun
+from src.contracts import Writing
 from src.errors import ParleyError
 from src.internals import is_accumulating, is_epoch_full, place
 from src.parallel.gathering import local
@@ -39,6 +42,8 @@ class Checkpoints(Checkpoint):
         monitor: A validation metric whose best state is kept as `best.ckpt`, such as `val/rouge1`.
         mode: Whether more (`max`) or less (`min`) of it is better.
         dirpath: Where they go; `checkpoints` in the run's directory when left out.
+        asynchronous: Write while training goes on, from a copy in memory, one checkpoint at a time. The end of
+            training, and of a run that is told to stop, waits for it; older ones stay until it is written.
 
     Raises:
         ParleyError: A number is not positive, or another process trains in the same directory.
@@ -52,6 +57,7 @@ class Checkpoints(Checkpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         dirpath: str | None = None,
+        asynchronous: bool = False,
     ) -> None:
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
@@ -61,6 +67,7 @@ class Checkpoints(Checkpoint):
         self.monitor = monitor
         self.mode = mode
         self.directory = Path(dirpath) if dirpath is not None else None
+        self.asynchronous = asynchronous
         self.best_score: float | None = None
         self.last_path: Path | None = None
         self._last_step = -1
@@ -77,16 +84,16 @@ class Checkpoints(Checkpoint):
             self.directory = run_directory(trainer) / "checkpoints"
         if trainer.is_global_zero:
             self._lock = DirectoryLock(self.directory)
-            for half_written in self.directory.glob(".*.tmp"):  # of a run that was killed
-                with suppress(OSError):  # it is gone, or no file
-                    half_written.unlink()
+            mend(self.directory)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let others in."""
         self._unlock()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let others in."""
+        """Let others in, once nothing is being written."""
+        with suppress(ParleyError):
+            self.wait(trainer)
         self._unlock()
 
     def _unlock(self) -> None:
@@ -164,6 +171,9 @@ class Checkpoints(Checkpoint):
         """Save the final state, if it is not yet written, and hand it to W&B where that was asked for."""
         if not self.is_saved(trainer) and not self._ended_within_epoch(trainer):
             self.save(trainer)
+        if self.asynchronous:
+            self.wait(trainer)
+            self._drop_old(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun) and self.last_path is not None:
                 logger.log_checkpoint(self.last_path)
@@ -178,13 +188,27 @@ class Checkpoints(Checkpoint):
             ParleyError: The weights are not finite, or the disk is full.
         """
         name = f"step={trainer.global_step:07d}.ckpt"
+        if self.asynchronous:  # what is older than the one in flight may go once that is there, and not before
+            self.wait(trainer)
+            self._drop_old(trainer)
         self._written = [*(other for other in self._written if other != name), name]
         self.last_path = self._write(trainer, name)
         self._last_step = trainer.global_step
         self._saved = place(trainer)
         self._last_time = time.monotonic()
-        self._drop_old(trainer)
+        if not self.asynchronous:
+            self._drop_old(trainer)
         return self.last_path
+
+    def wait(self, trainer: Trainer) -> None:
+        """Until what is written while training goes on is there.
+
+        Raises:
+            ParleyError: It could not be written.
+        """
+        writer = trainer.strategy.checkpoint_io if self.asynchronous else None
+        if isinstance(writer, AtomicCheckpointIO):
+            writer.wait()
 
     def _drop_old(self, trainer: Trainer) -> None:
         """Delete what this line of the run wrote before its newest, unless another line has written it anew since."""
@@ -194,13 +218,14 @@ class Checkpoints(Checkpoint):
             old, kept = self.directory / name, self.directory / self._written[0]
             with suppress(FileNotFoundError):
                 if old.stat().st_mtime_ns <= kept.stat().st_mtime_ns:
-                    old.unlink()
+                    remove(old)
 
     def _write(self, trainer: Trainer, name: str) -> Path:
         assert self.directory is not None, "setup comes first"
         path = self.directory / name
         _refuse_broken(trainer)
-        trainer.save_checkpoint(path)
+        options = {"storage_options": Writing(asynchronous=True)} if self.asynchronous else {}
+        trainer.save_checkpoint(path, **options)
         return path
 
     def state_dict(self) -> dict[str, Any]:

@@ -126,6 +126,7 @@ class StopOnSignal(Callback):
         checkpoints = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints))
         path = checkpoints.last_path if checkpoints.is_saved(trainer) else None
         path = path or checkpoints.save(trainer)
+        checkpoints.wait(trainer)
         if not trainer.is_global_zero:
             raise StoppedBySignalError("", 0)  # one line and one status are enough
         line = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,21 @@ from torch import Tensor
 
 from src import __version__
 from src.callbacks.digest import content_digest
-from src.contracts import CHECKPOINT_FORMAT
+from src.callbacks.shard_files import (
+    is_in_shards,
+    read_shards,
+    replace_checkpoint,
+    temporary_name,
+    why_unreadable,
+    write_shards,
+)
+from src.contracts import CHECKPOINT_FORMAT, Writing
 from src.errors import ParleyError
+from src.parallel.shards import Cut, cut, map_leaves
 from src.writing import system_reason, whole_file
 
 DIGEST = "digest"
+ADVICE = "earlier ones are intact: make room, then go on with --ckpt_path last"
 DAMAGED = "it is damaged, or of another program"
 _TO_BE_READ = {
     "parley.format": int,
@@ -55,25 +67,93 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name, syncs, renames; reads with `weights_only=True`.
 
     Each file carries a digest of all that it holds, so that one which is damaged shows (`read_checkpoint`), whatever
-    torch makes of it. A kill while writing leaves the checkpoint before it as it was.
+    torch makes of it; a directory of shards has a list of checksums. A kill while writing leaves the checkpoint before
+    it as it was. What is written while training goes on is a copy in memory, and one at a time.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint.
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_flight: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Writing | None = None) -> None:
+        """Write a checkpoint, once the one before is written.
+
+        Args:
+            checkpoint: What.
+            path: Where to.
+            storage_options: How; at once and into one file when left out.
 
         Raises:
-            ParleyError: The disk is full or cannot be written; what was there before is intact.
+            ParleyError: The disk is full or cannot be written; what was there before is intact. Of what is written
+                while training goes on, the next call or `wait` says so.
         """
-        content = {key: value for key, value in checkpoint.items() if key != DIGEST}
-        advice = "earlier ones are intact: make room, then go on with --ckpt_path last"
-        with whole_file(path, "wb", advice) as stream:
-            torch.save({**content, DIGEST: content_digest(content)}, stream)
+        self.wait()
+        how = storage_options or Writing()
+        content: dict[str, Any] | Cut = {key: value for key, value in checkpoint.items() if key != DIGEST}
+        if how.processes is not None:
+            content = cut(checkpoint)
+        if not how.asynchronous:
+            _write(content, Path(path), how)
+            return
+        content = _copy(content)
+        executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._in_flight = executor.submit(_write, content, Path(path), how)
+        executor.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until nothing is being written any more.
+
+        Raises:
+            ParleyError: It could not be written.
+        """
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
+
+    def teardown(self) -> None:
+        """Wait."""
+        self.wait()
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: Any = None
     ) -> Any:
         """Read a checkpoint; a file that would run code is refused whatever `weights_only` says."""
         return read_checkpoint(path, map_location=map_location)
+
+
+def _write(content: dict[str, Any] | Cut, path: Path, how: Writing) -> None:
+    if isinstance(content, Cut):
+        write_shards(content, path, how, ADVICE)
+        return
+    if path.is_dir():  # which had shards
+        temporary = temporary_name(path, str(os.getpid()))
+        _write_file(content, temporary)
+        replace_checkpoint(temporary, path)
+        return
+    _write_file(content, path)
+
+
+def _write_file(content: dict[str, Any], path: Path) -> None:
+    with whole_file(path, "wb", ADVICE) as stream:
+        torch.save({**content, DIGEST: content_digest(content)}, stream)
+
+
+def _copy(content: dict[str, Any] | Cut) -> dict[str, Any] | Cut:
+    """What training goes on to change, as it is now: on the CPU, one copy of what is there under several names."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+
+    if isinstance(content, Cut):
+        return Cut(map_leaves(content.rest, copy), map_leaves(content.own, copy))
+    copied: dict[str, Any] = map_leaves(content, copy)
+    return copied
 
 
 def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
@@ -83,19 +163,23 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
     when it copies records, and of these a damaged file may have one right.
 
     Args:
-        path: The file.
+        path: The file, or the directory of its shards.
         map_location: Where its tensors go.
         mmap: Leave tensors on disk, in the system's cache, instead of in memory of this process.
 
     Raises:
         ParleyError: It is not there, not a file, damaged, not one of Parley's, or has weights that are no numbers.
     """
-    if reason := _not_a_file(Path(path)):
+    in_shards = is_in_shards(Path(path))
+    if reason := why_unreadable(Path(path)) if in_shards else _not_a_file(Path(path)):
         raise CheckpointRefusedError(path, reason)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-        digest = checkpoint.pop(DIGEST, None) if isinstance(checkpoint, dict) else None
-        is_as_written = content_digest(checkpoint) == digest if digest is not None else _has_whole_records(path)
+        if in_shards:
+            checkpoint, is_as_written = read_shards(Path(path), map_location), True
+        else:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+            digest = checkpoint.pop(DIGEST, None) if isinstance(checkpoint, dict) else None
+            is_as_written = content_digest(checkpoint) == digest if digest is not None else _has_whole_records(path)
     except Exception as error:  # of every kind, for a flipped bit may turn up anywhere in what reads it
         raise CheckpointRefusedError(path, DAMAGED) from error
     if not isinstance(checkpoint, dict) or "parley" not in checkpoint:

@@ -150,7 +150,10 @@ class WandbRun(WandbLogger):
         import wandb
 
         artifact = wandb.Artifact(f"checkpoint-{self.version}", type="model", metadata={"file": path.name})
-        artifact.add_file(str(path))
+        if path.is_dir():
+            artifact.add_dir(str(path), name=path.name)
+        else:
+            artifact.add_file(str(path))
         self.experiment.log_artifact(artifact)
 
 

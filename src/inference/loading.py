@@ -74,7 +74,7 @@ def load_finished(
     """
     place, where = Path(name_or_path).expanduser(), _device(device)
     weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    is_checkpoint = place.is_file() or (place.suffix == ".ckpt" and not place.is_dir())
+    is_checkpoint = place.is_file() or place.suffix == ".ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")

@@ -46,17 +46,30 @@ def gather_weights(module: nn.Module, state: Mapping[str, Tensor], *, keep: bool
     Returns:
         By name; nothing where they are not kept.
     """
-    first: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if name in state:
-            first.setdefault(id(parameter), name)
-    names = {
-        name: first[id(parameter)]
-        for name, parameter in module.named_parameters(remove_duplicate=False)
-        if name in state
-    }
+    names = _first_names(module, state)
     found = {name: gather_state(value, keep=keep) for name, value in state.items() if names.get(name, name) == name}
     return {name: found[names.get(name, name)] for name in state} if keep else {}
+
+
+def each_once(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which the names of one parameter have one tensor, as they had before it was in shards.
+
+    Args:
+        module: Whose.
+        state: Its state dict, or a part of it.
+    """
+    names = _first_names(module, state)
+    return {name: state[names.get(name, name)] for name in state}
+
+
+def _first_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """From each parameter's name in a state dict to the first of its names there."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in state:
+            found[name] = first.setdefault(id(parameter), name)
+    return found
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

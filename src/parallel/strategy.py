@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
@@ -17,11 +19,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from src.contracts import Shardable
+from src.contracts import Shardable, Writing
 from src.errors import ParleyError
 from src.parallel.gathering import gathered, reshard
 from src.parallel.sharding import is_sharded, shard
-from src.parallel.states import gather_state, gather_weights, load_optimizer_state
+from src.parallel.states import each_once, gather_state, gather_weights, load_optimizer_state
 from src.ranges import COUNT
 
 COMPUTED_IN = {"32-true": None, "bf16-mixed": torch.bfloat16, "bf16-true": None}
@@ -31,13 +33,15 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all processes of all machines, GPUs or CPUs (gloo).
 
     A Module is set up, and goes on from a checkpoint, as everywhere; then what it says is sharded, block by block.
-    Validation, test and predictions run on gathered weights (`gathered`). Checkpoints are whole files, gathered by the
-    first process: those of any other strategy. Gradients are reduced, in float32, after every batch, accumulated ones
+    Validation, test and predictions run on gathered weights (`gathered`). A checkpoint is the file of any other
+    strategy, gathered by the first process, or a directory to which each process writes its shards; both are read by
+    any strategy, on any number of processes. Gradients are reduced, in float32, after every batch, accumulated ones
     too, so that they are never whole on one process.
 
     Args:
         replicas: Copies of the model, each shared out over `processes / replicas`; more than one, such as the number of
             machines, for less traffic between them and more memory (HSDP).
+        checkpoints: `whole`: one file; `shards`: a directory, for which nothing is gathered.
         process_group_backend: `nccl` or `gloo`; the device's when left out.
         timeout: How long processes wait for each other.
 
@@ -48,6 +52,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(
         self,
         replicas: int = 1,
+        checkpoints: Literal["whole", "shards"] = "whole",
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
@@ -56,6 +61,8 @@ class ShardedStrategy(ModelParallelStrategy):
             save_distributed_checkpoint=False, process_group_backend=process_group_backend, timeout=timeout
         )
         self.replicas = replicas
+        self.checkpoints = checkpoints
+        self._writings = 0
 
     # Set-up
 
@@ -137,11 +144,13 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The Module's weights, whole, on the first process; nothing on the others, which all must call this."""
+        """The Module's weights, whole, on the first process and nothing on the others; or each process's shards."""
         reshard(self._module)
         state = self._module.state_dict()
         if isinstance(self._module, Shardable):
             state = self._module.kept_state(state)
+        if self.checkpoints == "shards":
+            return each_once(self._module, state)
         return gather_weights(self._module, state, keep=self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -149,8 +158,9 @@ class ShardedStrategy(ModelParallelStrategy):
         self._module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimiser's state, whole, on the first process; every process must call this."""
-        return gather_state(optimizer.state_dict(), keep=self.is_global_zero)
+        """The optimiser's state, whole, on the first process; or each process's shards."""
+        state = optimizer.state_dict()
+        return state if self.checkpoints == "shards" else gather_state(state, keep=self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this process's part of an optimiser's state."""
@@ -158,11 +168,17 @@ class ShardedStrategy(ModelParallelStrategy):
             load_optimizer_state(optimizer, state)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """One file, written by the first process."""
+        """One file, written by the first process; or a directory, written by all."""
+        if self.checkpoints == "shards":
+            self._writings += 1
+            token = self.broadcast(f"{os.getpid()}-{self._writings}")
+            how = replace(storage_options or Writing(), rank=self.global_rank, processes=self.world_size, token=token)
+            self.checkpoint_io.save_checkpoint(checkpoint, self.broadcast(filepath), storage_options=how)
+            return
         super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """One file, read by every process."""
+        """Whichever of the two, read by every process."""
         return super(ModelParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only)
 
 

@@ -1,0 +1,191 @@
+"""A checkpoint as a directory, a file of each process's shards and one of the rest: whole or not there, like a file.
+
+Processes write beside each other and say nothing to each other meanwhile, so that a thread may do it; what tells that a
+process is done is a small file of its checksum. The first process waits for all of them, writes the list of files and
+gives the directory its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from src.contracts import Writing
+from src.errors import ParleyError
+from src.parallel.shards import Cut, join
+from src.writing import sync_directory, system_reason, whole_file, writing
+
+LIST, REST = "files.json", "rest.pt"
+BLOCK = 2**22  # bytes read at a time
+PATIENCE = 1800.0  # seconds that the first process waits for another's shards
+
+
+def temporary_name(path: Path, token: str) -> Path:
+    """What a checkpoint is called while it is written.
+
+    Args:
+        path: Its name to be.
+        token: Tells one writing from another.
+    """
+    return path.with_name(f".{path.name}.{token}.tmp")
+
+
+def write_shards(parts: Cut, path: Path, how: Writing, advice: str) -> None:
+    """Write this process's shards; as the first one, wait for all others and give the directory its name.
+
+    Args:
+        parts: What is written.
+        path: The checkpoint to be.
+        how: As which process.
+        advice: What to do when it cannot be written.
+
+    Raises:
+        ParleyError: This process, or to the first one any of them, could not write.
+    """
+    folder = temporary_name(path, how.token)
+    with writing(folder, advice):
+        folder.mkdir(parents=True, exist_ok=True)
+    name = f"shard-{how.rank:05d}"
+    try:
+        said = {f"{name}.pt": _write(folder / f"{name}.pt", parts.own, advice)}
+        if how.rank == 0:
+            said[REST] = _write(folder / REST, parts.rest, advice)
+    except ParleyError as error:
+        with suppress(ParleyError), whole_file(folder / f"{name}.json") as stream:
+            json.dump({"error": str(error)}, stream)
+        raise
+    with whole_file(folder / f"{name}.json", advice=advice) as stream:
+        json.dump(said, stream)
+    if how.rank == 0:
+        try:
+            _finish(folder, path, how.processes or 1, advice)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _write(file: Path, content: Any, advice: str) -> str:
+    with whole_file(file, "wb", advice) as stream:
+        torch.save(content, stream)
+    return checksum(file)
+
+
+def _finish(folder: Path, path: Path, processes: int, advice: str) -> None:
+    files: dict[str, str] = {}
+    for rank in range(processes):
+        said = _await(folder / f"shard-{rank:05d}.json")
+        if "error" in said:
+            raise ParleyError(said["error"])
+        files |= said
+    with whole_file(folder / LIST, advice=advice) as stream:
+        json.dump({"files": files, "processes": processes}, stream)
+    for rank in range(processes):
+        (folder / f"shard-{rank:05d}.json").unlink()
+    sync_directory(folder)
+    replace_checkpoint(folder, path)
+
+
+def _await(file: Path) -> dict[str, str]:
+    deadline = time.monotonic() + PATIENCE
+    while not file.is_file():
+        if time.monotonic() > deadline:
+            raise ParleyError(f"no shards of another process in {file.parent} after {PATIENCE:.0f} s; is it shared?")
+        time.sleep(0.005)
+    said: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return said
+
+
+def replace_checkpoint(temporary: Path, path: Path) -> None:
+    """Give a checkpoint its name, which another may have had; `mend` undoes what a kill between leaves."""
+    aside = _aside(path)
+    if path.exists() and (path.is_dir() or temporary.is_dir()):
+        remove(aside)
+        path.rename(aside)
+    temporary.replace(path)
+    sync_directory(path.parent)
+    remove(aside)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.aside")
+
+
+def mend(folder: Path) -> None:
+    """Remove what runs that were killed have left, and give back its name to what was about to be replaced."""
+    for aside in folder.glob(".*.aside"):
+        path = aside.with_name(aside.name[1:].removesuffix(".aside"))
+        if path.exists():
+            remove(aside)
+        else:
+            aside.rename(path)
+    for half_written in folder.glob(".*.tmp"):
+        remove(half_written)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, file or directory, at one blow: a directory loses its name first."""
+    with suppress(OSError):  # it is gone
+        if not path.is_dir() or path.is_symlink():
+            path.unlink()
+            return
+        if not path.name.startswith("."):
+            nameless = temporary_name(path, "removed")
+            shutil.rmtree(nameless, ignore_errors=True)
+            path = path.rename(nameless)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_in_shards(path: Path) -> bool:
+    """Whether this is the directory of a checkpoint, whole or not."""
+    return path.is_dir() and path.suffix == ".ckpt"
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Why a directory is no checkpoint in shards that holds what was written, as a clause; None where it is one."""
+    try:
+        files = json.loads((path / LIST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if os.sep in name or not (path / name).is_file():
+                return f"it lacks {name}"
+            if checksum(path / name) != expected:
+                return f"it is damaged: {name} does not hold what was written"
+    except FileNotFoundError:
+        return f"it is a directory without {LIST}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return system_reason(error) or f"its {LIST} is damaged"
+    return None
+
+
+def read_shards(path: Path, map_location: Any) -> dict[str, Any]:
+    """What a directory holds, as one file would.
+
+    Args:
+        path: Of which `why_unreadable` says nothing.
+        map_location: Where its tensors go.
+
+    Raises:
+        ValueError: Its files do not make up a checkpoint.
+    """
+    files = json.loads((path / LIST).read_text(encoding="utf-8"))["files"]
+    read = {
+        name: torch.load(path / name, map_location=map_location, weights_only=True, mmap=True) for name in sorted(files)
+    }
+    rest = read.pop(REST)
+    return join(rest, list(read.values()))

@@ -1,0 +1,128 @@
+"""A checkpoint in shards: what each process holds of it, and how the parts of any number of them are joined."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Replicate
+
+_KEY, _SHAPE = "parley_shard", "shape"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A checkpoint taken apart.
+
+    Attributes:
+        rest: The checkpoint, with the name and shape of a tensor in the place of each that is in shards; the same on
+            every process.
+        own: This process's rows of them, with the number of the first, by name. Empty where another process with the
+            same rows keeps them.
+    """
+
+    rest: dict[str, Any]
+    own: dict[str, dict[str, Any]]
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested containers with other leaves; each stays what it is, with what torch keeps beside its items."""
+    if isinstance(value, dict):
+        changed = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = map_leaves(item, change)
+        return changed
+    if type(value) in (list, tuple):
+        return type(value)(map_leaves(item, change) for item in value)
+    return change(value)
+
+
+def cut(checkpoint: dict[str, Any]) -> Cut:
+    """Take a checkpoint apart, without a word to other processes.
+
+    Args:
+        checkpoint: With shards of tensors in it, cut along their first dimension.
+    """
+    names: dict[int, str] = {}
+    own: dict[str, dict[str, Any]] = {}
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        if id(value) not in names:  # of several names for one tensor, the first
+            name = names[id(value)] = str(len(names))
+            if _keeps(value):
+                own[name] = {"first": _first_row(value), "rows": value.to_local().detach()}
+        return {_KEY: names[id(value)], _SHAPE: list(value.shape)}
+
+    return Cut(map_leaves(checkpoint, take), own)
+
+
+def _shard_dimension(tensor: DTensor) -> int | None:
+    return next((place for place, kind in enumerate(tensor.placements) if kind.is_shard()), None)
+
+
+def _keeps(tensor: DTensor) -> bool:
+    """Whether this process is the one of its copies that keeps its rows."""
+    where = tensor.device_mesh.get_coordinate()
+    assert where is not None
+    kinds = tensor.placements
+    return all(place == 0 for place, kind in zip(where, kinds, strict=True) if isinstance(kind, Replicate))
+
+
+def _first_row(tensor: DTensor) -> int:
+    """Rows are cut as `torch.chunk` cuts them: as many for each process as for the first, until there are none."""
+    dimension = _shard_dimension(tensor)
+    if dimension is None:
+        return 0
+    where = tensor.device_mesh.get_coordinate()
+    assert where is not None
+    share = -(-tensor.shape[0] // tensor.device_mesh.size(dimension))
+    return min(where[dimension] * share, tensor.shape[0])
+
+
+def join(rest: dict[str, Any], parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Put a checkpoint together that was taken apart on any number of processes.
+
+    Args:
+        rest: What `cut` left.
+        parts: What each process held.
+
+    Raises:
+        ValueError: Rows are missing.
+    """
+    joined: dict[str, Tensor] = {}
+
+    def whole(name: str, shape: list[int]) -> Tensor:
+        if name not in joined:
+            pieces = sorted((part[name] for part in parts if name in part), key=lambda piece: int(piece["first"]))
+            pieces = [piece for piece in pieces if len(piece["rows"])] or pieces[:1]
+            row = 0
+            for piece in pieces:
+                if piece["first"] != row:
+                    raise ValueError(f"rows from {row} on of a tensor are in no shard")
+                row += len(piece["rows"])
+            if not pieces or row != shape[0]:
+                raise ValueError(f"rows from {row} to {shape[0]} of a tensor are in no shard")
+            rows = [piece["rows"] for piece in pieces]
+            joined[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
+        return joined[name]
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            if _KEY in value:
+                return whole(value[_KEY], value[_SHAPE])
+            for key, item in value.items():
+                value[key] = put(item)
+            return value
+        if type(value) in (list, tuple):
+            return type(value)(map(put, value))
+        return value
+
+    found: dict[str, Any] = put(rest)
+    return found

@@ -1,0 +1,256 @@
+"""Checkpoints that are directories: parts of several processes, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.callbacks import shard_files, storage
+from src.callbacks.shard_files import mend, remove, replace_checkpoint, temporary_name, write_shards
+from src.callbacks.storage import AtomicCheckpointIO, is_whole, newest_that_will_do, read_checkpoint
+from src.contracts import CHECKPOINT_FORMAT, Writing
+from src.errors import ParleyError
+from src.parallel.shards import Cut, join, map_leaves
+
+WHOLE = {"embedding": torch.arange(15.0).reshape(5, 3), "norm": torch.ones(1), "step": torch.tensor(3.0)}
+
+
+def rest(**more: Any) -> dict[str, Any]:
+    """A checkpoint whose first two tensors are in shards, the first under two names."""
+    record = {"format": CHECKPOINT_FORMAT, "version": "0", "base": {"name": "none"}, "config": {}}
+    embedding = {"parley_shard": "0", "shape": [5, 3]}
+    state = {"embedding": embedding, "head": embedding, "norm": {"parley_shard": "1", "shape": [1]}}
+    return {
+        "parley": record,
+        "state_dict": state,
+        "optimizer_states": [{"state": {0: {"step": WHOLE["step"]}}}],
+        **more,
+    }
+
+
+def parts(processes: int) -> list[Cut]:
+    """As `torch.chunk` cuts: of five rows three and two; of one row one and none."""
+    cuts = []
+    for rank in range(processes):
+        own = {}
+        for key, name in (("0", "embedding"), ("1", "norm")):
+            share = -(-len(WHOLE[name]) // processes)
+            own[key] = {"first": min(rank * share, len(WHOLE[name])), "rows": WHOLE[name][rank * share :][:share]}
+        cuts.append(Cut(rest(), own))
+    return cuts
+
+
+def write(path: Path, processes: int = 2, token: str = "1") -> Path:
+    """All processes at once, the first one first."""
+    threads = [
+        threading.Thread(
+            target=write_shards, args=(cut, path, Writing(rank=rank, processes=processes, token=token), "")
+        )
+        for rank, cut in enumerate(parts(processes))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return path
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_what_is_written_by_any_number_is_read_as_one(tmp_path, processes):
+    path = write(tmp_path / "step=0000002.ckpt", processes)
+    read = read_checkpoint(path)
+    assert torch.equal(read["state_dict"]["embedding"], WHOLE["embedding"])
+    assert torch.equal(read["state_dict"]["norm"], WHOLE["norm"])
+    assert torch.equal(read["state_dict"]["head"], WHOLE["embedding"])
+    assert read["optimizer_states"][0]["state"][0]["step"] == 3
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert len(list(path.glob("shard-*.pt"))) == processes
+    mapped = read_checkpoint(path, mmap=True)["state_dict"]
+    assert mapped["embedding"].data_ptr() == mapped["head"].data_ptr()
+
+
+def broken(path: Path, how: str) -> None:
+    shard = path / "shard-00001.pt"
+    if how == "lacks a shard":
+        shard.unlink()
+    elif how == "a bit":
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    elif how == "cut short":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif how == "no list":
+        (path / "files.json").unlink()
+    elif how == "an odd list":
+        (path / "files.json").write_text("[1, 2")
+    elif how == "a list of files elsewhere":
+        files = json.loads((path / "files.json").read_text())
+        files["files"]["../other.pt"] = "0"
+        (path / "files.json").write_text(json.dumps(files))
+
+
+@pytest.mark.parametrize(
+    "how", ["lacks a shard", "a bit", "cut short", "no list", "an odd list", "a list of files elsewhere"]
+)
+def test_what_is_damaged_is_passed_over(tmp_path, how):
+    older, newer = write(tmp_path / "step=0000002.ckpt"), write(tmp_path / "step=0000004.ckpt", token="2")
+    assert is_whole(newer)
+    broken(newer, how)
+    assert not is_whole(newer)
+    with pytest.raises(ParleyError, match=r"step=0000004.ckpt cannot be read as a checkpoint: it(s|) "):
+        read_checkpoint(newer)
+    told: list[str] = []
+    files = tmp_path.glob("step=*.ckpt")
+    assert newest_that_will_do(files, lambda file: None if is_whole(file) else "no", told.append) == older
+    assert len(told) == 1
+
+
+def test_parts_that_do_not_make_up_a_tensor_are_refused(tmp_path):
+    first, second = parts(2)
+    with pytest.raises(ValueError, match="rows from 3 to 5"):
+        join(rest(), [first.own])
+    with pytest.raises(ValueError, match="rows from 0 on"):
+        join(rest(), [second.own])
+    del second.own["0"]
+    path = tmp_path / "step=0000002.ckpt"
+    other = threading.Thread(target=write_shards, args=(second, path, Writing(rank=1, processes=2), ""))
+    other.start()
+    write_shards(first, path, Writing(rank=0, processes=2), "")
+    other.join()
+    assert not is_whole(path)
+
+
+def test_a_stranger_s_shard_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path(tmp_path / "ran").touch, ())
+
+    path = write(tmp_path / "step=0000002.ckpt")
+    torch.save({"0": Evil()}, path / "shard-00001.pt")
+    files = json.loads((path / "files.json").read_text())
+    files["files"]["shard-00001.pt"] = shard_files.checksum(path / "shard-00001.pt")
+    (path / "files.json").write_text(json.dumps(files))
+    assert not is_whole(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_process_that_cannot_write_ends_the_first_one_s_waiting(tmp_path, monkeypatch):
+    path = tmp_path / "step=0000002.ckpt"
+    first, _ = parts(2)
+    folder = temporary_name(path, "1")
+    folder.mkdir()
+    (folder / "shard-00001.json").write_text(json.dumps({"error": "no room on the other one."}))
+    with pytest.raises(ParleyError, match="no room on the other one"):
+        write_shards(first, path, Writing(rank=0, processes=2, token="1"), "")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shard_files, "PATIENCE", 0.02)
+    with pytest.raises(ParleyError, match="no shards of another process"):
+        write_shards(first, path, Writing(rank=0, processes=2, token="1"), "")
+
+
+def killing() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("before", ["shards", "file", "nothing"])
+@pytest.mark.parametrize("killed", ["", "aside", "renamed"])
+def test_a_kill_while_one_takes_another_s_place_leaves_one_of_them(tmp_path, monkeypatch, before, killed):
+    path = tmp_path / "best.ckpt"
+    if before == "shards":
+        write(path, 1)
+    elif before == "file":
+        AtomicCheckpointIO().save_checkpoint({**join(rest(), [parts(1)[0].own]), "old": True}, path)
+    temporary = write(tmp_path / "other.ckpt", 2)
+    if killed == "aside" and before != "nothing":
+        monkeypatch.setattr(Path, "replace", lambda *_: killing())
+    if killed == "renamed":
+        monkeypatch.setattr(shard_files, "sync_directory", lambda *_: killing())
+    hidden = temporary.rename(temporary_name(path, "1"))
+    try:
+        replace_checkpoint(hidden, path)
+    except KeyboardInterrupt:
+        assert killed
+    monkeypatch.undo()
+    mend(tmp_path)
+    assert is_whole(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+    old = len(list(path.glob("shard-*.pt"))) == 1 if path.is_dir() else True
+    assert old == (killed == "aside" and before != "nothing")
+
+
+def test_one_file_takes_the_place_of_a_directory(tmp_path):
+    path = write(tmp_path / "best.ckpt")
+    AtomicCheckpointIO().save_checkpoint(join(rest(), [cut.own for cut in parts(2)]), path)
+    assert path.is_file()
+    assert is_whole(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_a_directory_is_removed_at_one_blow(tmp_path, monkeypatch):
+    path = write(tmp_path / "step=0000002.ckpt")
+    monkeypatch.setattr(shard_files.shutil, "rmtree", lambda *_, **__: None)  # the power goes
+    remove(path)
+    assert not path.exists()
+    assert all(file.name.startswith(".") for file in tmp_path.iterdir())
+    monkeypatch.undo()
+    mend(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    remove(path)  # it is gone
+
+
+class Slow:
+    """A disk on which nothing is written until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go_on, self.writing, self.most = threading.Event(), 0, 0
+        write_one = storage._write
+
+        def held(*given: Any) -> None:
+            self.writing += 1
+            self.most = max(self.most, self.writing)
+            try:
+                assert self.go_on.wait(10)
+                write_one(*given)
+            finally:
+                self.writing -= 1
+
+        monkeypatch.setattr(storage, "_write", held)
+
+
+def test_what_is_written_while_training_goes_on_is_a_copy_and_one_at_a_time(tmp_path, monkeypatch):
+    disk, writer = Slow(monkeypatch), AtomicCheckpointIO()
+    content = join(rest(), [cut.own for cut in parts(2)])
+    content["state_dict"]["head"] = content["state_dict"]["embedding"]
+    content = map_leaves(content, lambda value: value.clone() if isinstance(value, torch.Tensor) else value)
+    content["state_dict"]["head"] = content["state_dict"]["embedding"]
+    path = tmp_path / "step=0000002.ckpt"
+    writer.save_checkpoint(content, path, Writing(asynchronous=True))
+    content["state_dict"]["embedding"].add_(1)  # training goes on
+    content["state_dict"].clear()
+    assert not path.exists()
+    threading.Timer(0.1, disk.go_on.set).start()
+    second = join(rest(), [cut.own for cut in parts(2)])
+    began = time.monotonic()
+    writer.save_checkpoint(second, tmp_path / "step=0000004.ckpt", Writing(asynchronous=True))
+    assert time.monotonic() - began > 0.05  # it waited for the first one
+    writer.wait()
+    assert disk.most == 1
+    read = read_checkpoint(path, mmap=True)["state_dict"]
+    assert torch.equal(read["embedding"], WHOLE["embedding"])
+    assert read["embedding"].data_ptr() == read["head"].data_ptr()  # what was one tensor is one
+    assert is_whole(tmp_path / "step=0000004.ckpt")
+
+
+def test_what_could_not_be_written_meanwhile_is_said_at_the_next_occasion(tmp_path):
+    writer = AtomicCheckpointIO()
+    (tmp_path / "file").touch()
+    writer.save_checkpoint(join(rest(), [parts(1)[0].own]), tmp_path / "file" / "x.ckpt", Writing(asynchronous=True))
+    with pytest.raises(ParleyError, match="cannot be written"):
+        writer.wait()
+    writer.wait()  # once
