@@ -171,8 +171,8 @@ class Watch(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         loss = trainer.callback_metrics.get("train/loss")
-        if loss is None:  # of an online method: the mean over processes and minibatches
-            loss = trainer.strategy.reduce(torch.stack(self._parts).mean(), reduce_op="mean")
+        if loss is None:  # of an online method; Lightning has divided each by the number of batches
+            loss = trainer.strategy.reduce(torch.stack(self._parts).sum(), reduce_op="mean")
         self._parts = []
         self.measured.losses.append(float(loss))
         self._times.append(time.perf_counter())

@@ -153,7 +153,14 @@ def write_pairs(file: Path) -> None:
             stream.write(json.dumps({**pair, "margin": number % 3 / 4, "id": row["fname"]}) + "\n")
 
 
-STRATEGIES = {"ddp": "ddp", "fsdp": "src.parallel.strategy.ShardedStrategy"}
+STRATEGIES = {  # of several processes
+    "ddp": ("--trainer.strategy", "ddp"),
+    "fsdp": ("--trainer.strategy", "sharded"),
+    "shards": (
+        *("--trainer.strategy.class_path", "src.parallel.strategy.ShardedStrategy"),
+        *("--trainer.strategy.init_args.checkpoints", "shards"),
+    ),
+}
 
 
 def words_of(
@@ -195,5 +202,5 @@ def words_of(
     if dealing.accumulate > 1:
         words += ["--trainer.accumulate_grad_batches", str(dealing.accumulate)]
     if dealing.processes > 1:
-        words += ["--trainer.strategy", STRATEGIES[strategy]]
+        words += STRATEGIES[strategy]
     return words

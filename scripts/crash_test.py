@@ -134,6 +134,8 @@ class CrashTest:
             strategy=given.strategy,
         )
         words += ["--data.init_args.num_workers", str(given.workers), *(task.certain if given.elastic else ())]
+        if given.asynchronous:
+            words += ["--trainer.callbacks.asynchronous", "true"]
         if given.packed:
             words += ["--data.init_args.packing", "true", "--data.init_args.max_source_length", "24"]
         return self._spawn(words, root.with_suffix(".log"))
@@ -238,13 +240,17 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=1, help="batches a step (1)")
     parser.add_argument("--processes", type=int, default=1, help="over gloo when more than 1 (1)")
     parser.add_argument(
-        "--strategy", choices=STRATEGIES, default="ddp", help="of several processes: copies, or shards (ddp)"
+        "--strategy",
+        choices=STRATEGIES,
+        default="ddp",
+        help="of several processes: copies; shards (fsdp); shards, and checkpoints in shards (ddp)",
     )
     parser.add_argument(
         "--elastic",
         type=lambda text: [int(part) for part in text.split(",")],
         help="processes of one start after the other, such as 1,2,1, instead of --processes",
     )
+    parser.add_argument("--asynchronous", action="store_true", help="checkpoints are written while training goes on")
     parser.add_argument("--packed", action="store_true", help="several examples in a row (causal)")
     parser.add_argument(
         "--fork",

@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands"},
-    "commands": {"inference", "reporting", "modules", "datamodules", "callbacks", "models", "metrics"},
+    "commands": {"inference", "reporting", "modules", "datamodules", "callbacks", "models", "metrics", "parallel"},
     "reporting": set(),
     "inference": {"modules", "datamodules", "callbacks", "models", "metrics", "rewards"},
     "modules": {"models", "parallel", "rl", "rewards", "metrics"},

