@@ -93,15 +93,17 @@ def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
 def test_every_row_is_answered_once_in_shards(tiny_base, sample, tmp_path):
     """Thirteen rows on two processes: the predictions of one."""
     words = [
-        *("test", "-c", str(ROOT / "configs/dialogsum_seq2seq.yaml"), "-c", str(ROOT / "configs/trainer/fsdp.yaml")),
+        *("test", "-c", str(ROOT / "configs/dialogsum_seq2seq.yaml")),
         *("--model.init_args.model_name_or_path", str(tiny_base("t5")), "--data.init_args.path", str(sample)),
         *("--data.init_args.test_split", "test[:13]", "--data.init_args.batch_size", "3"),
         *("--model.init_args.generation.max_new_tokens", "12", "--trainer.accelerator", "cpu"),
         *("--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"),
     ]
+    shards = ["-c", str(ROOT / "configs/trainer/fsdp.yaml")]
     for processes in (1, 2):
         root = str(tmp_path / str(processes))
-        run([*words, "--trainer.devices", str(processes), "--trainer.default_root_dir", root], processes)
+        given = [*words[:3], *shards, *words[3:]] if processes > 1 else words
+        run([*given, "--trainer.devices", str(processes), "--trainer.default_root_dir", root], processes)
     one, two = (list(tmp_path.glob(f"{number}/version_0/predictions.csv")) for number in (1, 2))
     assert one[0].read_text() == two[0].read_text()
     assert len(one[0].read_text().splitlines()) > 13
