@@ -224,7 +224,7 @@ class Checkpoints(Checkpoint):
         assert self.directory is not None, "setup comes first"
         path = self.directory / name
         _refuse_broken(trainer)
-        options = {"storage_options": Writing(asynchronous=True)} if self.asynchronous else {}
+        options: dict[str, Any] = {"storage_options": Writing(asynchronous=True)} if self.asynchronous else {}
         trainer.save_checkpoint(path, **options)
         return path
 
