@@ -36,6 +36,7 @@ COMMANDS = {
     "score": "ROUGE of a predictions file, several columns side by side",
     "prefer": "preference pairs of a model's own answers, by any reward",
     "report": "one run or several as an HTML page with plots",
+    "serve": "an endpoint that OpenAI's clients talk to",
     "export": "a checkpoint as a plain Hugging Face or PEFT directory",
     "demo": "the whole road offline, in minutes",
 }

@@ -88,11 +88,11 @@ def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> li
     for turn in turns:
         refuse_surrogates(turn.content, f"the {turn.role}'s text")
     if finished.is_encoder_decoder or style == "raw":
-        return _text_ids(as_text(turns), finished, style)
+        return text_prompt_ids(as_text(turns), finished, style)
     return formats.prompt_ids([turns], finished.tokenizer, style)[0]
 
 
-def _text_ids(text: str, finished: FinishedModel, style: Style, *, named: bool = False) -> list[int]:
+def text_prompt_ids(text: str, finished: FinishedModel, style: Style, *, named: bool = False) -> list[int]:
     """A text as training encodes it; `raw` without the newline that closes a prompt.
 
     Args:
@@ -240,7 +240,7 @@ class PromptEncoder:
                 turns += [Turn("user", shot.prompt), Turn("assistant", shot.target)]
             return turn_ids([*turns, Turn("user", example.prompt)], self.finished, self.style)
         text = few_shot(example.prompt, shots, self.separator)
-        return _text_ids(text, self.finished, self.style, named=self.special_tokens)
+        return text_prompt_ids(text, self.finished, self.style, named=self.special_tokens)
 
     def _talk(self, example: Example) -> tuple[Turn, ...]:
         """A prompt that is a talk, with the system's words where it has none of its own."""

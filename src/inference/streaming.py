@@ -25,6 +25,8 @@ class TextStream(BaseStreamer):
         write: Takes each piece.
         endings: The tokens that end an answer.
         stop_strings: What ends the answer and is no part of it.
+        prefix: Token ids that the answer goes on from, so that a blank between the two is kept; needs `strip` off.
+        strip: Leave white space out at both ends, as `generate_text` does.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class TextStream(BaseStreamer):
         write: Callable[[str], object],
         endings: Sequence[int] = (),
         stop_strings: Sequence[str] = (),
+        prefix: Sequence[int] = (),
+        strip: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.write = write
@@ -41,27 +45,44 @@ class TextStream(BaseStreamer):
         self.ids: list[int] = []
         self.shown = ""
         self.saw_prompt = False
+        self.prefix = list(prefix)
+        self.strip = strip
+        self._before = str(tokenizer.decode(self.prefix, skip_special_tokens=True)) if self.prefix else ""
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a stop string has come."""
+        text = self._decoded() if self.stop_strings else ""
+        return any(stop in text for stop in self.stop_strings)
 
     def put(self, value: Tensor) -> None:
         """Take the prompt, and then token after token."""
         if not self.saw_prompt:
             self.saw_prompt = True
             return
-        self.ids += value.flatten().tolist()
+        self.add(value.flatten().tolist())
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Take tokens of the answer."""
+        self.ids += ids
         self._show(self._certain(self._decoded()))
 
     def end(self) -> None:
         """Hand on what was held back."""
-        self._show(until_stop(self._decoded(), self.stop_strings).strip())
+        self._show(self._stripped(until_stop(self._decoded(), self.stop_strings)))
 
     def _decoded(self) -> str:
-        return str(self.tokenizer.decode(until_end(self.ids, self.endings), skip_special_tokens=True))
+        ids = [*self.prefix, *until_end(self.ids, self.endings)]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))[len(self._before) :]
+
+    def _stripped(self, text: str) -> str:
+        return text.strip() if self.strip else text
 
     def _certain(self, text: str) -> str:
         text = until_stop(text, self.stop_strings).rstrip(UNFINISHED)
         beginnings = (stop[:length] for stop in self.stop_strings for length in range(1, len(stop)))
         held = max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
-        return text[: len(text) - held].strip()
+        return self._stripped(text[: len(text) - held])
 
     def _show(self, text: str) -> None:
         if len(text) > len(self.shown) and text.startswith(self.shown):

@@ -62,6 +62,8 @@ def load_adapter(
     tokenizer: PreTrainedTokenizerBase,
     *,
     is_trainable: bool = False,
+    beside: PeftModel | None = None,
+    name: str = "default",
 ) -> PeftModel:
     """Put an adapter on its base, whose embeddings grow where the adapter was trained on grown ones.
 
@@ -73,6 +75,8 @@ def load_adapter(
         directory: The adapter.
         tokenizer: The adapter's.
         is_trainable: Whether the adapter's weights take gradients.
+        beside: The base with other adapters on it, which this one then joins.
+        name: What PEFT calls it.
 
     Raises:
         ParleyError: When the adapter was trained on another base (with the names of both), cannot be read, or has
@@ -93,16 +97,20 @@ def load_adapter(
     if record.get("rows", math.inf) > embedding_matrix(model).shape[0]:
         fit_embeddings(model, tokenizer)
     with reading("the adapter", str(directory)):
-        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
-    refuse_not_finite(_own_weights(adapted, base.rows).items(), str(directory))
+        if beside is None:
+            adapted = PeftModel.from_pretrained(model, str(directory), adapter_name=name, is_trainable=is_trainable)
+        else:
+            adapted = beside
+            adapted.load_adapter(str(directory), adapter_name=name, is_trainable=is_trainable)
+    refuse_not_finite(_own_weights(adapted, base.rows, name).items(), str(directory))
     return adapted
 
 
-def _own_weights(model: PeftModel, rows: int) -> dict[str, Tensor]:
+def _own_weights(model: PeftModel, rows: int, name: str) -> dict[str, Tensor]:
     """What an adapter's directory holds: embeddings too where they have grown from so many rows."""
     # PEFT would find out by itself whether they have, but asks the hub for it, and waits where it does not answer.
     has_grown = embedding_matrix(base_model(model)).shape[0] != rows
-    weights: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=has_grown)
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=has_grown)
     return weights
 
 

@@ -175,7 +175,7 @@ class Recorder(LogitsProcessor):
 
 def truncation(top_k: int, top_p: float) -> Callable[[Tensor], Tensor]:
     """Top-k and top-p as transformers applies them, on logits (rows, vocabulary); 0 and 1 do not limit."""
-    warpers = _warpers(1.0, top_k, top_p)
+    warpers = sampling_limits(1.0, top_k, top_p)
 
     def apply(logits: Tensor) -> Tensor:
         return warpers(torch.empty(0, dtype=torch.long), logits)  # type: ignore[arg-type]
@@ -183,7 +183,8 @@ def truncation(top_k: int, top_p: float) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
+def sampling_limits(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
+    """Temperature, top-k and top-p as transformers applies them before it samples."""
     warpers: list[LogitsProcessor] = []
     if temperature != 1.0:
         warpers.append(TemperatureLogitsWarper(temperature))
@@ -222,7 +223,7 @@ class SeededSampling(LogitsProcessor):
     ) -> None:
         self.seeds = [row_seed(seed, number, k) for number in numbers for k in range(num_return_sequences)]
         self.generators: list[torch.Generator] = []
-        self.warpers = _warpers(temperature, top_k, top_p)
+        self.warpers = sampling_limits(temperature, top_k, top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores of (rows, vocabulary) with 0 at the drawn token and -inf elsewhere."""

@@ -13,21 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
-    EncoderDecoderCache,
     LogitsProcessorList,
     PreTrainedModel,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
+from src.models.decoder import Decoder
 from src.models.logits import draw, row_seed
 from src.models.lora import merged
-from src.models.responses import Model, decoder_start, encode, output_head, position_ids, states_caught
+from src.models.responses import Model
 from src.models.tying import base_model, positions
 from src.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, refuse_outside
 from src.rl.drawable import Drawable
@@ -154,7 +152,7 @@ def sample_responses(
     steps: list[tuple[Tensor, Drawable] | None] = []
     rows = torch.arange(batch, device=ids.device)
     with merged(model), cast_once(model, spare_head=True):
-        decoder = _Decoder(model, query_ids, query_mask, encoder_hidden)
+        decoder = Decoder(model, query_ids, query_mask, encoder_hidden)
         for step in range(longest):
             logits, so_far = decoder.next_logits(), ids[rows, :step]
             if step < options.min_new_tokens:
@@ -216,56 +214,3 @@ def _probabilities(logits: Tensor) -> Tensor:
             "the model gives probabilities that are not finite; lower the learning rate, or use precision 32-true."
         )
     return probabilities
-
-
-class _Decoder:
-    """The rows that have not ended, with their caches."""
-
-    def __init__(self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None) -> None:
-        self.base, self.head = base_model(model), output_head(model)
-        self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
-        self.query_mask = query_mask
-        if self.is_encoder_decoder:
-            self.encoder_hidden: Any = encoder_hidden
-            if encoder_hidden is None:
-                self.encoder_hidden = encode(model, query_ids, query_mask)
-            self.cache: Any = EncoderDecoderCache(
-                DynamicCache(config=self.base.config), DynamicCache(config=self.base.config)
-            )
-            self.next_ids = query_ids.new_full((len(query_ids), 1), decoder_start(self.base))
-        else:
-            self.cache = DynamicCache(config=self.base.config)
-            self.next_ids = query_ids
-            self.positions = position_ids(self.base, query_mask)
-
-    def next_logits(self) -> Tensor:
-        """Logits of each row's next token, (rows, vocabulary), float32, to be changed at will."""
-        if self.is_encoder_decoder:
-            inputs: dict[str, Any] = {
-                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoder_hidden),
-                "decoder_input_ids": self.next_ids,
-            }
-        else:
-            inputs = {"input_ids": self.next_ids, **self.positions}
-        with states_caught(self.base) as caught:
-            self.base(**inputs, attention_mask=self.query_mask, past_key_values=self.cache, use_cache=True)
-        return self.head(caught["head_input"][:, -1])
-
-    def advance(self, tokens: Tensor, alive: Tensor) -> None:
-        """Take in the tokens of the rows that go on; forget the others.
-
-        Args:
-            tokens: (alive,).
-            alive: (alive,) places among the present rows.
-        """
-        if len(alive) < len(self.next_ids):
-            self.query_mask = self.query_mask[alive]
-            self.cache.batch_select_indices(alive)
-            if self.is_encoder_decoder:
-                self.encoder_hidden = self.encoder_hidden[alive]
-            else:
-                self.positions = {name: ids[alive] for name, ids in self.positions.items()}
-        self.next_ids = tokens.unsqueeze(-1)
-        if not self.is_encoder_decoder:
-            self.query_mask = torch.cat([self.query_mask, torch.ones_like(self.next_ids)], dim=1)
-            self.positions = {name: ids[:, -1:] + 1 for name, ids in self.positions.items()}

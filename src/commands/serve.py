@@ -1,0 +1,150 @@
+"""Serve models over HTTP as the OpenAI API has it, so that its clients talk to them.
+
+A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name; of either architecture. Requests
+that are there at the same time are answered in one batch. What a request does not say is as the decoding options below,
+or as the model's own settings. SIGTERM and Ctrl-C finish what is under way.
+
+  parley serve runs/demo/model
+  parley serve google/flan-t5-base --adapter summaries=models/dialogsum-lora --port 8001
+
+The key that clients must send is read from the environment, PARLEY_API_KEY, or from --api-key-file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import ipaddress
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.commands import arguments
+from src.commands.compare import named_models
+from src.errors import ParleyError
+from src.ranges import COUNT, Range
+
+if TYPE_CHECKING:
+    from src.serving.hosted import Hosted
+
+KEY_VARIABLE = "PARLEY_API_KEY"
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="checkpoints, directories or hub names")
+    parser.add_argument(
+        "--name",
+        dest="named",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="a model and what clients call it; repeatable",
+    )
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="an adapter on the one MODEL, which is in memory once for all of them; repeatable",
+    )
+    group = parser.add_argument_group("where")
+    group.add_argument("--host", default="127.0.0.1", help="an address of this machine; 0.0.0.0 is all of them")
+    port = arguments.number(int, Range(0, 65_536))
+    group.add_argument("--port", type=port, default=8000, metavar="N", help="0 for any that is free")
+    group.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file that holds the key, and nothing else")
+    group = parser.add_argument_group("limits")
+    count = arguments.number(int, COUNT)
+    for name, default, text in (
+        ("max-batch", 64, "answers that are written at once"),
+        ("max-queue", 256, "requests that wait; one more is told to come again (429)"),
+        ("max-prompt-tokens", 4096, "tokens of a prompt"),
+        ("max-answer-tokens", 1024, "tokens of an answer that a request may ask for"),
+        ("max-answers", 16, "answers that a request may ask for"),
+        ("max-body-bytes", 1_000_000, "bytes of a request"),
+    ):
+        group.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{text}, at most")
+    arguments.add_style_arguments(parser)
+    arguments.add_decoding_arguments(parser)
+    arguments.add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise ParleyError(f"`parley serve` needs {package}; install it: pip install -e '.[serve]'.")
+    from src.serving.app import make_app
+    from src.serving.engine import Engine
+    from src.serving.guard import LOOPBACK_NAMES, Guard
+    from src.serving.server import bound, serve
+
+    arguments.decoding_options(args)  # mistakes show before anything is loaded
+    if getattr(args, "num_return_sequences", 1) != 1:
+        raise ParleyError("how many answers there are is the client's to say (n); leave --num-return-sequences out.")
+    if args.max_answers > args.max_batch:
+        raise ParleyError(f"--max-answers is {args.max_answers} and --max-batch {args.max_batch}; raise the latter.")
+    names = named_models(args.models, args.named)
+    adapters = named_models([], args.adapters)
+    if not names or (adapters and len(names) != 1) or adapters.keys() & names.keys():
+        raise ParleyError(
+            "give a MODEL or several; with --adapter one, which they are on, and names that it has not got itself."
+        )
+    key = _key(args)
+    listening = bound(args.host, args.port)
+    host, port = listening.getsockname()[:2]
+    is_loopback = ipaddress.ip_address(host).is_loopback
+    if not is_loopback and key is None:
+        log.warning("Whoever reaches %s can use this server: there is no key (%s).", host, KEY_VARIABLE)
+    models = _hosted(args, names, adapters)
+    app = Guard(
+        make_app(models, Engine(args.max_batch, args.max_queue)),
+        key=key,
+        max_body=args.max_body_bytes,
+        hosts=LOOPBACK_NAMES if is_loopback else None,
+    )
+    shown = f"[{host}]" if ":" in host else host
+
+    def ready() -> None:
+        log.info("Serving %s at http://%s:%d/v1 (Ctrl-C stops it).", ", ".join(models), shown, port)
+
+    serve(app, listening, ready)
+
+
+def _hosted(args: argparse.Namespace, names: dict[str, str], adapters: dict[str, str]) -> dict[str, Hosted]:
+    from src.serving.adapters import share
+    from src.serving.hosted import Hosted, Limits
+
+    limits = Limits(args.max_prompt_tokens, args.max_answer_tokens, args.max_answers)
+    models: dict[str, Hosted] = {}
+    for name, model in names.items():
+        finished = arguments.load(args, model)
+        options = arguments.decoding_options(args, finished)
+        if adapters:
+            finished = share(finished, adapters, trust_remote_code=args.trust_remote_code)
+        for each in (name, *adapters):
+            models[each] = Hosted(
+                each,
+                finished,
+                options,
+                limits,
+                format=args.format,
+                system=args.system,
+                is_shared=bool(adapters),
+                adapter=None if each == name else each,
+            )
+        if unused := models[name].unused:
+            log.warning("Of %s's own settings these hold for beam search alone here: %s.", name, ", ".join(unused))
+    return models
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    if args.api_key_file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    from src.files import read_text
+
+    key = read_text(args.api_key_file).strip()
+    if not key or any(character.isspace() for character in key):
+        raise ParleyError(f"{args.api_key_file} does not hold one key; write it there, and nothing else.")
+    return key

@@ -1,0 +1,177 @@
+"""Rows that are decoded together, token by token, each for as long as it goes on: transformers' models and caches."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from src.models.responses import Model, decoder_start, encode, output_head, position_ids, states_caught
+from src.models.tying import T5_FAMILY, base_model
+
+
+class Decoder:
+    """The rows that have not ended, with their caches.
+
+    Args:
+        model: An encoder-decoder or decoder-only model in evaluation mode.
+        query_ids: (rows, query time); left-padded for a decoder-only model.
+        query_mask: (rows, query time).
+        encoder_hidden: What `encode` gave for these queries; computed when left out.
+    """
+
+    def __init__(
+        self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None = None
+    ) -> None:
+        self.base, self.head = base_model(model), output_head(model)
+        self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
+        self.query_mask = query_mask
+        self.answer_mask: Tensor | None = None  # of an encoder-decoder whose rows began at different times
+        if self.is_encoder_decoder:
+            self.encoder_hidden: Any = encoder_hidden
+            if encoder_hidden is None:
+                self.encoder_hidden = encode(model, query_ids, query_mask)
+            self.cache: Any = EncoderDecoderCache(
+                DynamicCache(config=self.base.config), DynamicCache(config=self.base.config)
+            )
+            self.next_ids = query_ids.new_full((len(query_ids), 1), decoder_start(self.base))
+        else:
+            self.cache = DynamicCache(config=self.base.config)
+            self.next_ids = query_ids
+            self.positions = position_ids(self.base, query_mask)
+
+    def next_logits(self) -> Tensor:
+        """Logits of each row's next token, (rows, vocabulary), float32, to be changed at will."""
+        with states_caught(self.base) as caught:
+            self.base(**self._inputs())
+        return self.head(caught["head_input"][:, -1])
+
+    def own_logits(self) -> Tensor:
+        """As `next_logits`, but what the model itself makes of its head, as transformers' `generate` does."""
+        one = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.base.forward).parameters else {}
+        return self.base(**self._inputs(), **one).logits[:, -1].float()
+
+    def _inputs(self) -> dict[str, Any]:
+        if self.is_encoder_decoder:
+            inputs: dict[str, Any] = {
+                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoder_hidden),
+                "decoder_input_ids": self.next_ids,
+            }
+            inputs |= {} if self.answer_mask is None else {"decoder_attention_mask": self.answer_mask}
+        else:
+            inputs = {"input_ids": self.next_ids, **self.positions}
+        return {**inputs, "attention_mask": self.query_mask, "past_key_values": self.cache, "use_cache": True}
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        """Take in the tokens of the rows that go on; forget the others.
+
+        Args:
+            tokens: (alive,).
+            alive: (alive,) places among the present rows.
+        """
+        if len(alive) < len(self.next_ids):
+            self.query_mask = self.query_mask[alive]
+            self.answer_mask = None if self.answer_mask is None else self.answer_mask[alive]
+            self.cache.batch_select_indices(alive)
+            if self.is_encoder_decoder:
+                self.encoder_hidden = self.encoder_hidden[alive]
+            else:
+                self.positions = {name: ids[alive] for name, ids in self.positions.items()}
+        self.next_ids = tokens.unsqueeze(-1)
+        if self.answer_mask is not None:
+            self.answer_mask = torch.cat([self.answer_mask, torch.ones_like(self.next_ids)], dim=1)
+        if not self.is_encoder_decoder:
+            self.query_mask = torch.cat([self.query_mask, torch.ones_like(self.next_ids)], dim=1)
+            self.positions = {name: ids[:, -1:] + 1 for name, ids in self.positions.items()}
+
+    @property
+    def can_join(self) -> bool:
+        """Whether rows that began at other times can be decoded in one batch with these.
+
+        Their caches are then padded on the left, so a token's place must be told by its position (decoder-only models
+        that take `position_ids`) or by distances (T5), not by its place in the cache (BART).
+        """
+        if self.is_encoder_decoder:
+            return self.base.config.model_type in T5_FAMILY and all(map(_is_plain, self._own_layers()))
+        return bool(self.positions) and all(map(_is_plain, self._own_layers()))
+
+    def join(self, other: Decoder) -> None:
+        """Take another's rows in, after these; both have advanced by a token at least, and `can_join`.
+
+        Args:
+            other: Of the same model; not to be used any more.
+        """
+        both = (self, other)
+        seen = max(one._seen for one in both)
+        for mine, its in zip(self._own_layers(), other._own_layers(), strict=True):
+            mine.keys, mine.values = (
+                torch.cat([_pad(mine_part, seen, 2), _pad(its_part, seen, 2)])
+                for mine_part, its_part in ((mine.keys, its.keys), (mine.values, its.values))
+            )
+        if self.is_encoder_decoder:
+            time = max(one.query_mask.shape[1] for one in both)
+            self.answer_mask = torch.cat([_pad(one._answers, seen + 1, 1) for one in both])
+            self.query_mask = torch.cat([_pad(one.query_mask, time, 1, right=True) for one in both])
+            self.encoder_hidden = torch.cat([_pad(one.encoder_hidden, time, 1, right=True) for one in both])
+            crossed = (one.cache.cross_attention_cache.layers for one in both)
+            for mine, its in zip(*crossed, strict=True):
+                mine.keys, mine.values = (
+                    torch.cat([_pad(mine_part, time, 2, right=True), _pad(its_part, time, 2, right=True)])
+                    for mine_part, its_part in ((mine.keys, its.keys), (mine.values, its.values))
+                )
+        else:
+            self.query_mask = torch.cat([_pad(one.query_mask, seen + 1, 1) for one in both])
+            self.positions = {name: torch.cat([ids, other.positions[name]]) for name, ids in self.positions.items()}
+        self.next_ids = torch.cat([one.next_ids for one in both])
+
+    def trim(self) -> None:
+        """Forget what was padded on the left for rows that have ended."""
+        mask = self.answer_mask if self.is_encoder_decoder else self.query_mask
+        if mask is None or not self.can_join or not len(mask):
+            return
+        spare = int(mask.argmax(dim=1).min())  # places before the first token of the longest row
+        if not spare:
+            return
+        for layer in self._own_layers():
+            layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
+        if self.is_encoder_decoder:
+            self.answer_mask = mask[:, spare:]
+        else:
+            self.query_mask = mask[:, spare:]
+
+    @property
+    def _seen(self) -> int:
+        """Places in the cache of what the rows have read or written themselves."""
+        return int(self._own_layers()[0].get_seq_length())
+
+    @property
+    def _answers(self) -> Tensor:
+        """(rows, seen + 1) which of an encoder-decoder's places are its row's, the next token's among them."""
+        if self.answer_mask is not None:
+            return self.answer_mask
+        return self.query_mask.new_ones((len(self.next_ids), self._seen + 1))
+
+    def _own_layers(self) -> list[Any]:
+        cache = self.cache.self_attention_cache if self.is_encoder_decoder else self.cache
+        return list(cache.layers)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a cache's layer holds every place from the first on."""
+    return type(layer) is DynamicLayer
+
+
+def _pad(part: Tensor, size: int, dim: int, *, right: bool = False) -> Tensor:
+    """A tensor with as many places along a dimension, zeros before them or after them."""
+    lacking = size - part.shape[dim]
+    if not lacking:
+        return part
+    shape = list(part.shape)
+    shape[dim] = lacking
+    empty = part.new_zeros(shape)
+    return torch.cat([part, empty] if right else [empty, part], dim=dim)

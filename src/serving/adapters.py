@@ -1,0 +1,65 @@
+"""Several adapters on one base in memory, each a model of its own to clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import PeftConfig
+from torch import nn
+from transformers import PreTrainedModel
+
+from src.errors import ParleyError
+from src.inference.loading import FinishedModel
+from src.models.adapters import load_adapter, refuse_code
+from src.models.loading import identify
+from src.models.sources import BASE_FILE, is_adapter, read_json, reading
+from src.models.tying import embedding_matrix
+
+_KEEPS_BASE = (True, False, "gaussian")  # starts of LoRA that leave the base's weights alone
+
+
+def share(base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code: bool = False) -> FinishedModel:
+    """Put several adapters on one model, none of them switched on for good.
+
+    Args:
+        base: A whole model; changed in place.
+        adapters: Their directories, by name.
+        trust_remote_code: Let an adapter's settings name code.
+
+    Returns:
+        The model with all of them; `Hosted.activated` chooses one.
+
+    Raises:
+        ParleyError: A directory is no adapter of this base, or switching it off would not give the base back.
+    """
+    model = base.model
+    if not isinstance(model, PreTrainedModel):
+        raise ParleyError(f"{base.name} has an adapter of its own, which cannot be folded in; give a whole model.")
+    record, adapted = identify(model), None
+    device, dtype = base.device, next(model.parameters()).dtype
+    for name, directory in adapters.items():
+        place = str(Path(directory).expanduser())
+        if not is_adapter(place):
+            raise ParleyError(f"{directory} is no adapter directory: it has no adapter_config.json.")
+        if not trust_remote_code:
+            refuse_code(read_json(Path(place) / "adapter_config.json"), place)
+        with reading("the adapter's settings", place):
+            config = PeftConfig.from_pretrained(place)
+        _check_switchable(config, place, embedding_matrix(model).shape[0])
+        adapted = load_adapter(model, record, place, base.tokenizer, beside=adapted, name=name)
+    assert adapted is not None, "there is an adapter at least"
+    nn.Module.to(adapted, device=device, dtype=dtype)
+    return FinishedModel(adapted.eval(), base.tokenizer, base.name)
+
+
+def _check_switchable(config: PeftConfig, place: str, rows: int) -> None:
+    changes_base = getattr(config, "init_lora_weights", True) not in _KEEPS_BASE
+    trains_biases = getattr(config, "bias", "none") != "none"
+    record = read_json(Path(place) / BASE_FILE) if (Path(place) / BASE_FILE).is_file() else {}
+    has_grown = record.get("rows", rows) > rows
+    if config.is_prompt_learning or changes_base or trains_biases or has_grown:
+        raise ParleyError(
+            f"the adapter {place} cannot be switched on and off beside others (prompt tuning, biases, more tokens, or "
+            "a start that changes the base); serve it by itself, as a MODEL."
+        )

@@ -1,0 +1,65 @@
+"""Answers by beam search, which weighs whole beams and so has no text before its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from src.datamodules.encoding import pad
+from src.models.endings import decode_answers, until_end
+from src.models.generation import continued_text, generate_ids, until_stop
+from src.serving.rows import Piece, Row
+
+if TYPE_CHECKING:
+    from src.serving.hosted import Hosted
+
+
+class _Given(StoppingCriteria):
+    """Ends a search that nobody waits for any more."""
+
+    def __init__(self, is_given_up: Callable[[], bool]) -> None:
+        self.is_given_up = is_given_up
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        """(rows,) whether each has ended."""
+        return torch.full((len(input_ids),), self.is_given_up(), dtype=torch.bool, device=input_ids.device)
+
+
+def answer_by_beams(hosted: Hosted, rows: Sequence[Row], is_given_up: Callable[[], bool]) -> list[Piece]:
+    """Search for an answer to each prompt.
+
+    Args:
+        hosted: The model.
+        rows: One a prompt, all with the same options.
+        is_given_up: Asked at every token whether to end.
+
+    Returns:
+        The whole answers.
+    """
+    finished, options = hosted.finished, rows[0].options
+    ids, mask = pad([row.prompt for row in rows], finished.tokenizer.pad_token_id, left=not finished.is_encoder_decoder)
+    found = generate_ids(
+        finished.model,
+        hosted.decoding_tokenizer,
+        ids.to(finished.device),
+        mask.to(finished.device),
+        options,
+        stopping_criteria=StoppingCriteriaList([_Given(is_given_up)]),
+    )
+    pieces = []
+    for row, answer in zip(rows, found.tolist(), strict=True):
+        row.ids = until_end(answer, hosted.endings)
+        if row.stream.prefix:
+            tail = row.stream.prefix
+            whole = continued_text(hosted.decoding_tokenizer, tail, row.ids, hosted.endings, options.stop_strings)
+            text = whole[len(str(hosted.decoding_tokenizer.decode(tail, skip_special_tokens=True))) :]
+        else:
+            [decoded] = decode_answers(hosted.decoding_tokenizer, torch.tensor([row.ids]), hosted.endings)
+            text = until_stop(decoded, options.stop_strings).strip()
+        is_cut = len(row.ids) >= options.max_new_tokens and not any(stop in text for stop in options.stop_strings)
+        pieces.append(Piece(row.choice, text, finish="length" if is_cut else "stop"))
+    return pieces

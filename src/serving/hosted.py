@@ -1,0 +1,228 @@
+"""A model that answers requests: how it is asked, what it does where a request says nothing, what it can take."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import LogitsProcessorList
+
+from src.contracts import Turn
+from src.errors import ParleyError
+from src.files import refuse_surrogates
+from src.inference.loading import FinishedModel
+from src.inference.prompts import PromptEncoder, Style, resolve_style, text_prompt_ids, turn_ids
+from src.models.endings import ending_ids
+from src.models.generation import GenerationOptions, ModelOptions
+from src.models.logits import BannedTexts, row_seed, token_rules
+from src.models.tying import base_model, embedding_matrix
+from src.serving.rows import Penalties, Row, new_row
+
+
+class TooLongError(ParleyError):
+    """A prompt, or a prompt and its answer, that the model has no room for."""
+
+
+TAIL = 8  # tokens of a prompt that a continuation's first blank is told from
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        prompt_tokens: Of a prompt at most.
+        answer_tokens: Of an answer at most.
+        answers: To one request at most.
+    """
+
+    prompt_tokens: int = 4096
+    answer_tokens: int = 1024
+    answers: int = 16
+
+
+@dataclass
+class Hosted:
+    """A model under the name that clients call it by.
+
+    Attributes:
+        name: What clients call it.
+        finished: The model and its tokenizer.
+        options: How it decodes where a request says nothing.
+        limits: What requests may ask for.
+        format: How a decoder-only model is asked in a talk; `auto` as in `parley chat`.
+        system: What it is told first where a talk does not say.
+        is_shared: Whether the model is several at once, one for each of its adapters and one without any.
+        adapter: Which of them this is; None for the one without.
+        style: `format`, resolved.
+
+    Raises:
+        ParleyError: It cannot be asked in this format, or has an adapter that is read as part of prompts.
+    """
+
+    name: str
+    finished: FinishedModel
+    options: GenerationOptions
+    limits: Limits = Limits()
+    format: Style = "auto"
+    system: str | None = None
+    is_shared: bool = False
+    adapter: str | None = None
+    style: Style = field(init=False)
+
+    def __post_init__(self) -> None:
+        model, tokenizer = self.finished.model, self.finished.tokenizer
+        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+            kind = model.active_peft_config.peft_type.value
+            raise ParleyError(
+                f"{self.name} has an adapter of type {kind}, which is not served; `parley generate` has it."
+            )
+        self.style = resolve_style(self.format, self.finished, turns=True, trained=True)
+        self.endings = ending_ids(tokenizer, model)
+        self.rules = token_rules(model, tokenizer)
+        self.decoding_tokenizer = copy.deepcopy(tokenizer)  # fast tokenizers are not for two threads at once
+        self._encoding = threading.Lock()
+        if self.options.bad_words:
+            self.rules.append(BannedTexts(self.options.bad_words, tokenizer, 0))
+        self._limit = PromptEncoder(self.finished, "plain", 1).limit
+
+    @property
+    def unused(self) -> list[str]:
+        """Of the model's own settings those that only whole batches know."""
+        return sorted(self.options.further) if isinstance(self.options, ModelOptions) else []
+
+    @contextmanager
+    def activated(self) -> Iterator[None]:
+        """Within the block the model is the one of this name."""
+        model = self.finished.model
+        if not self.is_shared or not isinstance(model, PeftModel):
+            yield
+        elif self.adapter is None:
+            with model.disable_adapter():
+                yield
+        else:
+            if model.active_adapter != self.adapter:
+                model.set_adapter(self.adapter)
+            yield
+
+    # Prompts
+
+    def talk(self, turns: Sequence[Turn]) -> list[int]:
+        """The token ids of a talk that ends with the user's turn.
+
+        Raises:
+            ParleyError: It does not, or the chat template fails.
+        """
+        if not turns or turns[-1].role != "user":
+            raise ParleyError("the last message must be the user's; it is what the model answers.")
+        if self.system is not None and turns[0].role != "system":
+            turns = [Turn("system", self.system), *turns]
+        with self._encoding:
+            return turn_ids(turns, self.finished, self.style)
+
+    def text(self, prompt: str) -> list[int]:
+        """The token ids of a text, on which a decoder-only model goes on.
+
+        Raises:
+            ParleyError: It holds half a character.
+        """
+        refuse_surrogates(prompt, "the prompt")
+        with self._encoding:
+            return text_prompt_ids(prompt, self.finished, "plain" if self.finished.is_encoder_decoder else "raw")
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse token ids that there is no embedding for.
+
+        Raises:
+            ParleyError: Names one.
+        """
+        size = embedding_matrix(base_model(self.finished.model)).shape[0]
+        if odd := [id for id in ids if not 0 <= id < size]:
+            raise ParleyError(f"there is no token {odd[0]}; {self.name} has {size:,}, from 0.")
+
+    def room(self, prompt: Sequence[int], asked: int | None) -> int:
+        """How many tokens an answer may have.
+
+        Args:
+            prompt: Token ids.
+            asked: As many as the request asks for; the model's default when None.
+
+        Raises:
+            ParleyError: The prompt is empty or too long, or the request asks for more than may be.
+        """
+        longest = min(self.limits.prompt_tokens, self._limit or self.limits.prompt_tokens)
+        window = None if self.finished.is_encoder_decoder else self.finished.positions
+        if not prompt:
+            raise ParleyError("the prompt is empty, and this model does not begin by itself; give it some text.")
+        if len(prompt) > longest:
+            raise TooLongError(f"the prompt has {len(prompt):,} tokens and {self.name} takes {longest:,}; shorten it.")
+        most = self.limits.answer_tokens
+        if self.finished.positions is not None:
+            most = min(most, self.finished.positions - (len(prompt) if window else 1))
+        if asked is not None and asked > most:
+            raise TooLongError(
+                f"max_tokens is {asked:,}, and after this prompt there is room for {most:,} tokens; lower it."
+            )
+        return max(min(most, self.options.max_new_tokens), 1) if asked is None else asked
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Token ids as text."""
+        with self._encoding:
+            return str(self.finished.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def rows(
+        self,
+        prompt: list[int],
+        options: GenerationOptions,
+        penalties: Penalties,
+        *,
+        number: int,
+        count: int,
+        top_logprobs: int | None,
+        as_continuation: bool,
+    ) -> list[Row]:
+        """The answers to a prompt, to be written.
+
+        Args:
+            prompt: Token ids.
+            options: How they decode.
+            penalties: What else changes their logits.
+            number: The prompt's among the request's.
+            count: How many answers.
+            top_logprobs: As in `Row`.
+            as_continuation: Keep the white space between the prompt and an answer.
+        """
+        tokenizer = self.decoding_tokenizer
+        continues = as_continuation and not self.finished.is_encoder_decoder
+        seed = options.seed if options.seed is not None else secrets.randbits(62)
+        device = self.finished.device
+        start: Any = base_model(self.finished.model).generation_config.decoder_start_token_id
+        rows = []
+        for answer in range(count):
+            generator = None
+            if options.do_sample:  # as `parley generate` draws its answers
+                generator = torch.Generator(device).manual_seed(row_seed(seed, number, answer))
+            rows.append(
+                new_row(
+                    tokenizer,
+                    prompt,
+                    number * count + answer,
+                    replace(options),
+                    endings=self.endings,
+                    prefix=prompt[-TAIL:] if continues else (),
+                    strip=not continues,
+                    penalties=penalties,
+                    rules=LogitsProcessorList(self.rules),
+                    generator=generator,
+                    top_logprobs=top_logprobs,
+                    start=prompt if not self.finished.is_encoder_decoder else [0 if start is None else int(start)],
+                )
+            )
+        return rows
