@@ -82,14 +82,18 @@ def _run(plan: Plan, directory: Path) -> list[tuple[str, str, Measured]]:
 
 
 def difference(mine: dict[str, Any] | list[float], other: dict[str, Any] | list[float]) -> float:
-    """The greatest difference between two lists, or between what two mappings hold under the same names."""
+    """The greatest difference between two lists, or between what two mappings hold under the same names.
+
+    Of figures above 1, such as a perplexity, it is relative to them.
+    """
     if isinstance(mine, dict) and isinstance(other, dict):
         assert mine.keys() == other.keys(), mine.keys() ^ other.keys()
         pairs = [(torch.as_tensor(mine[name]), torch.as_tensor(other[name])) for name in mine]
     else:
         assert len(mine) == len(other)
         pairs = [(torch.as_tensor(mine), torch.as_tensor(other))]
-    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+    found = [((a.double() - b.double()).abs() / b.double().abs().clamp(min=1)).max() for a, b in pairs if a.numel()]
+    return max(map(float, found), default=0.0)
 
 
 def main(argv: Sequence[str] = ()) -> None:
