@@ -12,15 +12,13 @@ STEPS = 20
 
 def faults(one: Measured, other: Measured, share: float) -> list[str]:
     """What is not as on one process, but for the share of bytes that a process holds."""
-    found = [
-        f"{what} differ by {off:.1e}"
-        for what in ("losses", "weights", "validation")
-        if (off := difference(getattr(other, what), getattr(one, what))) >= 1e-5
-    ]
-    for what in ("parameter_bytes", "gradient_bytes", "optimizer_bytes"):
-        if getattr(other, what) != pytest.approx(getattr(one, what) * share, rel=0.05):
-            found.append(f"{getattr(other, what)} of {getattr(one, what)} {what}")
-    return found
+    # AdamW makes steps of gradients that are rounding alone, which no loss shows.
+    limits = {"losses": 1e-5, "weights": 1e-4, "validation": 1e-5}
+    off = {what: difference(getattr(other, what), getattr(one, what)) for what in limits}
+    found = [f"{what} differ by {off[what]:.1e}" for what in limits if off[what] >= limits[what]]
+    held = {what: getattr(other, what) / getattr(one, what) for what in ("parameter_bytes", "gradient_bytes")}
+    held["optimizer_bytes"] = other.optimizer_bytes / one.optimizer_bytes
+    return [*found, *(f"{part:.3f} of {what}" for what, part in held.items() if part != pytest.approx(share, rel=0.05))]
 
 
 @pytest.mark.slow
