@@ -38,7 +38,8 @@ class WandbRun(WandbLogger):
         project: W&B's project.
         save_dir: Where W&B keeps its files.
         name: What W&B calls the run; W&B makes a name up when left out.
-        id: The run's id; made up when left out.
+        id: The run's id; that of the environment (`WANDB_RUN_ID`, which a sweep's agent sets), else made up, when left
+            out.
         offline: Log offline in any case.
         log_model: Upload the final checkpoint as an artifact.
         **kwargs: For `wandb.init`, such as `entity`, `group` and `tags`.
@@ -54,6 +55,7 @@ class WandbRun(WandbLogger):
         log_model: bool = False,
         **kwargs: Any,
     ) -> None:
+        id = id or os.environ.get("WANDB_RUN_ID") or None
         if id is not None and not RUN_ID.fullmatch(id):
             raise ParleyError(
                 f"id is {id!r}; leave / \\ # ? % : out of a W&B run's id, and have 128 characters at most."

@@ -1,10 +1,30 @@
-"""Write a run's checkpoint as a plain Hugging Face directory, or its adapter as a PEFT directory."""
+"""Write a run's checkpoint as a plain Hugging Face directory, or its adapter as a PEFT directory, with a model card.
+
+The card (README.md) says what the model was made of, how, and how good it was found to be: by a `parley test` of this
+checkpoint where --figures names its run or one lies beside the checkpoint's, else by validation. What Parley cannot
+know, such as licences, is marked to be filled in.
+
+  parley export --checkpoint runs/version_0/checkpoints/best.ckpt --output models/summaries --figures runs/version_1
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from src.commands.arguments import add_trust_argument
+from src.errors import ParleyError
+
+if TYPE_CHECKING:
+    from src.inference.export import Restored
+    from src.reporting.card import CardFacts, Figure
+    from src.reporting.runs import Run
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,18 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", action="store_true", help="fold an adapter into its base, and write the whole model")
     parser.add_argument("--base-model", metavar="DIR", help="where the base model is now, if it has moved")
     add_trust_argument(parser)
+    parser.add_argument("--figures", type=Path, metavar="RUN", help="the run of `parley test` that the card tells of")
+    parser.add_argument(
+        "--license", default="unknown", metavar="ID", help="of the model, as the hub calls it: apache-2.0"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that has something in it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from peft import PeftModel
 
     from src.commands.output import show
     from src.inference.export import export
+    from src.reporting.card import model_card
+    from src.writing import whole_file
 
+    tested = None if args.figures is None else _tested(args.figures)  # mistakes show before anything is written
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", args.license):
+        raise ParleyError(f"--license is {args.license!r}; give an identifier as the hub has it, such as apache-2.0.")
     restored = export(
         args.checkpoint,
         args.output,
@@ -34,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     is_adapter = isinstance(restored.model, PeftModel) and not args.merge
+    with whole_file(Path(args.output) / "README.md") as file:
+        file.write(model_card(_facts(args, restored, is_adapter, tested)))
     size = sum(file.stat().st_size for file in Path(args.output).rglob("*") if file.is_file())
     row = {
         "written": "adapter" if is_adapter else "model",
@@ -42,3 +71,112 @@ def run(args: argparse.Namespace) -> None:
         "MB": round(size / 1e6, 1),
     }
     show([row], as_json=args.json)
+
+
+def _facts(args: argparse.Namespace, restored: Restored, is_adapter: bool, tested: Run | None) -> CardFacts:
+    from src import __version__
+    from src.models.lora import count_parameters
+    from src.reporting.card import CardFacts
+
+    checkpoint = Path(args.checkpoint)
+    directory, settings = _own_run(checkpoint)
+    if tested is None and directory is not None:
+        tested = _test_of(checkpoint, directory)
+    measured = tested if tested is not None else _validated(directory)
+    figures, examples = _figures(measured, settings, is_tested=tested is not None)
+    found = re.fullmatch(r"step=(\d+)", checkpoint.stem)
+    trained = sum(p.numel() for name, p in restored.model.named_parameters() if "lora_" in name or p.requires_grad)
+    return CardFacts(
+        name=Path(args.output).name,
+        base=restored.base,
+        is_adapter=is_adapter,
+        is_encoder_decoder=bool(getattr(restored.model.config, "is_encoder_decoder", False)),
+        parameters=trained if is_adapter else count_parameters(restored.model).total,
+        version=__version__,
+        run=None if directory is None else str(directory),
+        step=int(found[1]) if found else None,
+        settings=settings,
+        template=_template(settings),
+        figures=figures,
+        examples=examples,
+        is_tested=tested is not None,
+        tested_on=None if tested is None else tested.settings.get("data.init_args.path"),
+        tested_split=None if tested is None else tested.settings.get("data.init_args.test_split"),
+        license=args.license,
+    )
+
+
+def _own_run(checkpoint: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The directory of the run that wrote a checkpoint, where it is still there, and its settings."""
+    from src.reporting.runs import settings_of
+
+    directory = checkpoint.parent.parent
+    if checkpoint.parent.name != "checkpoints" or not (directory / "config.yaml").is_file():
+        return None, {}
+    try:
+        return directory, settings_of(directory)
+    except ParleyError as error:
+        log.warning("The card tells nothing of the run: %s", error)
+        return None, {}
+
+
+def _validated(directory: Path | None) -> Run | None:
+    """A run whose validation was logged."""
+    from src.reporting.runs import read_run
+
+    if directory is None or not (directory / "metrics.csv").is_file():
+        return None
+    try:
+        return read_run(directory)
+    except ParleyError as error:
+        log.warning("The card has no figures: %s", error)
+        return None
+
+
+def _test_of(checkpoint: Path, directory: Path) -> Run | None:
+    """The newest test of this very checkpoint among the runs beside its own."""
+    from src.reporting.runs import read_run, settings_of
+
+    for file in sorted(directory.parent.glob("*/predictions.csv"), key=lambda one: -one.stat().st_mtime):
+        try:
+            given = settings_of(file.parent).get("ckpt_path")
+            if isinstance(given, str) and Path(given).resolve() == checkpoint.resolve():
+                return read_run(file.parent)
+        except ParleyError as error:
+            log.warning("%s is passed over: %s", file.parent, error)
+    return None
+
+
+def _tested(directory: Path) -> Run:
+    from src.reporting.runs import read_run
+
+    found = read_run(directory)
+    if not any(name.startswith("test/") for name in found.figures):
+        raise ParleyError(f"{directory} has no figures of a test; give the run that `parley test` wrote.")
+    return found
+
+
+def _figures(run: Run | None, settings: Mapping[str, Any], *, is_tested: bool) -> tuple[list[Figure], int | None]:
+    """The last figures of a test or of validation; those of ROUGE with intervals where there are predictions."""
+    from src.inference.card_figures import rouge_with_intervals
+    from src.reporting.card import Figure
+
+    if run is None:
+        return [], None
+    prefix = "test/" if is_tested else "val/"
+    found = {name: Figure(name, value) for name, value in run.figures.items() if name.startswith(prefix)}
+    file = Path(run.name) / "predictions.csv"
+    if not is_tested or not file.is_file():
+        return list(found.values()), None
+    words = settings.get("model.init_args.metrics.rouge.init_args.tokenizer")
+    count, scores = rouge_with_intervals(file, "unicode" if words == "unicode" else "standard")
+    for key, (mean, low, high) in scores.items():
+        found[f"test/{key}"] = Figure(f"test/{key}", mean, (low, high))
+    return list(found.values()), count or None
+
+
+def _template(settings: Mapping[str, Any]) -> str | None:
+    from src.datamodules.templates import named_templates
+
+    name = settings.get("data.init_args.template")
+    return named_templates().get(name, name) if isinstance(name, str) and name else None

@@ -133,6 +133,18 @@ def read_run(directory: Path) -> Run:
     )
 
 
+def settings_of(directory: Path) -> dict[str, Any]:
+    """A run's configuration, flattened; empty where it has none.
+
+    Args:
+        directory: Of the run; more than this need not be there.
+
+    Raises:
+        ParleyError: The file is malformed.
+    """
+    return dict(_flat(_mapping(directory / "config.yaml")))
+
+
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, with what each has; None where it has no such setting."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
