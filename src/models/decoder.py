@@ -67,6 +67,17 @@ class Decoder:
             inputs = {"input_ids": self.next_ids, **self.positions}
         return {**inputs, "attention_mask": self.query_mask, "past_key_values": self.cache, "use_cache": True}
 
+    def multiply(self, times: int) -> None:
+        """Let each row go on as several, which follow one another, now that its prompt has been read once."""
+        self.cache.batch_repeat_interleave(times)
+        self.query_mask, self.next_ids = (
+            rows.repeat_interleave(times, dim=0) for rows in (self.query_mask, self.next_ids)
+        )
+        if self.is_encoder_decoder:
+            self.encoder_hidden = self.encoder_hidden.repeat_interleave(times, dim=0)
+        else:
+            self.positions = {name: ids.repeat_interleave(times, dim=0) for name, ids in self.positions.items()}
+
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
         """Take in the tokens of the rows that go on; forget the others.
 

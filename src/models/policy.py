@@ -89,6 +89,38 @@ def score_tokens(
     return TokenFigures(logprobs, entropy, values)
 
 
+def score_groups(
+    model: Model,
+    query_ids: Tensor,
+    query_mask: Tensor,
+    response_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    drawable: Drawable | None = None,
+    temperature: float = 1.0,
+) -> TokenFigures:
+    """As `score_tokens`, of several responses to each prompt, which is read once; without values.
+
+    Args:
+        model: A decoder-only policy or reference that `keeps_answers_apart`.
+        query_ids: (prompts, query time), left-padded.
+        query_mask: (prompts, query time).
+        response_ids: (prompts × n, time): all responses to the first prompt, then those to the second, and so on.
+        response_mask: (prompts × n, time).
+        drawable: What could be drawn at each place; everything when left out.
+        temperature: The one that responses are sampled at.
+    """
+    count = len(query_ids)
+    places = torch.arange(len(response_ids), device=response_ids.device)
+    by_answer = places.view(count, -1).T.flatten()  # the first responses to all prompts, then the second ones
+    states, _ = shared_states(model, query_ids, query_mask, response_ids[by_answer], response_mask[by_answer])
+    labels = response_ids.masked_fill(response_mask == 0, IGNORE_INDEX)
+    logprobs, entropy = logprobs_from_hidden(
+        states[by_answer.argsort()], labels, output_head(model), drawable=drawable, temperature=temperature
+    )
+    return TokenFigures(logprobs, entropy, torch.zeros_like(logprobs))
+
+
 class AnswerLogprobs(NamedTuple):
     """What a model says about several answers to each prompt, float32.
 

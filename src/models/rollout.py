@@ -117,15 +117,18 @@ def sample_responses(
     seeds: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     encoder_hidden: Tensor | None = None,
+    answers: int = 1,
 ) -> Responses:
-    """Sample one response a query, with LoRA folded into the weights meanwhile; the model must be in evaluation mode.
+    """Sample responses to queries, each of which is read once; the model must be in evaluation mode.
+
+    An adapter is folded into the weights meanwhile.
 
     A response ends with EOS, at its own maximum, or where the model has no more positions.
 
     Args:
         model: An encoder-decoder or decoder-only model, with or without adapter.
-        query_ids: (batch, query time), left-padded for a decoder-only model.
-        query_mask: (batch, query time).
+        query_ids: (queries, query time), left-padded for a decoder-only model.
+        query_mask: (queries, query time).
         options: How to sample.
         eos_token_ids: Each of these ends a response.
         pad_token_id: Fills `ids` where a response has ended.
@@ -133,18 +136,19 @@ def sample_responses(
         seeds: One a row, on which its maximum and its tokens depend, whatever else is in the batch; see `row_seeds`.
         generator: Draws the seeds where they are left out; a CPU generator, torch's own when left out.
         encoder_hidden: What `encode` gave for these queries; computed when left out.
+        answers: Responses to each query, which follow one another.
 
     Returns:
-        The responses, as long as the longest.
+        The responses, as long as the longest; batch is queries times answers.
 
     Raises:
         ParleyError: A query leaves no position for a response, or the model's probabilities are not finite.
     """
     if seeds is None:
-        seeds = torch.randint(2**63 - 1, (len(query_ids),), generator=generator).tolist()
+        seeds = torch.randint(2**63 - 1, (len(query_ids) * answers,), generator=generator).tolist()
     streams = [torch.Generator(query_ids.device).manual_seed(seed) for seed in seeds]
-    limits = _draw_limits(base_model(model), query_mask, options, streams)
-    batch, longest = len(query_ids), int(limits.max())
+    limits = _draw_limits(base_model(model), query_mask.repeat_interleave(answers, dim=0), options, streams)
+    batch, longest = len(query_ids) * answers, int(limits.max())
     ids = query_ids.new_full((batch, longest), pad_token_id)
     mask, has_eos = torch.zeros_like(ids), torch.zeros(batch, dtype=torch.bool, device=ids.device)
     eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
@@ -155,6 +159,9 @@ def sample_responses(
         decoder = Decoder(model, query_ids, query_mask, encoder_hidden)
         for step in range(longest):
             logits, so_far = decoder.next_logits(), ids[rows, :step]
+            if step == 0 and answers > 1:
+                logits = logits.repeat_interleave(answers, dim=0)
+                decoder.multiply(answers)
             if step < options.min_new_tokens:
                 logits[:, eos] = -torch.inf
             logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]

@@ -231,3 +231,13 @@ def test_probabilities_that_are_not_finite_are_said(kind, model, tokenizer):
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ParleyError, match="rollout"):
         RolloutOptions(**wrong)
+
+
+def test_several_answers_to_a_query_are_those_of_the_query_said_several_times(model, tokenizer):
+    options = RolloutOptions(min_new_tokens=2, output_min_length=3, output_max_length=12)
+    seeds = row_seeds(3, 1, range(3), 4)
+    once = sample(model, tokenizer, options, seeds=seeds, answers=4)
+    repeated = sample(model, tokenizer, options, seeds=seeds, texts=[text for text in TEXTS for _ in range(4)])
+    assert torch.equal(once.ids, repeated.ids)
+    assert torch.equal(once.mask, repeated.mask)
+    assert len({tuple(row) for row in once.ids[:4].tolist()}) > 1

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
 from src.models.cpu import speed_up_on_cpu
-from src.models.policy import answer_logprobs
+from src.models.policy import answer_logprobs, score_groups, score_tokens
 from src.models.shared_prompts import is_worth_sharing, keeps_answers_apart
+from src.rl.drawable import Drawable
 
 
 def batch():
@@ -76,3 +77,21 @@ def test_models_that_look_elsewhere_are_known(tiny_base):
 
     assert not keeps_answers_apart(load_model(tiny_base("t5")))
     assert not is_worth_sharing(torch.zeros(1, 5), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("restricted", [False, True])
+def test_a_group_s_figures_are_those_of_each_response(tiny_base, kind, restricted):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base(kind), dtype=torch.float32).eval()
+    queries, query_mask, answers, answer_mask = batch()
+    kept = torch.rand(9, 6, model.config.vocab_size, generator=torch.Generator().manual_seed(1)) < 0.5
+    kept.scatter_(2, answers[..., None], True)
+    parts = [(torch.arange(9), Drawable.of(kept[:, step])) for step in range(6)]
+    drawable = Drawable.assemble(parts, 9, model.config.vocab_size, queries.device) if restricted else None
+    sampled = {"drawable": drawable, "temperature": 0.7}
+    with torch.no_grad():
+        together = score_groups(model, queries, query_mask, answers, answer_mask, **sampled)
+        each = (queries.repeat_interleave(3, 0), query_mask.repeat_interleave(3, 0))
+        apart = score_tokens(model, *each, answers, answer_mask, **sampled)
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one * answer_mask, other * answer_mask, rtol=1e-5, atol=1e-5)

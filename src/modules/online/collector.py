@@ -14,10 +14,11 @@ from src.contracts import Batch
 from src.models.autocast import cast_once
 from src.models.endings import decode_answers, ending_ids
 from src.models.logits import BannedTexts, token_rules
-from src.models.policy import TokenFigures, encode_prompts, score_tokens
+from src.models.policy import TokenFigures, encode_prompts, score_groups, score_tokens
 from src.models.reference import Reference
 from src.models.responses import Model, encoder_is_frozen
 from src.models.rollout import Responses, RolloutOptions, row_seeds, sample_responses
+from src.models.shared_prompts import is_worth_sharing, keeps_answers_apart
 from src.models.tying import base_model
 from src.models.value_head import ValueHead
 from src.modules.online.clock import PhaseClock
@@ -63,6 +64,7 @@ class Collector:
         self.num_generations = num_generations
         self.value_head = value_head
         self.encoder_is_frozen = encoder_is_frozen(policy)
+        self._shares_prompts = num_generations > 1 and value_head is None and keeps_answers_apart(policy)
 
     def encode(self, batch: Batch) -> Tensor | None:
         """The policy's encoder output for each prompt, (prompts, query time, hidden); None without an encoder."""
@@ -115,14 +117,15 @@ class Collector:
     def _sample(self, batch: Batch, seeds: Sequence[int], encoder_hidden: Tensor | None) -> Responses:
         responses = sample_responses(
             self.policy,
-            self._repeat(batch["prompt_ids"]),
-            self._repeat(batch["prompt_attention_mask"]),
+            batch["prompt_ids"],
+            batch["prompt_attention_mask"],
             self.options,
             eos_token_ids=self.endings,
             pad_token_id=int(self.tokenizer.pad_token_id),
             banned=self.banned,
             seeds=seeds,
-            encoder_hidden=None if encoder_hidden is None else self._repeat(encoder_hidden),
+            encoder_hidden=encoder_hidden,
+            answers=self.num_generations,
         )
         torch.clear_autocast_cache()
         return responses
@@ -143,6 +146,10 @@ class Collector:
         self, batch: Batch, responses: Responses, encoder_hidden: Tensor | None
     ) -> tuple[TokenFigures, Tensor]:
         """What policy and reference say about the responses, as many rows at a time as there are prompts."""
+        # Under autocast another mask means another rounding, and ratios of the first minibatch would not be 1.
+        is_exact = self._shares_prompts and not torch.is_autocast_enabled(responses.ids.device.type)
+        if is_exact and is_worth_sharing(batch["prompt_ids"], responses.ids):
+            return self._measure_groups(batch, responses)
         shared = encoder_hidden if self.encoder_is_frozen else None
         parts = torch.arange(len(responses.ids)).split(len(batch["prompt_ids"]))
         figures, ref_logprobs = [], []
@@ -162,6 +169,20 @@ class Collector:
                     torch.clear_autocast_cache()
                     ref_logprobs.append(score_tokens(reference, *given, ref_hidden, **sampled).logprobs)
             torch.clear_autocast_cache()
+        return TokenFigures(*(torch.cat(each) for each in zip(*figures, strict=True))), torch.cat(ref_logprobs)
+
+    def _measure_groups(self, batch: Batch, responses: Responses) -> tuple[TokenFigures, Tensor]:
+        """The same, with all responses to a prompt in a row, and so many prompts at a time that places stay as few."""
+        size = self.num_generations
+        figures, ref_logprobs = [], []
+        for prompts in torch.arange(len(batch["prompt_ids"])).split(-(-len(batch["prompt_ids"]) // size)):
+            rows = (prompts[:, None] * size + torch.arange(size)).flatten()
+            asked = (batch["prompt_ids"][prompts], batch["prompt_attention_mask"][prompts])
+            given = (*asked, responses.ids[rows], responses.mask[rows])
+            sampled: Any = {"drawable": responses.drawable[rows], "temperature": self.options.temperature}
+            figures.append(score_groups(self.policy, *given, **sampled))
+            with self.reference.active(self.policy) as reference:
+                ref_logprobs.append(score_groups(reference, *given, **sampled).logprobs)
         return TokenFigures(*(torch.cat(each) for each in zip(*figures, strict=True))), torch.cat(ref_logprobs)
 
     def gather(self, own: Rollout, world_size: int) -> Rollout:
