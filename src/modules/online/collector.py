@@ -145,44 +145,37 @@ class Collector:
     def _measure(
         self, batch: Batch, responses: Responses, encoder_hidden: Tensor | None
     ) -> tuple[TokenFigures, Tensor]:
-        """What policy and reference say about the responses, as many rows at a time as there are prompts."""
-        # Under autocast another mask means another rounding, and ratios of the first minibatch would not be 1.
-        is_exact = self._shares_prompts and not torch.is_autocast_enabled(responses.ids.device.type)
-        if is_exact and is_worth_sharing(batch["prompt_ids"], responses.ids):
-            return self._measure_groups(batch, responses)
-        shared = encoder_hidden if self.encoder_is_frozen else None
-        parts = torch.arange(len(responses.ids)).split(len(batch["prompt_ids"]))
+        """What policy and reference say about the responses, about as many rows at a time as there are prompts.
+
+        Where it pays, a decoder-only model reads a prompt once for all its responses. Not under autocast: another mask
+        means another rounding, and the first minibatch's ratios would not be 1.
+        """
+        is_exact = not torch.is_autocast_enabled(responses.ids.device.type)
+        shares = self._shares_prompts and is_exact and is_worth_sharing(batch["prompt_ids"], responses.ids)
+        size, count = self.num_generations, len(batch["prompt_ids"])
         figures, ref_logprobs = [], []
-        for rows in parts:
-            prompts = rows // self.num_generations
-            given = (
-                batch["prompt_ids"][prompts],
-                batch["prompt_attention_mask"][prompts],
-                responses.ids[rows],
-                responses.mask[rows],
-            )
+        for prompts in torch.arange(count).split(-(-count // size)):  # as many parts whether shared or not: all
+            rows = (prompts[:, None] * size + torch.arange(size)).flatten()  # processes of a sharded model keep step
             sampled: Any = {"drawable": responses.drawable[rows], "temperature": self.options.temperature}
-            hidden, ref_hidden = (None if each is None else each[prompts] for each in (encoder_hidden, shared))
+            given = (responses.ids[rows], responses.mask[rows])
+            asked = prompts if shares else prompts.repeat_interleave(size)
+            queries = (batch["prompt_ids"][asked], batch["prompt_attention_mask"][asked])
+            hidden = None if encoder_hidden is None else encoder_hidden[asked]
+            ref_hidden = hidden if self.encoder_is_frozen else None
             with cast_once(self.policy, frozen_only=True, spare_head=True):
-                figures.append(score_tokens(self.policy, *given, hidden, value_head=self.value_head, **sampled))
+                if shares:
+                    figures.append(score_groups(self.policy, *queries, *given, **sampled))
+                else:
+                    ours = {"value_head": self.value_head, **sampled}
+                    figures.append(score_tokens(self.policy, *queries, *given, hidden, **ours))
                 with self.reference.active(self.policy) as reference:
                     torch.clear_autocast_cache()
-                    ref_logprobs.append(score_tokens(reference, *given, ref_hidden, **sampled).logprobs)
+                    if shares:
+                        theirs = score_groups(reference, *queries, *given, **sampled)
+                    else:
+                        theirs = score_tokens(reference, *queries, *given, ref_hidden, **sampled)
+                    ref_logprobs.append(theirs.logprobs)
             torch.clear_autocast_cache()
-        return TokenFigures(*(torch.cat(each) for each in zip(*figures, strict=True))), torch.cat(ref_logprobs)
-
-    def _measure_groups(self, batch: Batch, responses: Responses) -> tuple[TokenFigures, Tensor]:
-        """The same, with all responses to a prompt in a row, and so many prompts at a time that places stay as few."""
-        size = self.num_generations
-        figures, ref_logprobs = [], []
-        for prompts in torch.arange(len(batch["prompt_ids"])).split(-(-len(batch["prompt_ids"]) // size)):
-            rows = (prompts[:, None] * size + torch.arange(size)).flatten()
-            asked = (batch["prompt_ids"][prompts], batch["prompt_attention_mask"][prompts])
-            given = (*asked, responses.ids[rows], responses.mask[rows])
-            sampled: Any = {"drawable": responses.drawable[rows], "temperature": self.options.temperature}
-            figures.append(score_groups(self.policy, *given, **sampled))
-            with self.reference.active(self.policy) as reference:
-                ref_logprobs.append(score_groups(reference, *given, **sampled).logprobs)
         return TokenFigures(*(torch.cat(each) for each in zip(*figures, strict=True))), torch.cat(ref_logprobs)
 
     def gather(self, own: Rollout, world_size: int) -> Rollout:
