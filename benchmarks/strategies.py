@@ -27,7 +27,7 @@ from benchmarks.strategy_cases import CASES, Measured, Plan, make_bases
 from src.commands.output import show
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 600  # seconds
+PATIENCE = 1800  # seconds
 
 
 def measure(
