@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from peft import LoraConfig
 
-from benchmarks.ppo import SAMPLE, Timed
+from benchmarks.dpo import clock
+from benchmarks.ppo import SAMPLE
 from benchmarks.prompts import Prompts
 from benchmarks.seq2seq import quieten
 from src.commands.output import show
@@ -54,12 +54,24 @@ def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: st
         ),
     )
     examples = [Example(prompt, "-", ["-"]) for prompt in prompts]
-    timed = Timed()
+    seconds, now = [], clock(args)
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *given: Any) -> None:
+            _, module, _, place = given
+            if place % module.minibatches == 0:
+                self.since = now()
+
+        def on_train_batch_end(self, *given: Any) -> None:
+            _, module, _, _, place = given
+            if (place + 1) % module.minibatches == 0:
+                seconds.append(now() - self.since)
+
     Trainer(
         accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[timed], gradient_clip_val=1.0,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Clock()], gradient_clip_val=1.0,
     ).fit(module, Prompts(base, examples, args.prompts, max_target_length=8, is_encoder_decoder=False))  # fmt: skip
-    return [row["total"] for row in timed.figures]
+    return seconds
 
 
 def theirs(base: Path, prompts: list[str], args: argparse.Namespace, *, bf16: bool) -> list[float]:
@@ -70,16 +82,16 @@ def theirs(base: Path, prompts: list[str], args: argparse.Namespace, *, bf16: bo
     from trl import GRPOTrainer
 
     steps = args.prompts * args.num_generations // args.minibatch_size
-    reward, seconds, since = LengthReward(30), [], [0.0]
+    reward, seconds, since, now = LengthReward(30), [], [0.0], clock(args)
 
     class Clock(TrainerCallback):
         def on_step_begin(self, arguments: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             if state.global_step % steps == 0:
-                since[0] = time.perf_counter()
+                since[0] = now()
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             if state.global_step % steps == 0:
-                seconds.append(time.perf_counter() - since[0])
+                seconds.append(now() - since[0])
 
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -127,6 +139,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of every answer")
     parser.add_argument("--hidden-size", type=int, default=256, help="the model's width")
     parser.add_argument("--layers", type=int, default=6, help="the model's blocks")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
+    )
     parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
