@@ -201,7 +201,7 @@ def _saved(workshop: Workshop, name: str, content: Any) -> Path:
 def _runs(workshop: Workshop) -> Iterator[Case]:
     """What `report` may find in a run's directory."""
     rows = '{"prompt": "a", "references": ["b"], "prediction": "c"}\n'
-    change = "query,response_before,response_after,reward_diff\n"
+    change = "query,response_before,response_after,reward_before,reward_after\n"
     broken: dict[str, tuple[str, str | bytes]] = {
         "settings utf-16": ("config.yaml", "a: 1\n".encode("utf-16")),
         "settings binary": ("config.yaml", bytes(range(256))),
@@ -225,9 +225,9 @@ def _runs(workshop: Workshop) -> Iterator[Case]:
         "samples with references in lists": ("samples/step-9999999.jsonl", rows.replace('["b"]', '[["b"]]')),
         "samples with a prompt of lists": ("samples/step-9999999.jsonl", rows.replace('"a"', '["a"]')),
         "samples binary": ("samples/step-9999999.jsonl", bytes(range(256))),
-        "changes of text": ("before_after.csv", f"{change}a,b,c,much\n"),
+        "changes of text": ("before_after.csv", f"{change}a,b,c,0,much\n"),
         "changes without a query": ("before_after.csv", "response_before\nb\n"),
-        "changes without a figure": ("before_after.csv", f"{change}a,b,c,\n"),
+        "changes without a figure": ("before_after.csv", f"{change}a,b,c,0,\n"),
     }
     for name, (file, content) in broken.items():
         directory = workshop.copy(workshop.run(), f"run-{name.replace(' ', '-')}")
@@ -235,5 +235,5 @@ def _runs(workshop: Workshop) -> Iterator[Case]:
         (directory / file).write_bytes(content.encode() if isinstance(content, str) else content)
         yield Case("report", name, ("report", str(directory), "--output", "page.html"), Path(file).name)
     whole = workshop.copy(workshop.run(), "run-whole")
-    (whole / "before_after.csv").write_text(f"{change}a,b,c,-1.5\n")
+    (whole / "before_after.csv").write_text(f"{change}a,b,c,1,-0.5\n")
     yield Case("report", "good: a run", ("report", str(whole), "--output", "page.html"), accepted=True)
