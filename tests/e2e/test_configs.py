@@ -100,7 +100,7 @@ def test_lists_of_files_add_up(parley, capsys, tmp_path, order):
     trainer = printed(parley, capsys, CONFIGS / "dialogsum_lora.yaml", *files[::order])["trainer"]
     assert (trainer["strategy"], trainer["devices"], trainer["precision"]) == ("ddp", "auto", "bf16-mixed")
     names = sorted(one["class_path"].split(".")[-1] for one in trainer["callbacks"] + trainer["logger"])
-    assert names == ["Checkpoints", "Checkpoints", "EarlyStopping", "RunLogger", "WandbRun"]
+    assert names == ["Checkpoints", "Checkpoints", "EarlyStopping", "RunLogger", "TensorBoardLogger", "WandbRun"]
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["one order", "the other"])
