@@ -15,8 +15,7 @@ import multiprocessing
 import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from typing import Any
 import psutil
 import torch
 from lightning.pytorch import Callback, Trainer
-from peft import LoraConfig
 
+from benchmarks.beside_trl import adapter, add_options, clock
 from benchmarks.ppo import SAMPLE
 from benchmarks.seq2seq import quieten
 from src.commands.output import show
@@ -40,16 +39,6 @@ MIB = 2**20
 LEARNING_RATE = 1e-5
 WARM_UP = 3  # steps that are not counted
 METHODS = ("Parley", "TRL")
-
-
-def adapter() -> LoraConfig:
-    """The same for both."""
-    return LoraConfig(r=16, lora_alpha=32, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-
-
-def clock(args: argparse.Namespace) -> Callable[[], float]:
-    """What seconds are counted by."""
-    return time.process_time if args.cpu_time else time.perf_counter
 
 
 def write_pairs(file: Path, count: int) -> None:
@@ -149,18 +138,11 @@ def measure(method: str, folder: Path, args: argparse.Namespace, bf16: bool, lor
 def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks dpo", description=__doc__)
     parser.add_argument("--steps", type=int, default=16, help="timed steps of each method in a round")
-    parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
     parser.add_argument("--batch-size", type=int, default=8, help="pairs a step")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a prompt, and of an answer, at most")
-    parser.add_argument("--hidden-size", type=int, default=256, help="the model's width")
-    parser.add_argument("--layers", type=int, default=6, help="the model's blocks")
     parser.add_argument("--vocab-size", type=int, default=8000, help="the tokenizer's")
     parser.add_argument("--lora", action="store_true", help="train an adapter instead of the whole model")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
-    )
-    parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_options(parser)
     args = parser.parse_args(argv)
     quieten()
     spawn = multiprocessing.get_context("spawn")

@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from peft import LoraConfig
 
-from benchmarks.dpo import clock
+from benchmarks.beside_trl import adapter, add_options, clock
 from benchmarks.ppo import SAMPLE
 from benchmarks.prompts import Prompts
 from benchmarks.seq2seq import quieten
@@ -34,11 +33,6 @@ from src.modules.online.grpo import GRPOConfig
 from src.rewards import LengthReward
 
 BETA = 0.04
-
-
-def adapter() -> LoraConfig:
-    """The same for both."""
-    return LoraConfig(r=16, lora_alpha=32, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
 
 
 def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: str) -> list[float]:
@@ -132,18 +126,11 @@ def theirs(base: Path, prompts: list[str], args: argparse.Namespace, *, bf16: bo
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks grpo", description=__doc__)
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations of each method in a round")
-    parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
     parser.add_argument("--prompts", type=int, default=8, help="prompts an iteration")
     parser.add_argument("--num-generations", type=int, default=4, help="answers a prompt")
     parser.add_argument("--minibatch-size", type=int, default=8, help="answers in a forward and backward pass")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of every answer")
-    parser.add_argument("--hidden-size", type=int, default=256, help="the model's width")
-    parser.add_argument("--layers", type=int, default=6, help="the model's blocks")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
-    )
-    parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_options(parser)
     args = parser.parse_args(argv)
     texts = [str(row.cells["dialogue"]) for row in read_rows(SAMPLE / "train.jsonl")]
     prompts = [f"Summarize.\n\n{text}\n\nSummary: " for text in texts[: args.prompts * (args.iterations + 1)]]

@@ -72,6 +72,23 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def finished(tiny_base: Callable[..., Path]) -> Callable[[str], Any]:
+    """From an architecture to a finished model that says various things."""
+    made: dict[str, Any] = {}
+
+    def make(architecture: str) -> Any:
+        from src.inference.loading import load_finished
+        from tests.shaking import shaken
+
+        if architecture not in made:
+            made[architecture] = load_finished(str(tiny_base(architecture)), device="cpu")
+            shaken(made[architecture].model)
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_classifier(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Make a small classifier's directory; it knows the words of `WORDS`, or what a given tokenizer knows."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.commands import arguments, asking
+from src.commands.naming import add_named_models, named_models
 from src.commands.output import show, show_json
 from src.errors import ParleyError
 from src.ranges import NOT_NEGATIVE
@@ -29,15 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="checkpoints, directories or hub names")
-    parser.add_argument(
-        "--name",
-        dest="named",
-        action="append",
-        default=[],
-        metavar="NAME=MODEL",
-        help="a model and what to call it; repeatable, after those without a name",
-    )
+    add_named_models(parser, "a model and what to call it; repeatable, after those without a name")
     shown = arguments.number(int, NOT_NEGATIVE)
     parser.add_argument("--show", type=shown, default=5, metavar="N", help="print the answers to the first N examples")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all answers as .jsonl or .csv")
@@ -64,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     options = arguments.decoding_options(args)
     if options.num_return_sequences != 1:
         raise ParleyError("models are compared by one answer a prompt; set --num-return-sequences 1.")
-    models = named_models(args.models, args.named)
+    models = named_models(args.models, args.named, RESERVED)
     if len(models) < 2:
         raise ParleyError("there is nothing to compare; give two models or more.")
     check_output(args.output, args.input, args.data)
@@ -91,44 +84,6 @@ def run(args: argparse.Namespace) -> None:
             journal.finish()
         log.info("Written to %s.", args.output)
     _show(args, asked, answers, _scores(args, asked, answers))
-
-
-def named_models(models: list[str], named: list[str]) -> dict[str, str]:
-    """What each model is called, and where it is.
-
-    Args:
-        models: Those that are called by their places.
-        named: The others, each `NAME=MODEL`.
-
-    Raises:
-        ParleyError: A name is missing, taken, or one of the file's own columns.
-    """
-    found = dict(zip(labels(models), models, strict=True))
-    for text in named:
-        name, equals, model = text.partition("=")
-        if not (name and equals and model):
-            raise ParleyError(f"--name is {text!r}; write a name and a model, such as --name peft=models/adapter.")
-        if name in RESERVED or name in found:
-            why = "is a column of the answers' file" if name in RESERVED else "is given twice"
-            raise ParleyError(f"the name {name!r} {why}; choose another.")
-        found[name] = model
-    return found
-
-
-def labels(names: list[str]) -> list[str]:
-    """Short names that tell models apart: the last part of a path where that does, all of it where not.
-
-    Raises:
-        ParleyError: The same model twice.
-    """
-    if len(set(names)) < len(names):
-        raise ParleyError("the same model is given twice; leave one of them out.")
-    short = [Path(name).name or name for name in names]
-    unique = len(set(short)) == len(short)
-    return [
-        f"model:{last}" if last in RESERVED else last if unique else name
-        for last, name in zip(short, names, strict=True)
-    ]
 
 
 def _scores(args: argparse.Namespace, asked: ExampleSet, answers: dict[str, list[str]]) -> Scores | None:

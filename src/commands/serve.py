@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.commands import arguments
-from src.commands.compare import named_models
+from src.commands.naming import add_named_models, by_name, named_models
 from src.errors import ParleyError
 from src.ranges import COUNT, Range
 
@@ -33,15 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="checkpoints, directories or hub names")
-    parser.add_argument(
-        "--name",
-        dest="named",
-        action="append",
-        default=[],
-        metavar="NAME=MODEL",
-        help="a model and what clients call it; repeatable",
-    )
+    add_named_models(parser, "a model and what clients call it; repeatable")
     parser.add_argument(
         "--adapter",
         dest="adapters",
@@ -86,11 +78,9 @@ def run(args: argparse.Namespace) -> None:
     if args.max_answers > args.max_batch:
         raise ParleyError(f"--max-answers is {args.max_answers} and --max-batch {args.max_batch}; raise the latter.")
     names = named_models(args.models, args.named)
-    adapters = named_models([], args.adapters)
-    if not names or (adapters and len(names) != 1) or adapters.keys() & names.keys():
-        raise ParleyError(
-            "give a MODEL or several; with --adapter one, which they are on, and names that it has not got itself."
-        )
+    adapters = by_name(args.adapters, "--adapter", names)
+    if not names or (adapters and len(names) != 1):
+        raise ParleyError("give a MODEL or several; with --adapter one, which they are on.")
     key = _key(args)
     listening = bound(args.host, args.port)
     host, port = listening.getsockname()[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -54,7 +55,7 @@ class Message(_Strict):
     content: Text | list[Part] | None = None
 
 
-class Decoding(_Strict):
+class Decoding(_Strict, ABC):
     """How to decode; what is left out is as the server was told, or as the model's own settings have it.
 
     `top_k`, `repetition_penalty` and `min_tokens` are not OpenAI's; its client sends them as `extra_body`.
@@ -88,9 +89,9 @@ class Decoding(_Strict):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def top_tokens(self) -> int | None:
         """How many of the likeliest tokens to name at each place; None where no log-probabilities are wanted."""
-        raise NotImplementedError
 
     def biases(self) -> tuple[tuple[int, float], ...]:
         """The logit biases by token id.

@@ -242,7 +242,7 @@ def test_compare_by_name(
     assert [*next(iter(read_rows(tmp_path / "both.csv"))).cells][-2:] == ["original", "peft"]
     for names, said in (
         (["--name", one, "--name", f"b={two}"], "write a name and a model"),
-        (["--name", f"a={one}", "--name", f"a={two}"], "'a' is given twice"),
+        (["--name", f"a={one}", "--name", f"a={two}"], "--name: the name 'a' is taken or given twice"),
         (["--name", f"prompt={one}", "--name", f"b={two}"], "is a column"),
         (["--name", f"a={one}"], "nothing to compare"),
     ):

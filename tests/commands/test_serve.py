@@ -149,6 +149,9 @@ def test_bad_input_is_one_line(
             ([t5, "--port", "0", "--format", "published"], "encoder-decoder"),
             ([str(tmp_path / "none"), "--port", "0"], "there is no model directory"),
             ([t5, str(tiny_base("bart")), "--adapter", "a=x"], "with --adapter one"),
+            ([t5, "--adapter", "models/adapter"], "--adapter is 'models/adapter'; write a name and a model"),
+            ([t5, "--adapter", "a=x", "--adapter", "a=y"], "--adapter: the name 'a' is taken or given twice"),
+            ([t5, "--adapter", f"{Path(t5).name}=x"], f"--adapter: the name {Path(t5).name!r} is taken"),
             ([t5, "--port", "0", "--adapter", f"a={tmp_path}"], "no adapter directory"),
             ([str(tiny_base("bart")), "--port", "0", "--adapter", f"a={biased}"], "cannot be switched on and off"),
         ):

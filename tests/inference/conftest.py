@@ -10,33 +10,13 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from src.inference.loading import FinishedModel, load_finished
+from src.inference.loading import load_finished
 from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
 from src.models.saving import save_model
 from src.modules.checkpoint import describe
-
-
-def shaken(model: torch.nn.Module, only: str = "") -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if only in name:
-                parameter += 0.25 * torch.randn(parameter.shape, generator=generator)
-
-
-@pytest.fixture(scope="session")
-def finished(tiny_base: Callable[..., Path]) -> Callable[[str], FinishedModel]:
-    made: dict[str, FinishedModel] = {}
-
-    def make(architecture: str) -> FinishedModel:
-        if architecture not in made:
-            made[architecture] = load_finished(str(tiny_base(architecture)), device="cpu")
-            shaken(made[architecture].model)
-        return made[architecture]
-
-    return make
+from tests.shaking import shaken
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,8 @@ def started(engine: Engine) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def hosted(shaken: Callable[[str], FinishedModel]) -> Callable[[str], Hosted]:
-    return lambda kind: Hosted(kind, shaken(kind), GenerationOptions())
+def hosted(finished: Callable[[str], FinishedModel]) -> Callable[[str], Hosted]:
+    return lambda kind: Hosted(kind, finished(kind), GenerationOptions())
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -161,13 +161,15 @@ def test_no_more_than_may_are_written_or_wait(hosted: Callable[[str], Hosted]) -
 
 
 def test_what_fails_ends_its_own_requests_alone(
-    hosted: Callable[[str], Hosted], shaken: Callable[[str], FinishedModel], monkeypatch: pytest.MonkeyPatch
+    hosted: Callable[[str], Hosted], finished: Callable[[str], FinishedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoilt = copy.deepcopy(shaken("gpt2"))
+    spoilt = copy.deepcopy(finished("gpt2"))
     with torch.no_grad():
         next(iter(spoilt.model.parameters())).fill_(torch.nan)
     bad = Hosted("bad", spoilt, GenerationOptions())
-    broken = Hosted("broken", replace(shaken("llama"), model=copy.deepcopy(shaken("llama").model)), GenerationOptions())
+    broken = Hosted(
+        "broken", replace(finished("llama"), model=copy.deepcopy(finished("llama").model)), GenerationOptions()
+    )
 
     def raises(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory\nand more")

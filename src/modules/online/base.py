@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 from src.contracts import Batch, RolloutRecord
 from src.errors import ParleyError
 from src.models.autocast import cast_once
-from src.models.endings import decode_answers
 from src.models.policy import TokenFigures, score_tokens
 from src.modules.checkpoint import state_of_method
 from src.modules.online.buffer import Minibatch, RolloutBuffer, Unit
 from src.modules.online.clock import PhaseClock
 from src.modules.online.policy import SamplingModule
+from src.modules.online.records import records_of
+from src.modules.online.skipping import SkippedUpdates
 from src.parallel.gathering import gathered, local, total_norm
 from src.ranges import COUNT
 from src.rewards import Reward
@@ -76,9 +77,7 @@ class OnlineModule(SamplingModule):
         super().__init__(model_name_or_path, reward, config, **kwargs)
         COUNT.refuse("max_skipped_updates", max_skipped_updates)
         self.score_shaper = config.score_shaper()
-        self.max_skipped_updates = max_skipped_updates
-        self.skipped_updates = 0
-        self.skipped_in_a_row = 0
+        self.skipped = SkippedUpdates(max_skipped_updates)
         self.buffer: RolloutBuffer | None = None  # from the start of training on
         self._saved_buffer: dict[str, Any] | None = None  # of the checkpoint, until then
         self.minibatches = 0  # of a pass, on each process
@@ -217,29 +216,14 @@ class OnlineModule(SamplingModule):
         trained = [parameter for parameter in self.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if self._learns and bool(total_norm(gradients).isfinite()):
-            self.skipped_in_a_row = 0
+            self.skipped.in_a_row = 0
         else:
             if self._learns:
-                self._skip("the loss or its gradient is not finite")
+                assert self.buffer is not None
+                self.skipped.skip(self.buffer.iteration, "the loss or its gradient is not finite")
             for parameter in trained:
                 parameter.grad = None
-        self.log("train/skipped_updates", float(self.skipped_updates), batch_size=1)
-
-    def _skip(self, why: str) -> None:
-        """Count an update that is left out; every process comes here or none does.
-
-        Raises:
-            ParleyError: Too many in a row.
-        """
-        assert self.buffer is not None
-        self.skipped_updates += 1
-        self.skipped_in_a_row += 1
-        log.warning("Iteration %d: update skipped: %s.", self.buffer.iteration, why)
-        if self.skipped_in_a_row >= self.max_skipped_updates:
-            raise ParleyError(
-                f"{self.skipped_in_a_row} updates in a row were skipped, the last because {why}; go on from an earlier "
-                "checkpoint with a lower learning rate, or look at what the reward returns."
-            )
+        self.log("train/skipped_updates", float(self.skipped.total), batch_size=1)
 
     def _stop_if_far(self, rollout: Rollout, new: TokenFigures) -> None:
         """Leave the rest of the rollout once the policy is too far from the one that sampled, on every process."""
@@ -273,7 +257,7 @@ class OnlineModule(SamplingModule):
         self.buffer.fill(rollout)
         if not finite:
             self.buffer.stop()
-            self._skip("the reward gave a score that is not finite")
+            self.skipped.skip(self.buffer.iteration, "the reward gave a score that is not finite")
         self._figures = rollout_stats(rollout) | figures
         if not finite:  # zeros stand for the scores that are not
             unknown = ("reward", "scores")
@@ -345,21 +329,7 @@ class OnlineModule(SamplingModule):
         """The responses of all processes, of the iteration that the last training step began; none of any other."""
         if self.buffer is None or self.buffer.rollout is None or self.buffer.place != 1:
             return []
-        rollout = self.buffer.rollout
-        prompts = self.tokenizer.batch_decode(rollout.query_ids, skip_special_tokens=True)
-        responses = decode_answers(self.tokenizer, rollout.response_ids, self.collector.endings)
-        figures = (
-            rollout.index,
-            rollout.scores,
-            masked_mean(rollout.advantages, rollout.response_mask, dim=-1),
-            rollout.has_eos,
-        )
-        return [
-            RolloutRecord(self.buffer.iteration, index, prompt.strip(), response.strip(), score, advantage, ended)
-            for prompt, response, index, score, advantage, ended in zip(
-                prompts, responses, *(figure.tolist() for figure in figures), strict=True
-            )
-        ]
+        return records_of(self.buffer.rollout, self.buffer.iteration, self.tokenizer, self.collector.endings)
 
     def tokens(self, batch: Batch) -> Tensor:
         """Response tokens of the minibatch that has just been learned from."""
@@ -372,15 +342,14 @@ class OnlineModule(SamplingModule):
         return {
             "figures": self._figures,
             "score_shaper": self.score_shaper.state_dict(),
-            "skipped_updates": self.skipped_updates,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            **self.skipped.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
         self._figures = state["figures"]
         self.score_shaper.load_state_dict(state["score_shaper"])
-        self.skipped_updates, self.skipped_in_a_row = state["skipped_updates"], state["skipped_in_a_row"]
+        self.skipped.load_state_dict(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the rollout that is being learned from, and what the method keeps."""

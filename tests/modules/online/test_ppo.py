@@ -140,7 +140,7 @@ def test_the_update_stops_at_its_target_kl(make):
         far = [figure > 1.5 * config.target_kl for figure in kl].index(True)
         assert 0 < far < 18
         assert moved == [True] * (far + 1) + [False] * (19 - far)
-    assert module.skipped_updates == 0
+    assert module.skipped.total == 0
 
 
 def test_a_step_without_responses_leaves_the_weights_alone(make):

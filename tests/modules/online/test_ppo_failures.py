@@ -33,7 +33,7 @@ def test_scores_that_are_not_finite_never_reach_the_running_moments(make, script
     assert module.score_shaper.moments.count == 14
     assert module.score_shaper.moments.mean == pytest.approx(seen.mean().item())
     assert module.score_shaper.moments.std == pytest.approx(seen.std().item(), rel=1e-5)
-    assert module.skipped_updates == 1
+    assert module.skipped.total == 1
 
 
 def test_scores_that_are_all_equal_are_learned_from_as_they_are(make, scripted):
@@ -48,8 +48,8 @@ def test_scores_that_are_all_equal_are_learned_from_as_they_are(make, scripted):
 def test_after_a_skipped_update_training_goes_on(make, scripted):
     module, data, trainer = make(reward=scripted(float("inf")), iterations=3, max_skipped_updates=2)
     trainer.fit(module, data)
-    assert module.skipped_updates == 1
-    assert module.skipped_in_a_row == 0
+    assert module.skipped.total == 1
+    assert module.skipped.in_a_row == 0
     assert trainer.global_step == 6  # those that learned nothing are counted too
 
 
@@ -74,7 +74,7 @@ def test_a_gradient_that_is_not_finite_skips_its_step(make, trained_state):
     trainer.fit(module, data)
     assert float(trainer.callback_metrics["train/skipped_updates"]) == 1
     assert trainer.global_step == len(calls) == 2
-    assert module.skipped_in_a_row == 0
+    assert module.skipped.in_a_row == 0
     assert all(torch.isfinite(tensor).all() for tensor in trained_state(module).values())
 
 

@@ -1,0 +1,14 @@
+"""Models that say various things, where fresh ones repeat themselves."""
+
+from __future__ import annotations
+
+import torch
+
+
+def shaken(model: torch.nn.Module, only: str = "") -> None:
+    """Add noise to the parameters whose name has this in it, the same one every time."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if only in name:
+                parameter += 0.25 * torch.randn(parameter.shape, generator=generator)
