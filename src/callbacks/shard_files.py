@@ -20,7 +20,7 @@ import torch
 
 from src.contracts import Writing
 from src.errors import ParleyError
-from src.parallel.shards import Cut, join
+from src.parallel.shards import Cut, copier, join, map_leaves
 from src.writing import sync_directory, system_reason, whole_file, writing
 
 LIST, REST = "files.json", "rest.pt"
@@ -173,12 +173,13 @@ def why_unreadable(path: Path) -> str | None:
     return None
 
 
-def read_shards(path: Path, map_location: Any) -> dict[str, Any]:
-    """What a directory holds, as one file would.
+def read_shards(path: Path, map_location: Any, *, weights_alone: bool = False) -> dict[str, Any]:
+    """What a directory holds, as one file would, in memory.
 
     Args:
         path: Of which `why_unreadable` says nothing.
         map_location: Where its tensors go.
+        weights_alone: Join the weights, and leave other tensors where they are (`join`).
 
     Raises:
         ValueError: Its files do not make up a checkpoint.
@@ -188,4 +189,6 @@ def read_shards(path: Path, map_location: Any) -> dict[str, Any]:
         name: torch.load(path / name, map_location=map_location, weights_only=True, mmap=True) for name in sorted(files)
     }
     rest = read.pop(REST)
-    return join(rest, list(read.values()))
+    if weights_alone:
+        return join(rest, list(read.values()), whole="state_dict")
+    return join(map_leaves(rest, copier()), list(read.values()))

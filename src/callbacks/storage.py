@@ -26,7 +26,7 @@ from src.callbacks.shard_files import (
 )
 from src.contracts import CHECKPOINT_FORMAT, Writing
 from src.errors import ParleyError
-from src.parallel.shards import Cut, cut, map_leaves
+from src.parallel.shards import Cut, copier, cut, map_leaves
 from src.writing import system_reason, whole_file
 
 DIGEST = "digest"
@@ -139,17 +139,8 @@ def _write_file(content: dict[str, Any], path: Path) -> None:
 
 
 def _copy(content: dict[str, Any] | Cut) -> dict[str, Any] | Cut:
-    """What training goes on to change, as it is now: on the CPU, one copy of what is there under several names."""
-    copies: dict[tuple[Any, ...], Tensor] = {}
-
-    def copy(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-        if key not in copies:
-            copies[key] = value.detach().to("cpu", copy=True)
-        return copies[key]
-
+    """What training goes on to change, as it is now, on the CPU."""
+    copy = copier("cpu")
     if isinstance(content, Cut):
         return Cut(map_leaves(content.rest, copy), map_leaves(content.own, copy))
     copied: dict[str, Any] = map_leaves(content, copy)
@@ -165,7 +156,8 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
     Args:
         path: The file, or the directory of its shards.
         map_location: Where its tensors go.
-        mmap: Leave tensors on disk, in the system's cache, instead of in memory of this process.
+        mmap: Leave tensors on disk, in the system's cache, instead of in memory of this process. Of a directory the
+            weights are put together in memory; of its other tensors in shards there are type and shape alone.
 
     Raises:
         ParleyError: It is not there, not a file, damaged, not one of Parley's, or has weights that are no numbers.
@@ -175,7 +167,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
         raise CheckpointRefusedError(path, reason)
     try:
         if in_shards:
-            checkpoint, is_as_written = read_shards(Path(path), map_location), True
+            checkpoint, is_as_written = read_shards(Path(path), map_location, weights_alone=mmap), True
         else:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
             digest = checkpoint.pop(DIGEST, None) if isinstance(checkpoint, dict) else None
@@ -188,21 +180,10 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
         raise CheckpointRefusedError(path, "it is damaged: it does not hold what was written")
     if reason := lacking(checkpoint, _TO_BE_READ) or _too_new(checkpoint) or _not_a_number(checkpoint["state_dict"]):
         raise CheckpointRefusedError(path, reason)
-    return checkpoint if mmap else _in_memory(checkpoint)
-
-
-def _in_memory(value: Any) -> Any:
-    """Copy tensors out of the file; containers stay what they are, with what torch keeps beside their items."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        for key, item in value.items():
-            value[key] = _in_memory(item)
-    elif isinstance(value, list):
-        value[:] = map(_in_memory, value)
-    elif type(value) is tuple:
-        return tuple(map(_in_memory, value))
-    return value
+    if mmap or in_shards:
+        return checkpoint
+    copied: dict[str, Any] = map_leaves(checkpoint, copier())
+    return copied
 
 
 def _too_new(checkpoint: Mapping[str, Any]) -> str | None:

@@ -42,6 +42,25 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
+def copier(device: str | None = None) -> Callable[[Any], Any]:
+    """For `map_leaves`: copies of tensors, one of what is there under several names; other leaves as they are.
+
+    Args:
+        device: Where copies go; where the tensors are when left out.
+    """
+    copies: dict[tuple[Any, ...], Tensor] = {}
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        key = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if key not in copies:
+            copies[key] = value.detach().to(device or value.device, copy=True)
+        return copies[key]
+
+    return change
+
+
 def cut(checkpoint: dict[str, Any]) -> Cut:
     """Take a checkpoint apart, without a word to other processes.
 
@@ -86,20 +105,24 @@ def _first_row(tensor: DTensor) -> int:
     return min(where[dimension] * share, tensor.shape[0])
 
 
-def join(rest: dict[str, Any], parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def join(
+    rest: dict[str, Any], parts: Sequence[dict[str, dict[str, Any]]], *, whole: str | None = None
+) -> dict[str, Any]:
     """Put a checkpoint together that was taken apart on any number of processes.
 
     Args:
         rest: What `cut` left.
         parts: What each process held.
+        whole: The one entry whose tensors are wanted; of others that were in shards there are then type and shape
+            alone, on the meta device. All of them are joined when left out.
 
     Raises:
         ValueError: Rows are missing.
     """
-    joined: dict[str, Tensor] = {}
+    joined: dict[tuple[str, bool], Tensor] = {}
 
-    def whole(name: str, shape: list[int]) -> Tensor:
-        if name not in joined:
+    def find(name: str, shape: list[int], wanted: bool) -> Tensor:
+        if (name, wanted) not in joined:
             pieces = sorted((part[name] for part in parts if name in part), key=lambda piece: int(piece["first"]))
             pieces = [piece for piece in pieces if len(piece["rows"])] or pieces[:1]
             row = 0
@@ -110,19 +133,18 @@ def join(rest: dict[str, Any], parts: Sequence[dict[str, dict[str, Any]]]) -> di
             if not pieces or row != shape[0]:
                 raise ValueError(f"rows from {row} to {shape[0]} of a tensor are in no shard")
             rows = [piece["rows"] for piece in pieces]
-            joined[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
-        return joined[name]
+            joined[name, wanted] = torch.cat(rows) if wanted else rows[0].new_empty(shape, device="meta")
+        return joined[name, wanted]
 
-    def put(value: Any) -> Any:
+    def put(value: Any, wanted: bool) -> Any:
         if isinstance(value, dict):
             if _KEY in value:
-                return whole(value[_KEY], value[_SHAPE])
+                return find(value[_KEY], value[_SHAPE], wanted)
             for key, item in value.items():
-                value[key] = put(item)
+                value[key] = put(item, wanted)
             return value
         if type(value) in (list, tuple):
-            return type(value)(map(put, value))
+            return type(value)(put(item, wanted) for item in value)
         return value
 
-    found: dict[str, Any] = put(rest)
-    return found
+    return {key: put(value, whole in (None, key)) for key, value in rest.items()}

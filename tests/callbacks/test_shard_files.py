@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,14 @@ def parts(processes: int) -> list[Cut]:
     return cuts
 
 
-def write(path: Path, processes: int = 2, token: str = "1") -> Path:
+def write(path: Path, processes: int = 2, token: str = "1", cuts: Sequence[Cut] = ()) -> Path:
     """All processes at once, the first one first."""
+    cuts = cuts or parts(processes)
     threads = [
         threading.Thread(
-            target=write_shards, args=(cut, path, Writing(rank=rank, processes=processes, token=token), "")
+            target=write_shards, args=(cut, path, Writing(rank=rank, processes=len(cuts), token=token), "")
         )
-        for rank, cut in enumerate(parts(processes))
+        for rank, cut in enumerate(cuts)
     ]
     for thread in threads:
         thread.start()
@@ -73,6 +75,40 @@ def test_what_is_written_by_any_number_is_read_as_one(tmp_path, processes):
     assert len(list(path.glob("shard-*.pt"))) == processes
     mapped = read_checkpoint(path, mmap=True)["state_dict"]
     assert mapped["embedding"].data_ptr() == mapped["head"].data_ptr()
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_what_is_read_to_go_on_with_is_in_memory(tmp_path, processes):
+    """Whatever becomes of the files; 0: one file. Of a tensor with two names there is one copy."""
+    path = tmp_path / "step=0000002.ckpt"
+    if processes:
+        write(path, processes)
+    else:
+        content = join(rest(), [parts(1)[0].own])
+        AtomicCheckpointIO().save_checkpoint(content, path)
+    read = read_checkpoint(path)
+    for file in [path] if path.is_file() else path.iterdir():
+        with file.open("r+b") as stream:
+            stream.write(bytes(file.stat().st_size))
+    assert torch.equal(read["state_dict"]["embedding"], WHOLE["embedding"])
+    assert torch.equal(read["state_dict"]["norm"], WHOLE["norm"])
+    assert read["optimizer_states"][0]["state"][0]["step"] == 3
+    assert read["state_dict"]["embedding"].data_ptr() == read["state_dict"]["head"].data_ptr()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_to_look_into_a_checkpoint_takes_the_memory_of_its_weights(tmp_path, processes):
+    moments = {"optimizer_states": [{"state": {0: {"exp_avg": {"parley_shard": "0", "shape": [5, 3]}}}}]}
+    cuts = [Cut(rest(**moments), cut.own) for cut in parts(processes)]
+    path = write(tmp_path / "step=0000002.ckpt", cuts=cuts)
+    read = read_checkpoint(path, mmap=True)
+    moment = read["optimizer_states"][0]["state"][0]["exp_avg"]
+    assert (moment.is_meta, moment.shape, moment.dtype) == (True, (5, 3), torch.float32)
+    assert torch.equal(read["state_dict"]["head"], WHOLE["embedding"])
+    whole = read_checkpoint(path)["optimizer_states"][0]["state"][0]["exp_avg"]
+    assert torch.equal(whole, WHOLE["embedding"])
+    cuts[-1].own["0"]["rows"] = cuts[-1].own["0"]["rows"][1:]
+    assert not is_whole(write(tmp_path / "step=0000004.ckpt", cuts=cuts))
 
 
 def broken(path: Path, how: str) -> None:
