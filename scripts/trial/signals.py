@@ -227,7 +227,7 @@ def _what_is_wrong(case: Case, started: Started) -> str:
         return f"{len(started.others())} processes are left alive"
     if case.trains and "go on with --ckpt_path" not in mine[0]:
         return f"there is no checkpoint to go on with: {mine[0]!r}"
-    if case.trains and not (started.directory / mine[0].rpartition("--ckpt_path ")[2]).is_file():
+    if case.trains and not (started.directory / mine[0].rpartition("--ckpt_path ")[2]).exists():
         return f"the checkpoint is not there: {mine[0]!r}"
     return ""
 

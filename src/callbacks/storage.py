@@ -186,6 +186,15 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
     return copied
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether what a user names means a checkpoint, one file or in shards, rather than a model directory or a hub name.
+
+    Args:
+        path: It need not be there, nor be whole: reading says what is wrong.
+    """
+    return path.is_file() or path.suffix == ".ckpt"
+
+
 def _too_new(checkpoint: Mapping[str, Any]) -> str | None:
     written = checkpoint["parley"]
     if written["format"] <= CHECKPOINT_FORMAT:

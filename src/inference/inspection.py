@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.callbacks.storage import lacking_to_go_on, read_checkpoint
+from src.callbacks.storage import is_checkpoint, lacking_to_go_on, read_checkpoint
 from src.errors import ParleyError
 from src.inference.export import restore
 from src.models.endings import ending_ids
@@ -58,7 +58,7 @@ def inspect_model(
         ParleyError: It cannot be found or read, or the adapter does not fit.
     """
     place, sections = Path(name_or_path).expanduser(), dict[str, dict[str, Any]]()
-    if place.is_file():
+    if is_checkpoint(place):
         restored = restore(place, base_model=base_model_name, trust_remote_code=trust_remote_code)
         model, tokenizer = restored.model, restored.tokenizer
         sections["checkpoint"] = _checkpoint(place)
@@ -178,7 +178,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "optimiser": f"{len(moments)} tensors, {_bytes(_size(moments))}",
         "callbacks": ", ".join(sorted(key.split("{")[0] for key in checkpoint.get("callbacks", {}))),
         "training can go on": "yes" if lacks is None else f"no: {lacks}",
-        "size on disk": _bytes(path.stat().st_size),
+        "size on disk": _bytes(sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))),
     }
 
 

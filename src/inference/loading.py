@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.callbacks.storage import is_checkpoint
 from src.errors import ParleyError
 from src.inference.export import restore
 from src.models.classifiers import is_classifier
@@ -74,11 +75,10 @@ def load_finished(
     """
     place, where = Path(name_or_path).expanduser(), _device(device)
     weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    is_checkpoint = place.is_file() or place.suffix == ".ckpt"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
-        if is_checkpoint:
+        if is_checkpoint(place):
             if gguf_file:
                 raise ParleyError("a checkpoint knows its base's GGUF file by itself; leave --gguf-file out.")
             restored = restore(place, base_model=base_model, trust_remote_code=trust_remote_code)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from src.callbacks.storage import read_checkpoint
+from src.callbacks.storage import is_checkpoint, read_checkpoint
 from src.errors import ParleyError
 from src.models.loading import load_tokenizer
 from src.models.texts import lost_characters, special_names, text_ids
@@ -64,7 +64,7 @@ def read_tokenizer_of(
         ParleyError: There is none, or it cannot be read.
     """
     place = Path(name_or_path).expanduser()
-    if place.is_file():
+    if is_checkpoint(place):
         base = read_checkpoint(place, mmap=True).get("parley", {}).get("base")
         if base is None:
             raise ParleyError(f"{place} was not written by Parley; give the directory of its model.")
