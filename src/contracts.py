@@ -212,20 +212,31 @@ class ShowsRollouts(Protocol):
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of a checkpoint in shards a process writes.
+
+    Attributes:
+        rank: This process.
+        processes: All of them.
+        token: Tells this writing from every other, alike on all processes.
+    """
+
+    rank: int
+    processes: int
+    token: str
+
+
+@dataclass(frozen=True)
 class Writing:
     """How a checkpoint is written, for whoever writes it.
 
     Attributes:
         asynchronous: While training goes on.
-        rank: This process, where each writes its own shards.
-        processes: All of them; None where one file is written.
-        token: Tells this writing from every other, alike on all processes.
+        share: This process's, where each writes its own shards; None where the first one writes one file.
     """
 
     asynchronous: bool = False
-    rank: int = 0
-    processes: int | None = None
-    token: str = ""
+    share: Share | None = None
 
 
 @runtime_checkable

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
-from src.contracts import Writing
+from src.contracts import Share
 from src.errors import ParleyError
 from src.parallel.shards import Cut, copier, join, map_leaves
-from src.writing import sync_directory, system_reason, whole_file, writing
+from src.writing import ADVICE, sync_directory, system_reason, whole_file, writing
 
+log = logging.getLogger(__name__)
 LIST, REST = "files.json", "rest.pt"
 BLOCK = 2**22  # bytes read at a time
 PATIENCE = 1800.0  # seconds that the first process waits for another's shards
@@ -38,59 +41,101 @@ def temporary_name(path: Path, token: str) -> Path:
     return path.with_name(f".{path.name}.{token}.tmp")
 
 
-def write_shards(parts: Cut, path: Path, how: Writing, advice: str) -> None:
+def _shard_name(rank: int) -> str:
+    return f"shard-{rank:05d}"
+
+
+@contextmanager
+def heard_by_first(path: Path, share: Share) -> Iterator[None]:
+    """Have the first process, which waits for this one's shards, hear of whatever goes wrong in the block.
+
+    Args:
+        path: The checkpoint to be.
+        share: As which process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        said = str(error)
+        if not isinstance(error, ParleyError):
+            said = (
+                f"{path} cannot be written: {type(error).__name__} in process {share.rank}, whose own message says "
+                "more; earlier ones are intact, go on with --ckpt_path last."
+            )
+        file = temporary_name(path, share.token) / f"{_shard_name(share.rank)}.json"
+        with suppress(ParleyError), whole_file(file) as stream:
+            json.dump({"error": said}, stream)
+        raise
+
+
+def write_shards(parts: Cut, path: Path, share: Share, advice: str) -> None:
     """Write this process's shards; as the first one, wait for all others and give the directory its name.
 
     Args:
         parts: What is written.
         path: The checkpoint to be.
-        how: As which process.
+        share: As which process.
         advice: What to do when it cannot be written.
 
     Raises:
         ParleyError: This process, or to the first one any of them, could not write.
     """
-    folder = temporary_name(path, how.token)
-    with writing(folder, advice):
-        folder.mkdir(parents=True, exist_ok=True)
-    name = f"shard-{how.rank:05d}"
+    folder, name = temporary_name(path, share.token), _shard_name(share.rank)
     try:
-        said = {f"{name}.pt": _write(folder / f"{name}.pt", parts.own, advice)}
-        if how.rank == 0:
-            said[REST] = _write(folder / REST, parts.rest, advice)
-    except ParleyError as error:
-        with suppress(ParleyError), whole_file(folder / f"{name}.json") as stream:
-            json.dump({"error": str(error)}, stream)
-        raise
-    with whole_file(folder / f"{name}.json", advice=advice) as stream:
-        json.dump(said, stream)
-    if how.rank == 0:
-        try:
-            _finish(folder, path, how.processes or 1, advice)
-        except BaseException:
+        with heard_by_first(path, share):
+            said = {f"{name}.pt": _write(folder / f"{name}.pt", parts.own, advice)}
+            if share.rank == 0:
+                said[REST] = _write(folder / REST, parts.rest, advice)
+            with whole_file(folder / f"{name}.json", advice=advice) as stream:
+                json.dump(said, stream)
+        if share.rank == 0:
+            with writing(path, advice):
+                _finish(folder, path, share.processes, advice)
+    except BaseException:
+        if share.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+        raise
+
+
+class _Summing:
+    """A file that is only written to, one piece after the other, and the checksum of what is.
+
+    Args:
+        stream: The file.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, piece: bytes) -> int:
+        self.digest.update(piece)
+        return self._stream.write(piece)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _write(file: Path, content: Any, advice: str) -> str:
     with whole_file(file, "wb", advice) as stream:
-        torch.save(content, stream)
-    return checksum(file)
+        summing = _Summing(stream)
+        torch.save(content, cast(IO[bytes], summing))
+    return summing.digest.hexdigest()
 
 
 def _finish(folder: Path, path: Path, processes: int, advice: str) -> None:
     files: dict[str, str] = {}
     for rank in range(processes):
-        said = _await(folder / f"shard-{rank:05d}.json")
+        said = _await(folder / f"{_shard_name(rank)}.json")
         if "error" in said:
             raise ParleyError(said["error"])
         files |= said
     with whole_file(folder / LIST, advice=advice) as stream:
-        json.dump({"files": files, "processes": processes}, stream)
+        json.dump({"files": files}, stream)
     for rank in range(processes):
-        (folder / f"shard-{rank:05d}.json").unlink()
+        (folder / f"{_shard_name(rank)}.json").unlink()
     sync_directory(folder)
-    replace_checkpoint(folder, path)
+    replace_checkpoint(folder, path, advice)
 
 
 def _await(file: Path) -> dict[str, str]:
@@ -103,14 +148,24 @@ def _await(file: Path) -> dict[str, str]:
     return said
 
 
-def replace_checkpoint(temporary: Path, path: Path) -> None:
-    """Give a checkpoint its name, which another may have had; `mend` undoes what a kill between leaves."""
+def replace_checkpoint(temporary: Path, path: Path, advice: str = ADVICE) -> None:
+    """Give a checkpoint its name, which another may have had; `mend` undoes what a kill between leaves.
+
+    Args:
+        temporary: What it is called until now.
+        path: Its name to be.
+        advice: What to do when the system refuses.
+
+    Raises:
+        ParleyError: The system refuses.
+    """
     aside = _aside(path)
-    if path.exists() and (path.is_dir() or temporary.is_dir()):
-        remove(aside)
-        path.rename(aside)
-    temporary.replace(path)
-    sync_directory(path.parent)
+    with writing(path, advice):
+        if path.exists() and (path.is_dir() or temporary.is_dir()):
+            remove(aside)
+            path.rename(aside)
+        temporary.replace(path)
+        sync_directory(path.parent)
     remove(aside)
 
 
@@ -125,22 +180,31 @@ def mend(folder: Path) -> None:
         if path.exists():
             remove(aside)
         else:
-            aside.rename(path)
+            with writing(path):
+                aside.rename(path)
     for half_written in folder.glob(".*.tmp"):
         remove(half_written)
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, file or directory, at one blow: a directory loses its name first."""
-    with suppress(OSError):  # it is gone
+    """Remove a checkpoint, file or directory, at one blow: a directory loses its name first.
+
+    What the system does not let go stays, with a warning: it takes room, and harms nothing else.
+    """
+    try:
         if not path.is_dir() or path.is_symlink():
             path.unlink()
             return
         if not path.name.startswith("."):
             nameless = temporary_name(path, "removed")
-            shutil.rmtree(nameless, ignore_errors=True)
+            if nameless.exists():
+                shutil.rmtree(nameless)
             path = path.rename(nameless)
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass  # it is gone
+    except OSError as error:
+        log.warning("%s cannot be removed (%s); remove it by hand.", path, system_reason(error))
 
 
 def checksum(file: Path) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from src import __version__
 from src.callbacks.digest import content_digest
 from src.callbacks.shard_files import (
+    heard_by_first,
     is_in_shards,
     read_shards,
     replace_checkpoint,
@@ -24,7 +25,7 @@ from src.callbacks.shard_files import (
     why_unreadable,
     write_shards,
 )
-from src.contracts import CHECKPOINT_FORMAT, Writing
+from src.contracts import CHECKPOINT_FORMAT, Share, Writing
 from src.errors import ParleyError
 from src.parallel.shards import Cut, copier, cut, map_leaves
 from src.writing import system_reason, whole_file
@@ -90,14 +91,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.wait()
         how = storage_options or Writing()
         content: dict[str, Any] | Cut = {key: value for key, value in checkpoint.items() if key != DIGEST}
-        if how.processes is not None:
-            content = cut(checkpoint)
+        if how.share is not None:
+            with heard_by_first(Path(path), how.share):
+                content = cut(checkpoint)
+                content = _copy(content) if how.asynchronous else content
+        elif how.asynchronous:
+            content = _copy(content)
         if not how.asynchronous:
-            _write(content, Path(path), how)
+            _write(content, Path(path), how.share)
             return
-        content = _copy(content)
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._in_flight = executor.submit(_write, content, Path(path), how)
+        self._in_flight = executor.submit(_write, content, Path(path), how.share)
         executor.shutdown(wait=False)
 
     def wait(self) -> None:
@@ -121,14 +125,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, map_location=map_location)
 
 
-def _write(content: dict[str, Any] | Cut, path: Path, how: Writing) -> None:
+def _write(content: dict[str, Any] | Cut, path: Path, share: Share | None) -> None:
     if isinstance(content, Cut):
-        write_shards(content, path, how, ADVICE)
+        assert share is not None
+        write_shards(content, path, share, ADVICE)
         return
     if path.is_dir():  # which had shards
         temporary = temporary_name(path, str(os.getpid()))
         _write_file(content, temporary)
-        replace_checkpoint(temporary, path)
+        replace_checkpoint(temporary, path, ADVICE)
         return
     _write_file(content, path)
 

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from src.contracts import Shardable, Writing
+from src.contracts import Shardable, Share, Writing
 from src.errors import ParleyError
 from src.parallel.gathering import gathered, reshard
 from src.parallel.sharding import is_sharded, shard
@@ -172,7 +172,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.checkpoints == "shards":
             self._writings += 1
             token = self.broadcast(f"{os.getpid()}-{self._writings}")
-            how = replace(storage_options or Writing(), rank=self.global_rank, processes=self.world_size, token=token)
+            how = replace(storage_options or Writing(), share=Share(self.global_rank, self.world_size, token))
             self.checkpoint_io.save_checkpoint(checkpoint, self.broadcast(filepath), storage_options=how)
             return
         super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import threading
 import time
@@ -15,10 +17,11 @@ import torch
 from src.callbacks import shard_files, storage
 from src.callbacks.shard_files import mend, remove, replace_checkpoint, temporary_name, write_shards
 from src.callbacks.storage import AtomicCheckpointIO, is_whole, newest_that_will_do, read_checkpoint
-from src.contracts import CHECKPOINT_FORMAT, Writing
+from src.contracts import CHECKPOINT_FORMAT, Share, Writing
 from src.errors import ParleyError
 from src.parallel.shards import Cut, join, map_leaves
 
+dump = json.dump
 WHOLE = {"embedding": torch.arange(15.0).reshape(5, 3), "norm": torch.ones(1), "step": torch.tensor(3.0)}
 
 
@@ -51,9 +54,7 @@ def write(path: Path, processes: int = 2, token: str = "1", cuts: Sequence[Cut] 
     """All processes at once, the first one first."""
     cuts = cuts or parts(processes)
     threads = [
-        threading.Thread(
-            target=write_shards, args=(cut, path, Writing(rank=rank, processes=len(cuts), token=token), "")
-        )
+        threading.Thread(target=write_shards, args=(cut, path, Share(rank, len(cuts), token), ""))
         for rank, cut in enumerate(cuts)
     ]
     for thread in threads:
@@ -155,9 +156,9 @@ def test_parts_that_do_not_make_up_a_tensor_are_refused(tmp_path):
         join(rest(), [second.own])
     del second.own["0"]
     path = tmp_path / "step=0000002.ckpt"
-    other = threading.Thread(target=write_shards, args=(second, path, Writing(rank=1, processes=2), ""))
+    other = threading.Thread(target=write_shards, args=(second, path, Share(1, 2, "1"), ""))
     other.start()
-    write_shards(first, path, Writing(rank=0, processes=2), "")
+    write_shards(first, path, Share(0, 2, "1"), "")
     other.join()
     assert not is_whole(path)
 
@@ -183,11 +184,88 @@ def test_a_process_that_cannot_write_ends_the_first_one_s_waiting(tmp_path, monk
     folder.mkdir()
     (folder / "shard-00001.json").write_text(json.dumps({"error": "no room on the other one."}))
     with pytest.raises(ParleyError, match="no room on the other one"):
-        write_shards(first, path, Writing(rank=0, processes=2, token="1"), "")
+        write_shards(first, path, Share(0, 2, "1"), "")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shard_files, "PATIENCE", 0.02)
     with pytest.raises(ParleyError, match="no shards of another process"):
-        write_shards(first, path, Writing(rank=0, processes=2, token="1"), "")
+        write_shards(first, path, Share(0, 2, "1"), "")
+
+
+@pytest.mark.parametrize("place", ["its shards", "a copy of them", "its name", "the folder"])
+def test_whatever_goes_wrong_in_a_process_the_first_one_does_not_wait(tmp_path, monkeypatch, place):
+    """Not the system's doing alone, such as a full disk."""
+    path = tmp_path / "runs" / "step=0000002.ckpt"
+    first, second = parts(2)
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError("no more")
+
+    if place == "the folder":
+        (tmp_path / "runs").write_text("a file where the folder should be")
+    with monkeypatch.context() as changed:
+        how = Writing(asynchronous=place == "a copy of them", share=Share(1, 2, "1"))
+        changed.setattr(storage, "cut", lambda _: second)
+        if place == "its shards":
+            changed.setattr(shard_files.torch, "save", fail)
+        elif place == "a copy of them":
+            changed.setattr(storage, "copier", lambda _: fail)
+        elif place == "its name":
+            changed.setattr(
+                shard_files.json, "dump", lambda said, stream: fail() if "error" not in said else dump(said, stream)
+            )
+        with pytest.raises(ParleyError if place == "the folder" else MemoryError):
+            AtomicCheckpointIO().save_checkpoint({}, path, how)
+    monkeypatch.setattr(shard_files, "PATIENCE", 20.0)
+    with pytest.raises(ParleyError) as refused:
+        write_shards(first, path, Share(0, 2, "1"), "")
+    said = "cannot be written (Not a directory)" if place == "the folder" else "MemoryError in process 1"
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not path.parent.is_dir() or list(path.parent.iterdir()) == []
+
+
+def test_the_list_has_the_checksums_of_the_files_that_are_there(tmp_path):
+    path = write(tmp_path / "step=0000002.ckpt")
+    files = json.loads((path / "files.json").read_text())["files"]
+    assert files == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir() if file.suffix == ".pt"
+    }
+
+
+def test_what_cannot_be_removed_is_told_of_and_what_is_gone_is_not(tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "step=0000002.ckpt")
+    remove(tmp_path / "step=0000001.ckpt")
+    assert caplog.messages == []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(shard_files.shutil, "rmtree", refuse)
+        remove(path)
+    assert ["step=0000002" in said and "Permission denied" in said for said in caplog.messages] == [True]
+    file = tmp_path / "step=0000004.ckpt"
+    file.touch()
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "unlink", refuse)
+        remove(file)
+    assert ["step=0000004" in said for said in caplog.messages] == [False, True]
+    assert file.exists()
+
+
+def test_what_cannot_take_its_place_is_one_line(tmp_path, monkeypatch):
+    path = write(tmp_path / "best.ckpt")
+    cut = parts(1)[0]
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "rename", refuse)
+        with pytest.raises(ParleyError, match=r"best.ckpt cannot be written \(Directory not empty\)"):
+            write_shards(cut, path, Share(0, 1, "2"), "make room")
+    assert is_whole(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
 
 
 def killing() -> None:

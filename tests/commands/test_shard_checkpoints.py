@@ -9,7 +9,7 @@ import pytest
 
 from src.callbacks.storage import AtomicCheckpointIO, read_checkpoint
 from src.cli import main
-from src.contracts import Writing
+from src.contracts import Share, Writing
 
 COMMANDS = {
     "inspect": ["--json"],
@@ -22,7 +22,7 @@ COMMANDS = {
 @pytest.fixture
 def in_shards(checkpoint: Path, tmp_path: Path) -> Path:
     path = tmp_path / "elsewhere" / checkpoint.name
-    AtomicCheckpointIO().save_checkpoint(read_checkpoint(checkpoint), path, Writing(processes=1, token="1"))
+    AtomicCheckpointIO().save_checkpoint(read_checkpoint(checkpoint), path, Writing(share=Share(0, 1, "1")))
     assert path.is_dir()
     return path
 
