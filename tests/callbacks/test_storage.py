@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.callbacks import digest
 from src.callbacks.digest import content_digest
 from src.callbacks.run_directory import DirectoryLock
 from src.callbacks.storage import AtomicCheckpointIO, is_whole, newest_that_will_do, read_checkpoint
@@ -65,6 +66,16 @@ def test_a_digest_is_of_what_is_there(written: Path):
         content_digest({"x": value}) for value in ([0, True], [0, 1], ["0", "1"], (0, 1), [0.0, 1.0], [[0], 1])
     ]
     assert len(set(different)) == len(different)
+
+
+def test_a_tensor_with_several_names_is_hashed_once(monkeypatch):
+    """The digest is the one that as many tensors of their own have."""
+    tied, other = torch.arange(12.0).view(3, 4), torch.arange(12.0).view(3, 4)
+    one_by_one = content_digest({"a": tied, "b": tied.clone(), "c": tied.T.clone(), "d": other})
+    seen, plain = [], digest._tensor_digest
+    monkeypatch.setattr(digest, "_tensor_digest", lambda tensor: seen.append(tensor) or plain(tensor))
+    assert content_digest({"a": tied, "b": tied, "c": tied.T, "d": other}) == one_by_one
+    assert len(seen) == 3
 
 
 def test_an_older_file_without_a_digest_is_checked_by_its_archive(written: Path):
