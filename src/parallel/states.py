@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from src.errors import ParleyError
 from src.parallel.gathering import whole
 from src.parallel.sharding import shard_like
+
+BEYOND_ROWS = {"Adafactor", "LBFGS", "Muon", "Rprop"}  # torch's and others'; torch refuses each in words of its own
 
 
 def gather_state(state: Any, *, keep: bool) -> Any:
@@ -70,6 +73,23 @@ def _first_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, st
         if name in state:
             found[name] = first.setdefault(id(parameter), name)
     return found
+
+
+def refuse_beyond_rows(optimizer: Optimizer) -> None:
+    """Refuse an optimiser that looks at more of a parameter than one element at a time: a process has some rows.
+
+    Args:
+        optimizer: Of sharded parameters.
+
+    Raises:
+        ParleyError: It is one.
+    """
+    name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in BEYOND_ROWS), None)
+    if name is not None:
+        raise ParleyError(
+            f"{name} looks at whole parameters, of which a sharded run has some rows a process; use another optimiser, "
+            "such as torch.optim.AdamW, or trainer.strategy: ddp."
+        )
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

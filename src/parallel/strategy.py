@@ -22,8 +22,14 @@ from torch.optim import Optimizer
 from src.contracts import Shardable, Share, Writing
 from src.errors import ParleyError
 from src.parallel.gathering import gathered, reshard
-from src.parallel.sharding import is_sharded, shard
-from src.parallel.states import each_once, gather_state, gather_weights, load_optimizer_state
+from src.parallel.sharding import is_sharded, shard, shard_like
+from src.parallel.states import (
+    each_once,
+    gather_state,
+    gather_weights,
+    load_optimizer_state,
+    refuse_beyond_rows,
+)
 from src.ranges import COUNT
 
 COMPUTED_IN = {"32-true": None, "bf16-mixed": torch.bfloat16, "bf16-true": None}
@@ -91,7 +97,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Shard the Module, which is set up and has its checkpoint's weights; then make its optimiser.
 
         Raises:
-            ParleyError: A precision, a callback or a part of the model does not go with shards.
+            ParleyError: A precision, a callback, a part of the model or an optimiser does not go with shards.
         """
         module = self._module
         precision = str(self.precision_plugin.precision)
@@ -108,6 +114,8 @@ class ShardedStrategy(ModelParallelStrategy):
             _refuse_whole(module)
             module.on_sharded()
         super().setup(trainer)
+        for optimizer in self.optimizers:
+            refuse_beyond_rows(optimizer)
 
     @property
     def _module(self) -> LightningModule:
@@ -154,8 +162,11 @@ class ShardedStrategy(ModelParallelStrategy):
         return gather_weights(self._module, state, keep=self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load weights into the Module, which is still whole."""
-        self._module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        """Load weights into the Module, which is still whole, or in shards since an earlier run of this process."""
+        reshard(self._module)
+        own = self._module.state_dict()
+        state = {name: shard_like(value, own.get(name, value)) for name, value in checkpoint["state_dict"].items()}
+        self._module.load_state_dict(state, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's state, whole, on the first process; or each process's shards."""

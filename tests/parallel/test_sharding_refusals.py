@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from peft import PromptTuningConfig
+from transformers.optimization import Adafactor
 
 from src.commands.settings import check_settings
 from src.errors import ParleyError
@@ -76,6 +79,13 @@ def test_an_adapter_made_of_prompts(tmp_path, tiny_base):
     lora = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(ParleyError, match="made of prompts"):
         fit(tmp_path, CausalLMModule(str(tiny_base("gpt2")), lora=lora))
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adafactor, partial(Adafactor, relative_step=False)])
+def test_an_optimiser_that_looks_at_whole_parameters(tmp_path, tiny_base, make):
+    with pytest.raises(ParleyError, match="Adafactor looks at whole parameters") as refused:
+        fit(tmp_path, CausalLMModule(str(tiny_base("gpt2")), optimizer=lambda groups: make(groups, lr=1e-3)))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_module_that_does_not_say_what_to_share_out(tmp_path):

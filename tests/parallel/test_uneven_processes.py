@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from peft import LoraConfig
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,6 +18,7 @@ from src.models.tying import base_model
 from src.models.value_head import ValueHead
 from src.parallel.gathering import bytes_of, gathered, local, total_norm, whole
 from src.parallel.sharding import shard, shard_like
+from tests.parallel.two import on_two
 
 ROWS = torch.arange(5, 21).reshape(4, 4)
 
@@ -54,9 +53,7 @@ def gradients(*modules: nn.Module) -> dict[str, torch.Tensor]:
     return {name: whole(parameter.grad).clone() for name, parameter in named if parameter.grad is not None}
 
 
-def work(rank: int, base: Path, store: Path, results: multiprocessing.Queue) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2)
+def work(rank: int, base: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for kind, lora, replicas in (("whole", False, 1), ("lora", True, 1), ("copies", False, 2)):
         model, head = make(base, lora=lora)
@@ -92,26 +89,12 @@ def work(rank: int, base: Path, store: Path, results: multiprocessing.Queue) -> 
     cut = shard_like(odd, like.weight)
     assert isinstance(cut, DTensor)
     found["odd"] = {"rows": len(local(cut)), "like": len(local(like.weight)), "whole": torch.equal(whole(cut), odd)}
-    results.put((rank, found))
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.slow
 def test_gradients_answers_and_shares(tiny_base, tmp_path):
-    base = tiny_base("t5")
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    started = [context.Process(target=work, args=(rank, base, tmp_path / "store", results)) for rank in range(2)]
-    for process in started:
-        process.start()
-    try:
-        by_rank = dict(results.get(timeout=240) for _ in started)
-    finally:
-        for process in started:
-            process.join(30)
-            process.kill()
-    for rank, found in by_rank.items():
+    for rank, found in on_two(work, tmp_path / "store", tiny_base("t5")).items():
         for kind in ("whole", "lora", "copies"):
             one = found[kind]
             assert one["names"], kind
