@@ -7,6 +7,7 @@ from typing import Any
 
 from src.datamodules.turns import parse_messages
 from src.errors import ParleyError
+from src.inference.decoding import preset_names, with_preset
 from src.models.generation import GenerationOptions
 from src.serving.errors import BadRequestError
 from src.serving.hosted import Hosted, TooLongError
@@ -105,7 +106,7 @@ def decoding_of(hosted: Hosted, request: Decoding, max_new_tokens: int, is_penal
     Raises:
         ParleyError: They contradict themselves.
     """
-    own = hosted.options
+    own = hosted.options if request.preset is None else _preset(hosted.options, request.preset)
     values: dict[str, Any] = {item.name: getattr(own, item.name) for item in fields(GenerationOptions)}
     values |= {"max_new_tokens": max_new_tokens, "num_return_sequences": 1, "bad_words": []}  # these are in the rules
     values["min_new_tokens"] = min(own.min_new_tokens, max_new_tokens)
@@ -128,3 +129,11 @@ def decoding_of(hosted: Hosted, request: Decoding, max_new_tokens: int, is_penal
     if takes_tokens or is_penalised:
         values["num_beams"] = 1
     return GenerationOptions(**values)
+
+
+def _preset(own: GenerationOptions, name: str) -> GenerationOptions:
+    """A named preset in place of the server's options; a client names no file."""
+    known = preset_names()
+    if name not in known:
+        raise BadRequestError(f"there is no preset {name!r}; there are: {', '.join(known)}.", "preset")
+    return with_preset(own, name)

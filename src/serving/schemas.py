@@ -58,7 +58,7 @@ class Message(_Strict):
 class Decoding(_Strict, ABC):
     """How to decode; what is left out is as the server was told, or as the model's own settings have it.
 
-    `top_k`, `repetition_penalty` and `min_tokens` are not OpenAI's; its client sends them as `extra_body`.
+    `top_k`, `repetition_penalty`, `min_tokens` and `preset` are not OpenAI's; its client sends them as `extra_body`.
     """
 
     model: Text
@@ -73,6 +73,7 @@ class Decoding(_Strict, ABC):
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    preset: Text | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
