@@ -2,9 +2,10 @@
 
 A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name; of either architecture. Requests
 that are there at the same time are answered in one batch. What a request does not say is as the decoding options below,
-or as the model's own settings. SIGTERM and Ctrl-C finish what is under way.
+or as the model's own settings. At / there is a page to talk and compare in a browser. SIGTERM and Ctrl-C finish what is
+under way.
 
-  parley serve runs/demo/model
+  parley serve runs/demo/model --votes votes.jsonl
   parley serve google/flan-t5-base --adapter summaries=models/dialogsum-lora --port 8001
 
 The key that clients must send is read from the environment, PARLEY_API_KEY, or from --api-key-file.
@@ -27,6 +28,7 @@ from src.ranges import COUNT, Range
 
 if TYPE_CHECKING:
     from src.serving.hosted import Hosted
+    from src.serving.page import Page
 
 KEY_VARIABLE = "PARLEY_API_KEY"
 log = logging.getLogger(__name__)
@@ -58,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("max-body-bytes", 1_000_000, "bytes of a request"),
     ):
         group.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{text}, at most")
+    group = parser.add_argument_group("the page at /")
+    group.add_argument("--no-page", action="store_true", help="leave it away")
+    group.add_argument("--page-data", metavar="PATH", help="a file or directory whose rows the page may ask about")
+    group.add_argument("--votes", type=Path, metavar="FILE", help="take votes; added as preference pairs, .jsonl")
     arguments.add_style_arguments(parser)
     arguments.add_decoding_arguments(parser)
     arguments.add_model_arguments(parser)
@@ -70,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
     from src.serving.app import make_app
     from src.serving.engine import Engine
     from src.serving.guard import LOOPBACK_NAMES, Guard
+    from src.serving.page import add_page
     from src.serving.server import bound, serve
 
     arguments.decoding_options(args)  # mistakes show before anything is loaded
@@ -82,24 +89,42 @@ def run(args: argparse.Namespace) -> None:
     if not names or (adapters and len(names) != 1):
         raise ParleyError("give a MODEL or several; with --adapter one, which they are on.")
     key = _key(args)
+    page = _page(args)
     listening = bound(args.host, args.port)
     host, port = listening.getsockname()[:2]
     is_loopback = ipaddress.ip_address(host).is_loopback
     if not is_loopback and key is None:
         log.warning("Whoever reaches %s can use this server: there is no key (%s).", host, KEY_VARIABLE)
     models = _hosted(args, names, adapters)
-    app = Guard(
-        make_app(models, Engine(args.max_batch, args.max_queue)),
+    app = make_app(models, Engine(args.max_batch, args.max_queue))
+    guard = Guard(
+        app,
         key=key,
         max_body=args.max_body_bytes,
         hosts=LOOPBACK_NAMES if is_loopback else None,
+        open_paths=frozenset() if page is None else add_page(app, models, page),
     )
     shown = f"[{host}]" if ":" in host else host
 
     def ready() -> None:
         log.info("Serving %s at http://%s:%d/v1 (Ctrl-C stops it).", ", ".join(models), shown, port)
+        if page is not None:
+            log.info("To try %s in a browser, open http://%s:%d/.", "it" if len(models) == 1 else "them", shown, port)
 
-    serve(app, listening, ready)
+    serve(guard, listening, ready)
+
+
+def _page(args: argparse.Namespace) -> Page | None:
+    from src.serving.page import Page
+    from src.serving.page_rows import read_page_rows
+    from src.serving.votes import VoteFile
+
+    if args.no_page:
+        if args.page_data or args.votes:
+            raise ParleyError("--page-data and --votes are for the page; leave --no-page out.")
+        return None
+    rows = read_page_rows(args.page_data) if args.page_data else []
+    return Page(rows, VoteFile(args.votes) if args.votes else None)
 
 
 def _hosted(args: argparse.Namespace, names: dict[str, str], adapters: dict[str, str]) -> dict[str, Hosted]:

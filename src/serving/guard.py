@@ -28,12 +28,14 @@ class Guard:
         max_body: Bytes of a request at most.
         hosts: The names by which the server may be called; None for any. A page elsewhere that lets its own name lead
             to this machine (DNS rebinding) calls it by another.
+        open_paths: What needs no key, beside `OPEN_PATHS`.
     """
 
     app: Callable[[Scope, Receive, Send], Awaitable[None]]
     key: str | None = None
     max_body: int = 1_000_000
     hosts: frozenset[str] | None = None
+    open_paths: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer why not."""
@@ -62,7 +64,7 @@ class Guard:
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self.hosts is not None and name.lower() not in self.hosts:
             raise ApiError(403, "this server is called by another name; use 127.0.0.1 or localhost.", "forbidden_error")
-        if self.key is not None and scope["path"] not in OPEN_PATHS:
+        if self.key is not None and scope["path"] not in (*OPEN_PATHS, *self.open_paths):
             scheme, _, given = headers.get(b"authorization", "").partition(" ")
             is_right = hmac.compare_digest(given.strip().encode(), self.key.encode())
             if scheme.lower() != "bearer" or not is_right:

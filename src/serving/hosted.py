@@ -122,10 +122,14 @@ class Hosted:
         """
         if not turns or turns[-1].role != "user":
             raise ParleyError("the last message must be the user's; it is what the model answers.")
-        if self.system is not None and turns[0].role != "system":
-            turns = [Turn("system", self.system), *turns]
         with self._encoding:
-            return turn_ids(turns, self.finished, self.style)
+            return turn_ids(self.with_system(turns), self.finished, self.style)
+
+    def with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """A talk with what the model is told first, where the talk does not say."""
+        if self.system is None or turns[0].role == "system":
+            return turns
+        return [Turn("system", self.system), *turns]
 
     def text(self, prompt: str) -> list[int]:
         """The token ids of a text, on which a decoder-only model goes on.

@@ -17,6 +17,7 @@ from src.serving.app import make_app
 from src.serving.engine import Engine
 from src.serving.guard import LOOPBACK_NAMES, Guard
 from src.serving.hosted import Hosted
+from src.serving.page import Page, add_page
 from src.serving.server import bound, make_server
 
 KINDS = ("t5", "bart", "gpt2", "llama")
@@ -47,9 +48,13 @@ class Running:
 
 
 @contextmanager
-def running(models: Mapping[str, Hosted], engine: Engine | None = None, **guard: Any) -> Iterator[Running]:
+def running(
+    models: Mapping[str, Hosted], engine: Engine | None = None, page: Page | None = None, **guard: Any
+) -> Iterator[Running]:
     engine = engine or Engine()
-    app = Guard(make_app(dict(models), engine), **{"hosts": LOOPBACK_NAMES, **guard})
+    app = make_app(dict(models), engine)
+    open_paths = frozenset() if page is None else add_page(app, models, page)
+    app = Guard(app, **{"hosts": LOOPBACK_NAMES, "open_paths": open_paths, **guard})
     listening, server = bound("127.0.0.1", 0), make_server(app, lambda: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
