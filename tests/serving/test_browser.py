@@ -280,8 +280,8 @@ def test_the_same_is_not_written(site: Site, browse: Callable[..., Browsed]) -> 
 def test_a_text_that_goes_on_is_no_talk(site: Site, browse: Callable[..., Browsed]) -> None:
     beside = browse().open(site.server, "beside")
     beside.get_by_label("The prompt is").select_option("text")
-    beside.get_by_label("The other").select_option("gpt2")
-    beside.get_by_label("its decoding").nth(1).select_option("beams-5-no-repeat")
+    beside.get_by_label("Second model").select_option("gpt2")
+    beside.get_by_label("Second decoding").select_option("beams-5-no-repeat")
     beside.get_by_label("Prompt", exact=True).fill("Once upon")
     beside.get_by_role("button", name="Ask both").click()
     greedy, beams = settled(beside, 2)
@@ -318,6 +318,22 @@ def test_every_preset(width: int, site: Site, browse: Callable[..., Browsed]) ->
     presets.get_by_role("button", name="The first is better").click()
     expect(presets.get_by_text("Written down: ")).to_be_visible()
     assert site.pairs[-1]["chosen_options"]["preset"] == "greedy"
+
+
+def test_stop_stops_all_that_is_under_way_and_all_that_is_not_yet(site: Site, browse: Callable[..., Browsed]) -> None:
+    tab = browse()
+    presets = tab.open(site.server, "presets")
+    tab.decode(max_tokens=400, min_tokens=400)
+    presets.get_by_label("Prompt", exact=True).fill("Hello")
+    presets.get_by_role("button", name="Ask in every way").click()
+    expect(presets.locator(".answer .text").first).to_have_text(re.compile(r"\S"))
+    presets.get_by_role("button", name="Stop").click()
+    settled(presets, 11)
+    expect(presets.locator(".answer", has_text="stopped")).not_to_have_count(0)
+    expect(presets.locator(".trouble:visible")).to_have_count(0)
+    expect(presets.get_by_role("button", name="Ask in every way")).to_be_visible()
+    assert len(tab.bodies()) < 9
+    assert site.server.until_idle(20)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -445,6 +461,9 @@ def test_everything_has_a_name_and_is_reached_by_keyboard(site: Site, browse: Ca
               .map((each) => each.outerHTML)"""
         )
         assert nameless == []
+    presets = tab.page.locator("#presets")
+    expect(presets.get_by_role("combobox", name="The prompt is", exact=True)).to_be_visible()
+    expect(presets.get_by_role("spinbutton", name="Row, 0 to 1", exact=True)).to_be_visible()
     tab.open(site.server)
     tab.page.reload()
     reached = []

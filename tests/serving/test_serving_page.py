@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
+from scripts.load_serve import server
 from src.cli import main
 from src.errors import ParleyError
 from src.models.generation import GenerationOptions
@@ -166,6 +167,20 @@ def test_options_of_a_page_that_is_left_away(tmp_path: Path, capsys: pytest.Capt
     assert main(words) == 2
     assert "--no-page" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_serves_the_page(tiny_base: Callable[..., Path], sample: Path, tmp_path: Path) -> None:
+    votes = tmp_path / "votes.jsonl"
+    words = [str(tiny_base("t5")), "--page-data", str(sample), "--votes", str(votes), "--device", "cpu"]
+    with server(*words) as (host, port, _):
+        url = f"http://{host}:{port}"
+        assert "<title>Parley</title>" in httpx.get(url).text
+        settings = httpx.get(f"{url}/page/settings").json()
+        assert (settings["rows"], settings["votes"]) == (len(read_page_rows(str(sample))), True)
+        asked = [{"role": "user", "content": "Well?"}]
+        sides = {side: {"text": side, "model": "t5-0"} for side in ("chosen", "rejected")}
+        assert httpx.post(f"{url}/votes", json={"messages": asked, **sides}).status_code == 201
+    assert json.loads(votes.read_text("utf-8"))["prompt"] == asked
 
 
 def test_the_defaults_are_said(served: Running) -> None:

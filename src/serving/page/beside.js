@@ -24,8 +24,8 @@ export class Beside {
       label: "Prompt", verb: "Ask both", settings, options,
       run: (text, signal) => this.run(text, signal),
       controls: [
-        field("One model", this.models[0]), field("its decoding", this.decodings[0]),
-        field("The other", this.models[1]), field("its decoding", this.decodings[1]),
+        field("First model", this.models[0]), field("First decoding", this.decodings[0]),
+        field("Second model", this.models[1]), field("Second decoding", this.decodings[1]),
         field("The prompt is", this.kind),
         make("label", { className: "check" }, this.blind, "Blind"),
       ],
