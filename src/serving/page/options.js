@@ -17,7 +17,7 @@ export class Options {
     this.settings = settings;
     this.controls = new Map(NUMBERS.map(([name, , limits]) => [name, make("input", { type: "number", name, ...limits })]));
     this.answers = make("input", { type: "number", name: "answers", min: 1, max: settings.answers, step: 1, value: 1 });
-    this.preset = choice([["", "the server's own"], ...settings.presets.map(({ name }) => [name, name])], { name: "preset" });
+    this.preset = choice([["", "none"], ...settings.presets.map(({ name }) => [name, name])], { name: "preset" });
     this.stop = make("textarea", { name: "stop", rows: 2, placeholder: "one a line, \\n for a line end" });
     this.shown = make("span", { className: "quiet" });
     this.note = make("p", { className: "quiet small-print" });
