@@ -147,15 +147,14 @@ class Collector:
     ) -> tuple[TokenFigures, Tensor]:
         """What policy and reference say about the responses, about as many rows at a time as there are prompts.
 
-        Where it pays, a decoder-only model reads a prompt once for all its responses. Not under autocast: another mask
-        means another rounding, and the first minibatch's ratios would not be 1.
+        Where it pays, a decoder-only model reads a prompt once for all its responses. Not in less than float32: another
+        mask means another rounding, and the first minibatch's ratios would not be 1.
         """
-        is_exact = not torch.is_autocast_enabled(responses.ids.device.type)
-        shares = self._shares_prompts and is_exact and is_worth_sharing(batch["prompt_ids"], responses.ids)
+        shares = self._shares_prompts and self._is_exact() and is_worth_sharing(batch["prompt_ids"], responses.ids)
         size, count = self.num_generations, len(batch["prompt_ids"])
         figures, ref_logprobs = [], []
-        for prompts in torch.arange(count).split(-(-count // size)):  # as many parts whether shared or not: all
-            rows = (prompts[:, None] * size + torch.arange(size)).flatten()  # processes of a sharded model keep step
+        for prompts in torch.arange(count).split(-(-count // size)):
+            rows = (prompts[:, None] * size + torch.arange(size)).flatten()
             sampled: Any = {"drawable": responses.drawable[rows], "temperature": self.options.temperature}
             given = (responses.ids[rows], responses.mask[rows])
             asked = prompts if shares else prompts.repeat_interleave(size)
@@ -177,6 +176,12 @@ class Collector:
                     ref_logprobs.append(theirs.logprobs)
             torch.clear_autocast_cache()
         return TokenFigures(*(torch.cat(each) for each in zip(*figures, strict=True))), torch.cat(ref_logprobs)
+
+    def _is_exact(self) -> bool:
+        """Whether the policy computes in float32 throughout."""
+        parameters = list(self.policy.parameters())
+        under_autocast = torch.is_autocast_enabled(parameters[0].device.type)
+        return not under_autocast and all(parameter.dtype.itemsize >= 4 for parameter in parameters)
 
     def gather(self, own: Rollout, world_size: int) -> Rollout:
         """The responses of all processes on the CPU, in the order of the global batch; every process must call this.

@@ -10,6 +10,7 @@ from src.callbacks import ExactResume, RunLogger
 from src.models.generation import GenerationOptions
 from src.models.rollout import RolloutOptions
 from src.modules import GRPOModule, PPOModule, RLOOModule
+from src.modules.online import collector
 from src.modules.online.grpo import GRPOConfig
 from src.modules.online.rloo import RLOOConfig
 from src.rewards import LengthReward
@@ -69,6 +70,38 @@ def test_the_policy_is_its_reference_at_first_and_dropout_is_off(make, kind, tra
         assert (rollout.logprobs - rollout.ref_logprobs)[tokens].abs().max() < 1e-6
         assert (logprobs - rollout.logprobs)[tokens].abs().max() < 1e-4
     assert abs(float(trainer.callback_metrics["objective/kl"])) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("method", [rloo, grpo], ids=lambda method: method.__name__)
+def test_ratios_are_1_at_first_in_every_precision(make, precision, method, monkeypatch):
+    """Prompts are long beside answers, so that in float32, and there alone, they are read once for all of them."""
+    shared, plain_groups = [], collector.score_groups
+    monkeypatch.setattr(collector, "score_groups", lambda *a, **k: shared.append(1) or plain_groups(*a, **k))
+    module, data, trainer = make(
+        "gpt2",
+        iterations=1,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0),
+        trainer={"precision": precision},
+        rollout=RolloutOptions(min_new_tokens=2, output_min_length=4, output_max_length=6),
+        **method(),
+    )
+    module.configure_model()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.policy.parameters():  # else all logits are near 0, and no rounding shows
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    off, plain = [], module.loss
+
+    def loss(minibatch, new):
+        off.append((new.logprobs.detach() - minibatch.rollout.logprobs).abs().max())
+        return plain(minibatch, new)
+
+    module.loss = loss
+    trainer.fit(module, data)
+    assert len(off) == STEPS
+    assert max(off) < 1e-4
+    assert bool(shared) == (precision == "32-true")
 
 
 @every_method
