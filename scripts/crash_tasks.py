@@ -155,8 +155,8 @@ def write_pairs(file: Path) -> None:
 
 STRATEGIES = {  # of several processes
     "ddp": ("--trainer.strategy", "ddp"),
-    "fsdp": ("--trainer.strategy", "sharded"),
-    "shards": (
+    "sharded": ("--trainer.strategy", "sharded"),
+    "sharded-checkpoints": (
         *("--trainer.strategy.class_path", "src.parallel.strategy.ShardedStrategy"),
         *("--trainer.strategy.init_args.checkpoints", "shards"),
     ),

@@ -243,7 +243,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--strategy",
         choices=STRATEGIES,
         default="ddp",
-        help="of several processes: copies; shards (fsdp); shards, and checkpoints in shards (ddp)",
+        help="of several processes: copies of the model (ddp); the model in shards (sharded); that, and checkpoints in "
+        "shards too (sharded-checkpoints). ddp when left out",
     )
     parser.add_argument(
         "--elastic",

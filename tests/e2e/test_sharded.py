@@ -17,10 +17,10 @@ from src.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
-CHAIN = [("fsdp", 2), ("ddp", 1), ("shards", 2), ("ddp", 2)]
+CHAIN = [("sharded", 2), ("ddp", 1), ("sharded-checkpoints", 2), ("ddp", 2)]
 
 
-def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps: int) -> None:
+def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps: int, *more: str) -> None:
     """Train up to so many steps, from where the newest checkpoint is."""
     words = words_of(
         TASKS[task], Dealing(processes, 2, 1), base=base, cache=root / "cache", root=root, epochs=9, strategy=strategy
@@ -29,6 +29,7 @@ def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps:
     words = [*words[:kept], *words[kept + 5 :], *TASKS[task].certain, "--trainer.max_steps", str(steps)]
     words += ["--model.init_args.lr_scheduler", "null"]  # which would end with the part that is trained
     words += ["--trainer.val_check_interval", "2", "--trainer.gradient_clip_val", "0.5"]
+    words += more
     run(words, processes)
 
 
@@ -63,7 +64,7 @@ def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
     for place, (strategy, processes) in enumerate(CHAIN):
         fit(task, base, chain, strategy, processes, 2 * place + 2)
         assert is_whole(newest(chain))
-        assert newest(chain).is_dir() == (strategy == "shards")
+        assert newest(chain).is_dir() == (strategy == "sharded-checkpoints")
         words = ["--checkpoint", str(newest(chain)), "--output", str(tmp_path / f"out-{place}")]
         assert main(["export", *words]) == 0
     losses = column(alone, "train/loss")
@@ -72,21 +73,41 @@ def test_a_chain_of_shards_copies_and_one_process(tiny_base, tmp_path, task):
     for name in ("val/loss", "val/rouge1"):
         assert column(chain, name) == pytest.approx(column(alone, name), abs=1e-5)
 
-    mine, other = read_checkpoint(newest(chain)), read_checkpoint(newest(alone))
-    assert mine.keys() == other.keys()
-    assert list(mine["state_dict"]) == list(other["state_dict"])
-    for name, tensor in other["state_dict"].items():  # AdamW makes a step of a gradient that is rounding alone
-        torch.testing.assert_close(mine["state_dict"][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
-    (ours,), (theirs,) = mine["optimizer_states"], other["optimizer_states"]
-    assert ours["param_groups"] == theirs["param_groups"]
-    assert ours["state"].keys() == theirs["state"].keys()
-    for number, state in theirs["state"].items():
-        for name, value in state.items():
-            torch.testing.assert_close(ours["state"][number][name], value, atol=1e-5, rtol=1e-3)
+    same_state(newest(chain), newest(alone))
 
     for place in range(len(CHAIN)):
         files = {file.name for file in (tmp_path / f"out-{place}").iterdir()}
         assert files & {"model.safetensors", "adapter_model.safetensors"}
+
+
+def same_state(mine: Path, other: Path) -> None:
+    """Weights and the optimiser's moments of two checkpoints, but for rounding."""
+    ours, theirs = read_checkpoint(mine), read_checkpoint(other)
+    assert ours.keys() == theirs.keys()
+    assert list(ours["state_dict"]) == list(theirs["state_dict"])
+    for name, tensor in theirs["state_dict"].items():  # AdamW makes a step of a gradient that is rounding alone
+        torch.testing.assert_close(ours["state_dict"][name], tensor, atol=1e-3, rtol=1e-3, msg=name)
+    (first,), (second,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert first["param_groups"] == second["param_groups"]
+    assert first["state"].keys() == second["state"].keys()
+    for number, state in second["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(first["state"][number][name], value, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_copies_of_one_shard_are_ddp_s(tiny_base, tmp_path):
+    """Also when they go on from what they have written; of their shards one copy is written."""
+    base, ddp, copies = tiny_base("t5"), tmp_path / "ddp", tmp_path / "copies"
+    fit("seq2seq", base, ddp, "ddp", 2, 4)
+    for steps in (2, 4):
+        fit("seq2seq", base, copies, "sharded-checkpoints", 2, steps, "--trainer.strategy.init_args.replicas", "2")
+        files = {file.name: file.stat().st_size for file in newest(copies).iterdir()}
+        assert files["shard-00000.pt"] > 50 * files["shard-00001.pt"]
+    assert len(set(column(ddp, "train/loss"))) == 4
+    for name in ("train/loss", "val/loss", "val/rouge1"):
+        assert column(copies, name) == pytest.approx(column(ddp, name), abs=1e-5)
+    same_state(newest(copies), newest(ddp))
 
 
 @pytest.mark.slow
