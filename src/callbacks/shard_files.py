@@ -63,7 +63,7 @@ def heard_by_first(path: Path, share: Share) -> Iterator[None]:
                 "more; earlier ones are intact, go on with --ckpt_path last."
             )
         file = temporary_name(path, share.token) / f"{_shard_name(share.rank)}.json"
-        with suppress(ParleyError), whole_file(file) as stream:
+        with suppress(Exception), whole_file(file) as stream:  # the first error is the one to be told
             json.dump({"error": said}, stream)
         raise
 
@@ -81,20 +81,19 @@ def write_shards(parts: Cut, path: Path, share: Share, advice: str) -> None:
         ParleyError: This process, or to the first one any of them, could not write.
     """
     folder, name = temporary_name(path, share.token), _shard_name(share.rank)
-    try:
-        with heard_by_first(path, share):
-            said = {f"{name}.pt": _write(folder / f"{name}.pt", parts.own, advice)}
-            if share.rank == 0:
-                said[REST] = _write(folder / REST, parts.rest, advice)
-            with whole_file(folder / f"{name}.json", advice=advice) as stream:
-                json.dump(said, stream)
+    with heard_by_first(path, share):
+        said = {f"{name}.pt": _write(folder / f"{name}.pt", parts.own, advice)}
         if share.rank == 0:
+            said[REST] = _write(folder / REST, parts.rest, advice)
+        with whole_file(folder / f"{name}.json", advice=advice) as stream:
+            json.dump(said, stream)
+    if share.rank == 0:
+        try:
             with writing(path, advice):
                 _finish(folder, path, share.processes, advice)
-    except BaseException:
-        if share.rank == 0:
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
-        raise
+            raise
 
 
 class _Summing:
