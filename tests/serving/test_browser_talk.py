@@ -67,6 +67,14 @@ def test_a_talk_remembers_retries_and_is_edited(site: Site, browse: Callable[...
     [read] = ConversationDataModule("", path=str(tmp_path / "talk.jsonl"), test_split="test").last_turns("test")
     assert [turn.content for turn in read.turns] == ["First\tquestion", first, "Second\nline"]
 
+    talk.get_by_label("Your message").fill("A draft")
+    tab.page.reload()
+    expect(talk.get_by_label("Your message")).to_have_value("A draft")
+    assert settled(talk, 2)[0] == first
+    talk.get_by_role("button", name="Retry").click()
+    settled(talk, 2)
+    assert tab.bodies()[-1]["messages"] == said
+
     talk.get_by_role("button", name="Edit").first.click()
     talk.locator(".mine textarea").fill("Another")
     talk.get_by_role("button", name="Ask again").click()

@@ -1,11 +1,11 @@
 // What the page asks of the server: the API that every client has, and the key for it.
+import { recall, remember } from "./memory.js";
 
 const STORED = "parley-key";
 const GONE = "The server does not answer; see whether it still runs, then try again.";
 const CUT = "The server went away before the answer was whole.";
 
-let key = "";
-try { key = sessionStorage.getItem(STORED) ?? ""; } catch { /* without storage the key lasts as long as the page */ }
+let key = recall(STORED) ?? "";
 let asking = null;
 let askForKey = async () => "";
 
@@ -40,7 +40,7 @@ async function newKey() {
     key = await askForKey(wasWrong);
     wasWrong = true;
   } while (!/^[!-~]+$/.test(key)); // no header has anything else
-  try { sessionStorage.setItem(STORED, key); } catch { /* as above */ }
+  remember(STORED, key);
 }
 
 async function checked(path, body, signal) {

@@ -1,6 +1,9 @@
 // A talk of any length: answers as they come, several where wanted, and what was said before as the model is shown it.
 import { Answer, isWhole, voteBar, write } from "./answers.js";
 import { button, field, find, line, make, sendsOnEnter } from "./dom.js";
+import { recall, remember } from "./memory.js";
+
+const STORED = "parley-talk";
 
 export class Talk {
   constructor(settings, options) {
@@ -25,7 +28,30 @@ export class Talk {
         make("div", { className: "row" }, this.send, ...this.tools, this.undo), this.note.element),
       make("details", {}, make("summary", {}, "What the model is told first"), field("System", this.system)),
     );
+    for (const area of [this.area, this.system]) area.addEventListener("input", () => this.keep());
+    this.recall();
     this.update();
+  }
+
+  keep() {
+    const exchanges = this.exchanges.map(({ question, answers, chosen }) =>
+      ({ question, texts: answers.map(({ text }) => text), chosen: answers.indexOf(chosen) }));
+    remember(STORED, { draft: this.area.value, system: this.system.value, exchanges });
+  }
+
+  recall() {
+    const kept = recall(STORED);
+    if (!Array.isArray(kept?.exchanges)) return;
+    this.area.value = kept.draft;
+    this.system.value = kept.system;
+    for (const { question, texts, chosen } of kept.exchanges) {
+      const exchange = this.add(question);
+      this.draw(exchange);
+      this.place(exchange, texts.length, {});
+      texts.forEach((text, number) => exchange.answers[number].add(text, "kept"));
+      this.offer(exchange, exchange.answers[chosen]);
+    }
+    this.keep();
   }
 
   update() {
@@ -42,10 +68,14 @@ export class Talk {
     if (!this.options.areValid()) return;
     this.area.value = "";
     this.undo.hidden = true;
+    this.run(this.add(question));
+  }
+
+  add(question) {
     const exchange = { question, answers: [], chosen: null, element: make("div", { className: "exchange" }) };
     this.exchanges.push(exchange);
     this.thread.append(exchange.element);
-    this.run(exchange);
+    return exchange;
   }
 
   // What was said, from an exchange on and up to another's question.
@@ -69,10 +99,12 @@ export class Talk {
     const place = this.exchanges.indexOf(exchange);
     this.draw(exchange);
     this.update();
+    this.keep();
     try {
       for (let from = 0; ; from += 1) {
         const messages = this.messages(from, exchange);
-        this.begin(exchange, body, messages);
+        exchange.sent = messages;
+        this.place(exchange, this.options.count, body);
         const error = await write(exchange.answers, { ...body, messages }, this.stopper.signal);
         if (error?.code === "context_length_exceeded" && from < place) continue; // the oldest exchange no longer fits
         if (from) this.note.say(`The model was not shown the first ${from === 1 ? "exchange" : `${from} exchanges`}: there is no room.`);
@@ -80,15 +112,15 @@ export class Talk {
       }
     } finally {
       this.stopper = null;
-      this.finish(exchange);
+      this.offer(exchange, exchange.answers[0]);
       this.update();
+      this.keep();
       exchange.element.scrollIntoView({ block: "end" });
     }
   }
 
-  begin(exchange, { model, ...options }, messages) {
-    const count = this.options.count;
-    exchange.sent = messages;
+  // Room for so many answers.
+  place(exchange, count, { model, ...options }) {
     exchange.answers = Array.from({ length: count }, (_, number) =>
       new Answer(count > 1 ? `Answer ${number + 1}` : "", { model, options }));
     exchange.chosen = exchange.answers[0];
@@ -104,11 +136,13 @@ export class Talk {
       make("div", { className: "row mine-tools" }, edit), exchange.space);
   }
 
-  finish(exchange) {
+  // Of several answers one goes on, and two may be voted between.
+  offer(exchange, chosen) {
     const { answers, space } = exchange;
     if (answers.length < 2) return;
     const mark = (answer) => {
       exchange.chosen = answer;
+      this.keep();
       for (const each of answers) {
         each.element.classList.toggle("chosen", each === answer);
         each.pick.setAttribute("aria-pressed", String(each === answer));
@@ -119,7 +153,7 @@ export class Talk {
       each.pick = button("Go on with this", () => mark(each), "small");
       each.element.append(make("div", {}, each.pick));
     }
-    mark(answers[0]);
+    mark(chosen);
     if (this.settings.votes && answers.every(isWhole)) space.after(voteBar(answers, exchange.sent, (better) => { if (better) mark(better); }));
   }
 
@@ -152,6 +186,7 @@ export class Talk {
     this.undo.hidden = false;
     this.note.say("The talk is cleared.");
     this.update();
+    this.keep();
     this.area.focus();
   }
 
@@ -161,6 +196,7 @@ export class Talk {
     this.undo.hidden = true;
     this.note.say("");
     this.update();
+    this.keep();
   }
 
   // One line, as a file of conversations has it.
