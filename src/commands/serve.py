@@ -18,6 +18,7 @@ import importlib.util
 import ipaddress
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,10 @@ def run(args: argparse.Namespace) -> None:
         raise ParleyError(f"--max-answers is {args.max_answers} and --max-batch {args.max_batch}; raise the latter.")
     names = named_models(args.models, args.named)
     adapters = by_name(args.adapters, "--adapter", names)
-    if not names or (adapters and len(names) != 1):
-        raise ParleyError("give a MODEL or several; with --adapter one, which they are on.")
+    if not names:
+        raise ParleyError("there is no MODEL to serve; give a directory, a checkpoint or a hub name.")
+    if adapters and len(names) != 1:
+        raise ParleyError("adapters are on one MODEL; give only that, or leave --adapter out.")
     key = _key(args)
     page = _page(args)
     listening = bound(args.host, args.port)
@@ -96,15 +99,15 @@ def run(args: argparse.Namespace) -> None:
     if not is_loopback and key is None:
         log.warning("Whoever reaches %s can use this server: there is no key (%s).", host, KEY_VARIABLE)
     models = _hosted(args, names, adapters)
+    shown = f"[{host}]" if ":" in host else host
     app = make_app(models, Engine(args.max_batch, args.max_queue))
     guard = Guard(
         app,
         key=key,
         max_body=args.max_body_bytes,
-        hosts=LOOPBACK_NAMES if is_loopback else None,
+        hosts=LOOPBACK_NAMES | {shown, args.host.lower()} if is_loopback else None,
         open_paths=frozenset() if page is None else add_page(app, models, page),
     )
-    shown = f"[{host}]" if ":" in host else host
 
     def ready() -> None:
         log.info("Serving %s at http://%s:%d/v1 (Ctrl-C stops it).", ", ".join(models), shown, port)
@@ -136,19 +139,14 @@ def _hosted(args: argparse.Namespace, names: dict[str, str], adapters: dict[str,
     for name, model in names.items():
         finished = arguments.load(args, model)
         options = arguments.decoding_options(args, finished)
-        if adapters:
-            finished = share(finished, adapters, trust_remote_code=args.trust_remote_code)
-        for each in (name, *adapters):
-            models[each] = Hosted(
-                each,
-                finished,
-                options,
-                limits,
-                format=args.format,
-                system=args.system,
-                is_shared=bool(adapters),
-                adapter=None if each == name else each,
-            )
+        asked = {"format": args.format, "system": args.system}
+        if not adapters:
+            models[name] = Hosted(name, finished, options, limits, **asked)
+        else:
+            shared, switch = share(finished, adapters, trust_remote_code=args.trust_remote_code)
+            for each in (name, *adapters):
+                activate = partial(switch.to, None if each == name else each)
+                models[each] = Hosted(each, shared, options, limits, activate=activate, **asked)
         if unused := models[name].unused:
             log.warning("Of %s's own settings these hold for beam search alone here: %s.", name, ", ".join(unused))
     return models

@@ -140,13 +140,13 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     PEFT's own way back subtracts what it added, which drifts by a rounding each time, and its way there changes every
     module that shares a weight with an adapted one. Here the adapted modules get copies of their weights for as long
-    as the block lasts. A model without an adapter, or with one that cannot be folded in, is left alone.
+    as the block lasts. A model without an adapter, or with one that is off or cannot be folded in, is left as it is.
 
     Args:
         model: Any model; switched in place for the length of the block.
     """
     layers = _tuned_layers(model) if isinstance(model, PeftModel) and not _fold_obstacle(model) else []
-    if not layers or any(layer.merged for layer in layers):
+    if not layers or any(layer.merged or layer.disable_adapters for layer in layers):
         yield
         return
     assert isinstance(model, PeftModel)

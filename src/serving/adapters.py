@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,7 +20,43 @@ from src.models.tying import embedding_matrix
 _KEEPS_BASE = (True, False, "gaussian")  # starts of LoRA that leave the base's weights alone
 
 
-def share(base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code: bool = False) -> FinishedModel:
+class Switch:
+    """Makes one model with several adapters the one that is asked; used by one thread.
+
+    PEFT's own `disable_adapter` walks through the model on the way in and out, which costs more than a token of it.
+
+    Args:
+        model: With all adapters on it.
+        names: What PEFT calls each adapter, by what clients call it.
+    """
+
+    def __init__(self, model: PeftModel, names: Mapping[str, str]) -> None:
+        self._model = model
+        assert isinstance(model.base_model, BaseTuner), "prompt learning has been refused"
+        self._tuner = model.base_model
+        self._names = names
+        self._now: str | None = None
+        self._tuner.disable_adapter_layers()
+
+    def to(self, adapter: str | None) -> None:
+        """Switch one adapter on and all others off.
+
+        Args:
+            adapter: What clients call it; None for the model without any.
+        """
+        if adapter == self._now:
+            return
+        if adapter is None:
+            self._tuner.disable_adapter_layers()
+        else:
+            self._tuner.enable_adapter_layers()
+            self._model.set_adapter(self._names[adapter])
+        self._now = adapter
+
+
+def share(
+    base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code: bool = False
+) -> tuple[FinishedModel, Switch]:
     """Put several adapters on one model, none of them switched on for good.
 
     Args:
@@ -28,7 +65,7 @@ def share(base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code
         trust_remote_code: Let an adapter's settings name code.
 
     Returns:
-        The model with all of them; `Hosted.activated` chooses one.
+        The model with all of them, and what switches between them.
 
     Raises:
         ParleyError: A directory is no adapter of this base, or switching it off would not give the base back.
@@ -38,6 +75,7 @@ def share(base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code
         raise ParleyError(f"{base.name} has an adapter of its own, which cannot be folded in; give a whole model.")
     record, adapted = identify(model), None
     device, dtype = base.device, next(model.parameters()).dtype
+    names = {name: f"adapter{number}" for number, name in enumerate(adapters)}  # PEFT's cannot have dots
     for name, directory in adapters.items():
         place = str(Path(directory).expanduser())
         if not is_adapter(place):
@@ -47,10 +85,10 @@ def share(base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code
         with reading("the adapter's settings", place):
             config = PeftConfig.from_pretrained(place)
         _check_switchable(config, place, embedding_matrix(model).shape[0])
-        adapted = load_adapter(model, record, place, base.tokenizer, beside=adapted, name=name)
+        adapted = load_adapter(model, record, place, base.tokenizer, beside=adapted, name=names[name])
     assert adapted is not None, "there is an adapter at least"
     nn.Module.to(adapted, device=device, dtype=dtype)
-    return FinishedModel(adapted.eval(), base.tokenizer, base.name)
+    return FinishedModel(adapted.eval(), base.tokenizer, base.name), Switch(adapted, names)
 
 
 def _check_switchable(config: PeftConfig, place: str, rows: int) -> None:

@@ -26,7 +26,7 @@ from src.serving.schemas import ChatRequest, CompletionRequest
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 0.25  # seconds after which a client that has gone is noticed
+LOOK_EVERY = 0.25  # seconds after which a client that has gone is noticed
 
 
 def make_app(models: Mapping[str, Hosted], engine: Engine) -> FastAPI:
@@ -151,8 +151,8 @@ async def _pieces(
         while left:
             new: list[Event] = []
             with suppress(TimeoutError):
-                new = await asyncio.wait_for(events.get(), LOOKED_AT)
-            if time.monotonic() - looked >= LOOKED_AT:
+                new = await asyncio.wait_for(events.get(), LOOK_EVERY)
+            if time.monotonic() - looked >= LOOK_EVERY:
                 if await request.is_disconnected():
                     return
                 looked = time.monotonic()

@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from src.datamodules.encoding import pad
-from src.models.endings import decode_answers, until_end
-from src.models.generation import continued_text, generate_ids, until_stop
+from src.models.endings import until_end
+from src.models.generation import generate_ids
 from src.serving.rows import Piece, Row
 
 if TYPE_CHECKING:
     from src.serving.hosted import Hosted
 
 
-class _Given(StoppingCriteria):
+class _GivenUp(StoppingCriteria):
     """Ends a search that nobody waits for any more."""
 
     def __init__(self, is_given_up: Callable[[], bool]) -> None:
@@ -48,18 +48,13 @@ def answer_by_beams(hosted: Hosted, rows: Sequence[Row], is_given_up: Callable[[
         ids.to(finished.device),
         mask.to(finished.device),
         options,
-        stopping_criteria=StoppingCriteriaList([_Given(is_given_up)]),
+        stopping_criteria=StoppingCriteriaList([_GivenUp(is_given_up)]),
     )
     pieces = []
     for row, answer in zip(rows, found.tolist(), strict=True):
         row.ids = until_end(answer, hosted.endings)
-        if row.stream.prefix:
-            tail = row.stream.prefix
-            whole = continued_text(hosted.decoding_tokenizer, tail, row.ids, hosted.endings, options.stop_strings)
-            text = whole[len(str(hosted.decoding_tokenizer.decode(tail, skip_special_tokens=True))) :]
-        else:
-            [decoded] = decode_answers(hosted.decoding_tokenizer, torch.tensor([row.ids]), hosted.endings)
-            text = until_stop(decoded, options.stop_strings).strip()
-        is_cut = len(row.ids) >= options.max_new_tokens and not any(stop in text for stop in options.stop_strings)
-        pieces.append(Piece(row.choice, text, finish="length" if is_cut else "stop"))
+        row.stream.add(row.ids)
+        row.stream.end()
+        is_cut = len(row.ids) >= options.max_new_tokens and not row.stream.has_stopped
+        pieces.append(Piece(row.choice, row.stream.shown, finish="length" if is_cut else "stop"))
     return pieces

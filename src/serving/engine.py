@@ -211,8 +211,8 @@ class Engine:
             hosted.finished.tokenizer.pad_token_id,
             left=not hosted.finished.is_encoder_decoder,
         )
-        with hosted.activated():
-            decoder = Decoder(hosted.finished.model, ids.to(device), mask.to(device))
+        hosted.activate()
+        decoder = Decoder(hosted.finished.model, ids.to(device), mask.to(device))
         batch = _Batch(hosted, decoder, rows)
         self._step(batch)
         if not batch.rows:
@@ -230,8 +230,8 @@ class Engine:
         if all(job.is_cancelled for job, _ in batch.rows):
             batch.rows = []
             return
-        with batch.hosted.activated():
-            logits = batch.decoder.own_logits()
+        batch.hosted.activate()
+        logits = batch.decoder.own_logits()
         finite = logits.isfinite().any(dim=-1).tolist()
         tokens, logprobs = choose([row for _, row in batch.rows], logits)
         alive: list[int] = []
@@ -280,13 +280,14 @@ class Engine:
             options = rows[0][1].options
             alike = [pair for pair in rows if pair[1].options == options]
             rows = [pair for pair in rows if pair[1].options != options]
-            jobs = [job for job, _ in alike]
-            with hosted.activated():
-                pieces = answer_by_beams(hosted, [row for _, row in alike], partial(_are_cancelled, jobs))
-            for (job, row), piece in zip(alike, pieces, strict=True):
-                self.load.tokens += len(row.ids)
-                self.load.requests += 1
-                job.send([piece])
+            for together in _cut(alike):
+                jobs = [job for job, _ in together]
+                hosted.activate()
+                pieces = answer_by_beams(hosted, [row for _, row in together], partial(_are_cancelled, jobs))
+                for (job, row), piece in zip(together, pieces, strict=True):
+                    self.load.tokens += len(row.ids)
+                    self.load.requests += 1
+                    job.send([piece])
 
 
 def _are_cancelled(jobs: Sequence[Job]) -> bool:
@@ -294,13 +295,14 @@ def _are_cancelled(jobs: Sequence[Job]) -> bool:
 
 
 def _cut(rows: list[tuple[Job, Row]]) -> list[list[tuple[Job, Row]]]:
-    """Rows in their order, as many together as may be read at once."""
+    """Rows in their order, as many together as may be read at once, each as often as it has beams."""
     found: list[list[tuple[Job, Row]]] = []
     longest = 0
     for pair in rows:
-        longest = max(longest, len(pair[1].prompt))
+        length = len(pair[1].prompt) * pair[1].options.num_beams
+        longest = max(longest, length)
         if not found or longest * (len(found[-1]) + 1) > READ_AT_ONCE:
             found.append([])
-            longest = len(pair[1].prompt)
+            longest = length
         found[-1].append(pair)
     return found

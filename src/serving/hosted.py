@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +27,10 @@ from src.serving.rows import Penalties, Row, new_row
 
 class TooLongError(ParleyError):
     """A prompt, or a prompt and its answer, that the model has no room for."""
+
+
+def _is_active() -> None:
+    """What activates a model that is one."""
 
 
 TAIL = 8  # tokens of a prompt that a continuation's first blank is told from
@@ -59,8 +62,8 @@ class Hosted:
         limits: What requests may ask for.
         format: How a decoder-only model is asked in a talk; `auto` as in `parley chat`.
         system: What it is told first where a talk does not say.
-        is_shared: Whether the model is several at once, one for each of its adapters and one without any.
-        adapter: Which of them this is; None for the one without.
+        activate: Makes the model the one of this name, where it is several at once: one for each of its adapters, and
+            one without any.
         style: `format`, resolved.
 
     Raises:
@@ -73,8 +76,7 @@ class Hosted:
     limits: Limits = Limits()
     format: Style = "auto"
     system: str | None = None
-    is_shared: bool = False
-    adapter: str | None = None
+    activate: Callable[[], None] = _is_active
     style: Style = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,30 +89,20 @@ class Hosted:
         self.style = resolve_style(self.format, self.finished, turns=True, trained=True)
         self.endings = ending_ids(tokenizer, model)
         self.rules = token_rules(model, tokenizer)
-        self.decoding_tokenizer = copy.deepcopy(tokenizer)  # fast tokenizers are not for two threads at once
+        # Fast tokenizers are not for two threads at once, and other names may have the same.
+        self.decoding_tokenizer = copy.deepcopy(tokenizer)
+        self.finished = replace(self.finished, tokenizer=copy.deepcopy(tokenizer))
         self._encoding = threading.Lock()
         if self.options.bad_words:
             self.rules.append(BannedTexts(self.options.bad_words, tokenizer, 0))
+        start: Any = base_model(model).generation_config.decoder_start_token_id
+        self._start = 0 if start is None else int(start)
         self._limit = PromptEncoder(self.finished, "plain", 1).limit
 
     @property
     def unused(self) -> list[str]:
         """Of the model's own settings those that only whole batches know."""
         return sorted(self.options.further) if isinstance(self.options, ModelOptions) else []
-
-    @contextmanager
-    def activated(self) -> Iterator[None]:
-        """Within the block the model is the one of this name."""
-        model = self.finished.model
-        if not self.is_shared or not isinstance(model, PeftModel):
-            yield
-        elif self.adapter is None:
-            with model.disable_adapter():
-                yield
-        else:
-            if model.active_adapter != self.adapter:
-                model.set_adapter(self.adapter)
-            yield
 
     # Prompts
 
@@ -207,7 +199,6 @@ class Hosted:
         continues = as_continuation and not self.finished.is_encoder_decoder
         seed = options.seed if options.seed is not None else secrets.randbits(62)
         device = self.finished.device
-        start: Any = base_model(self.finished.model).generation_config.decoder_start_token_id
         rows = []
         for answer in range(count):
             generator = None
@@ -226,7 +217,7 @@ class Hosted:
                     rules=LogitsProcessorList(self.rules),
                     generator=generator,
                     top_logprobs=top_logprobs,
-                    start=prompt if not self.finished.is_encoder_decoder else [0 if start is None else int(start)],
+                    start=prompt if not self.finished.is_encoder_decoder else [self._start],
                 )
             )
         return rows

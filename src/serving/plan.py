@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 from src.datamodules.turns import parse_messages
@@ -107,10 +107,12 @@ def decoding_of(hosted: Hosted, request: Decoding, max_new_tokens: int, is_penal
         ParleyError: They contradict themselves.
     """
     own = hosted.options if request.preset is None else _preset(hosted.options, request.preset)
-    values: dict[str, Any] = {item.name: getattr(own, item.name) for item in fields(GenerationOptions)}
-    values |= {"max_new_tokens": max_new_tokens, "num_return_sequences": 1, "bad_words": []}  # these are in the rules
-    values["min_new_tokens"] = min(own.min_new_tokens, max_new_tokens)
-    values["stop_strings"] = [*own.stop_strings, *request.stops]
+    values: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min(own.min_new_tokens, max_new_tokens),
+        "num_return_sequences": 1,
+        "stop_strings": [*own.stop_strings, *request.stops],
+    }
     if request.temperature == 0:
         values |= {"do_sample": False}
     elif request.temperature is not None or request.top_p is not None or request.top_k is not None:
@@ -125,10 +127,12 @@ def decoding_of(hosted: Hosted, request: Decoding, max_new_tokens: int, is_penal
         "seed": request.seed,
     }
     values |= {name: value for name, value in given.items() if value is not None}
-    takes_tokens = values["do_sample"] or request.temperature is not None or request.top_tokens is not None
+    takes_tokens = (
+        values.get("do_sample", own.do_sample) or request.temperature is not None or request.top_tokens is not None
+    )
     if takes_tokens or is_penalised:
         values["num_beams"] = 1
-    return GenerationOptions(**values)
+    return replace(own, **values)
 
 
 def _preset(own: GenerationOptions, name: str) -> GenerationOptions:

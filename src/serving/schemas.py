@@ -1,4 +1,4 @@
-"""What clients send, as the OpenAI API has it: what is known is checked, what would be ignored is refused."""
+"""What clients send, as the OpenAI API has it: what is known is checked, and what cannot be done is refused."""
 
 from __future__ import annotations
 

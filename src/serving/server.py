@@ -35,6 +35,7 @@ def bound(host: str, port: int) -> socket.socket:
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
+        taken.listen()  # some systems let two bind as long as neither listens
     except OSError as error:
         raise ParleyError(
             f"{host}:{port} cannot be listened at ({error.strerror or error}); give another --host or --port."

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,9 @@ def test_the_key_comes_from_the_environment(tiny_base: Callable[..., Path]) -> N
         assert openai.OpenAI(base_url=url, api_key="k").models.list().data
 
 
-def test_adapters_share_a_base(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
-    """Asked all at once, each answers as it does when it is loaded by itself."""
+@pytest.mark.parametrize("beams", [1, 3])
+def test_adapters_share_a_base(beams: int, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    """Asked all at once, each answers as it does when it is loaded by itself, and the base as without adapters."""
     from src.inference.loading import load_finished
     from src.models.generation import GenerationOptions
     from src.serving.adapters import share
@@ -89,7 +91,7 @@ def test_adapters_share_a_base(tiny_base: Callable[..., Path], tmp_path: Path) -
 
     base = tiny_base("t5")
     places = {}
-    for seed, name in enumerate(("one", "two")):
+    for seed, name in enumerate(("flan-t5.v1.5", "two")):
         adapted = add_lora(load_model(base), LoraConfig(r=2 + seed, target_modules=["q", "v"]))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -97,19 +99,16 @@ def test_adapters_share_a_base(tiny_base: Callable[..., Path], tmp_path: Path) -
                 if "lora_" in key:
                     parameter += torch.randn(parameter.shape, generator=generator)
         places[name] = str(save_adapter(adapted, load_tokenizer(base), tmp_path / name))
-    alone = {
-        "base": load_finished(str(base), device="cpu"),
-        **{k: load_finished(v, device="cpu") for k, v in places.items()},
-    }
-    options = GenerationOptions(max_new_tokens=12)
-    wanted = {
-        name: expected(hosted, hosted.text("Will you meet me?"))[0]
-        for name, hosted in ((name, Hosted(name, finished, options)) for name, finished in alone.items())
-    }
+    options = GenerationOptions(max_new_tokens=12, num_beams=beams)
+    wanted = {}
+    for name, place in {"base": str(base), **places}.items():
+        hosted = Hosted(name, load_finished(place, device="cpu"), options)
+        [wanted[name]] = expected(hosted, hosted.text("Will you meet me?"), num_beams=beams)
     assert len(set(wanted.values())) == 3
-    shared = share(load_finished(str(base), device="cpu"), places)
+    shared, switch = share(load_finished(str(base), device="cpu"), places)
     models = {
-        name: Hosted(name, shared, options, is_shared=True, adapter=None if name == "base" else name) for name in alone
+        name: Hosted(name, shared, options, activate=partial(switch.to, None if name == "base" else name))
+        for name in wanted
     }
     with running(models) as server:
         client, found = server.client(), {}
@@ -138,7 +137,7 @@ def test_bad_input_is_one_line(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, said in (
-            ([], "give a MODEL"),
+            ([], "there is no MODEL to serve"),
             ([t5, "--port", port], "cannot be listened at"),
             ([t5, "--port", "99999"], "--port is 99999"),
             ([t5, "--port", "0", "--host", "no.such.host.invalid"], "cannot be listened at"),
@@ -148,7 +147,7 @@ def test_bad_input_is_one_line(
             ([t5, "--port", "0", "--api-key-file", str(empty)], "does not hold one key"),
             ([t5, "--port", "0", "--format", "published"], "encoder-decoder"),
             ([str(tmp_path / "none"), "--port", "0"], "there is no model directory"),
-            ([t5, str(tiny_base("bart")), "--adapter", "a=x"], "with --adapter one"),
+            ([t5, str(tiny_base("bart")), "--adapter", "a=x"], "adapters are on one MODEL"),
             ([t5, "--adapter", "models/adapter"], "--adapter is 'models/adapter'; write a name and a model"),
             ([t5, "--adapter", "a=x", "--adapter", "a=y"], "--adapter: the name 'a' is taken or given twice"),
             ([t5, "--adapter", f"{Path(t5).name}=x"], f"--adapter: the name {Path(t5).name!r} is taken"),
@@ -171,3 +170,15 @@ def test_a_server_for_everybody_without_a_key_is_warned_of(
     monkeypatch.delenv("PARLEY_API_KEY", raising=False)
     assert main(["serve", str(tiny_base("t5")), "--host", "0.0.0.0", "--port", "0"]) == 0
     assert "there is no key" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
+def test_a_server_is_called_by_the_name_that_it_was_given(
+    host: str, tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guards = []
+    monkeypatch.setattr(
+        "src.serving.server.serve", lambda app, listening, ready: guards.append(app) or listening.close()
+    )
+    assert main(["serve", str(tiny_base("t5")), "--host", host, "--port", "0"]) == 0
+    assert {host, "127.0.0.1"} <= guards[0].hosts

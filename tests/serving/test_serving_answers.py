@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -232,3 +233,36 @@ def test_the_servers_own_options_hold_where_nothing_is_said(served: Running) -> 
         assert said(reply) == expected(hosted, ids, do_sample=True, top_k=5, seed=3, **options)
         greedy = client.chat.completions.create(model="own", messages=ASKED, temperature=0)
         assert said(greedy) == expected(hosted, ids, **options)
+
+
+def test_beams_search_under_the_servers_own_options(served: Running) -> None:
+    from src.models.generation import GenerationOptions
+    from src.serving.hosted import Hosted
+    from tests.serving.ports import running
+
+    finished = served.models["bart"].finished
+    options = {"max_new_tokens": 9, "num_beams": 3, "bad_words": ["e", "<unk>"], "no_repeat_ngram_size": 2}
+    with running({"own": Hosted("own", finished, GenerationOptions(**options))}) as server:
+        ids = server.models["own"].talk([Turn("user", ASKED[0]["content"])])
+        reply = server.client().chat.completions.create(model="own", messages=ASKED)
+        assert said(reply) == expected(server.models["own"], ids, **options)
+
+
+def test_beams_search_under_all_of_the_models_own_settings(served: Running) -> None:
+    from dataclasses import replace
+
+    from src.models.generation import GenerationOptions, ModelOptions, generate_text
+    from src.serving.hosted import Hosted
+    from tests.serving.ports import running
+
+    model = copy.deepcopy(served.models["bart"].finished.model)
+    model.generation_config.update(
+        max_new_tokens=12, num_beams=3, encoder_no_repeat_ngram_size=1, early_stopping="never", length_penalty=3.0
+    )
+    finished = replace(served.models["bart"].finished, model=model)
+    with running({"own": Hosted("own", finished, ModelOptions.of(model))}) as server:
+        prompt = torch.tensor([server.models["own"].talk([Turn("user", ASKED[0]["content"])])])
+        given = (model, finished.tokenizer, prompt, torch.ones_like(prompt))
+        wanted = generate_text(*given, ModelOptions.of(model))
+        assert wanted != generate_text(*given, GenerationOptions(max_new_tokens=12, num_beams=3))
+        assert said(server.client().chat.completions.create(model="own", messages=ASKED)) == wanted

@@ -17,6 +17,7 @@ pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 from src.inference.loading import FinishedModel
 from src.models.generation import GenerationOptions
+from src.serving.beams import answer_by_beams
 from src.serving.engine import Engine, Event, Failed, FullError, Job
 from src.serving.hosted import Hosted
 from src.serving.rows import Penalties
@@ -188,3 +189,45 @@ def test_what_fails_ends_its_own_requests_alone(
         engine.submit(again.job)
         assert again.text
         assert eventually(lambda: engine.is_idle)
+
+
+def test_beams_are_searched_for_no_more_at_once_than_fit(
+    hosted: Callable[[str], Hosted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.serving import engine as module
+
+    model, searched = hosted("bart"), []
+    answers = [Answer(model, "Hello", num_beams=3) for _ in range(4)]
+    length = len(answers[0].job.rows[0].prompt)
+    monkeypatch.setattr(module, "READ_AT_ONCE", 2 * 3 * length)
+    monkeypatch.setattr(
+        module, "answer_by_beams", lambda *args: searched.append(len(args[1])) or answer_by_beams(*args)
+    )
+    engine = Engine()
+    for answer in answers:
+        answer.job.beams = True
+        engine.submit(answer.job)
+    with started(engine):
+        texts = {answer.text for answer in answers}
+    assert searched == [2, 2]
+    assert texts == set(expected(model, model.text("Hello"), num_beams=3))
+
+
+def test_names_of_one_model_do_not_share_a_tokenizer(hosted: Callable[[str], Hosted]) -> None:
+    one = hosted("gpt2")
+    two = replace(one, name="two")
+    tokenizers = [one.finished.tokenizer, two.finished.tokenizer, one.decoding_tokenizer, two.decoding_tokenizer]
+    assert len({id(tokenizer) for tokenizer in tokenizers}) == 4
+    assert one.finished.model is two.finished.model
+
+
+@pytest.mark.parametrize(("stop", "text", "finish"), [("stop", "Hello,", "stop"), ("never", "Hello, stop.", "length")])
+def test_an_answer_of_beams_that_a_stop_string_ends_has_not_been_cut_off(
+    stop: str, text: str, finish: str, hosted: Callable[[str], Hosted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = hosted("gpt2")
+    ids = model.text("Hello, stop.")
+    monkeypatch.setattr("src.serving.beams.generate_ids", lambda *_args, **_options: torch.tensor([ids]))
+    answer = Answer(model, "Hi", num_beams=3, max_new_tokens=len(ids), stop_strings=[stop])
+    [piece] = answer_by_beams(model, answer.job.rows, lambda: False)
+    assert (piece.text, piece.finish) == (text, finish)

@@ -239,3 +239,11 @@ def test_many_clients_lose_nothing(served: Running) -> None:
     for thread in threads:
         thread.join(60)
     assert [found.get(number) for number in range(len(asked))] == alone
+
+
+def test_two_servers_cannot_have_one_port() -> None:
+    from src.errors import ParleyError
+    from src.serving.server import bound
+
+    with bound("127.0.0.1", 0) as taken, pytest.raises(ParleyError, match="cannot be listened at"):
+        bound("127.0.0.1", taken.getsockname()[1])
