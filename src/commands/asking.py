@@ -117,6 +117,9 @@ def check_misplaced(args: argparse.Namespace) -> None:
         raise ParleyError("--row names rows of a dataset; give one with --data.")
     if args.whole and args.separator is not None:
         raise ParleyError("--whole takes the file for one prompt, and --separator parts it; leave one of them out.")
+    shown = ("shots_data", "shots_split", "shots_template", "shot_separator")
+    if not args.shots and args.shots_rows is None and (idle := [name for name in shown if getattr(args, name)]):
+        raise ParleyError(f"--{idle[0].replace('_', '-')} is about solved examples; ask for some with --shots N.")
     if args.separator == "":
         raise ParleyError("--separator is empty; give the text that parts prompts, or --whole.")
 

@@ -60,12 +60,14 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         trust_remote_code=args.trust_remote_code,
     )
-    is_adapter = isinstance(restored.model, PeftModel) and not args.merge
+    kind = None
+    if isinstance(restored.model, PeftModel) and not args.merge:
+        kind = str(restored.model.peft_config["default"].peft_type).lower().rpartition(".")[2]
     with whole_file(Path(args.output) / "README.md") as file:
-        file.write(model_card(_facts(args, restored, is_adapter, tested)))
+        file.write(model_card(_facts(args, restored, kind, tested)))
     size = sum(file.stat().st_size for file in Path(args.output).rglob("*") if file.is_file())
     row = {
-        "written": "adapter" if is_adapter else "model",
+        "written": "adapter" if kind else "model",
         "directory": args.output,
         "base": restored.base,
         "MB": round(size / 1e6, 1),
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     show([row], as_json=args.json)
 
 
-def _facts(args: argparse.Namespace, restored: Restored, is_adapter: bool, tested: Run | None) -> CardFacts:
+def _facts(args: argparse.Namespace, restored: Restored, adapter: str | None, tested: Run | None) -> CardFacts:
     from src import __version__
     from src.models.lora import count_parameters
     from src.reporting.card import CardFacts
@@ -82,19 +84,20 @@ def _facts(args: argparse.Namespace, restored: Restored, is_adapter: bool, teste
     directory, settings = _own_run(checkpoint)
     if tested is None and directory is not None:
         tested = _test_of(checkpoint, directory)
-    measured = tested if tested is not None else _validated(directory)
-    figures, examples = _figures(measured, settings, is_tested=tested is not None)
-    found = re.fullmatch(r"step=(\d+)", checkpoint.stem)
+    if tested is None:
+        figures, examples = _validated(directory, restored.step), None
+    else:
+        figures, examples = _tested_figures(tested)
     trained = sum(p.numel() for name, p in restored.model.named_parameters() if "lora_" in name or p.requires_grad)
     return CardFacts(
         name=Path(args.output).name,
         base=restored.base,
-        is_adapter=is_adapter,
+        adapter=adapter,
         is_encoder_decoder=bool(getattr(restored.model.config, "is_encoder_decoder", False)),
-        parameters=trained if is_adapter else count_parameters(restored.model).total,
+        parameters=trained if adapter else count_parameters(restored.model).total,
         version=__version__,
         run=None if directory is None else str(directory),
-        step=int(found[1]) if found else None,
+        step=restored.step,
         settings=settings,
         template=_template(settings),
         figures=figures,
@@ -120,24 +123,33 @@ def _own_run(checkpoint: Path) -> tuple[Path | None, dict[str, Any]]:
         return None, {}
 
 
-def _validated(directory: Path | None) -> Run | None:
-    """A run whose validation was logged."""
+def _validated(directory: Path | None, step: int) -> list[Figure]:
+    """What validation found after so many steps; nothing where there was none then."""
+    from src.reporting.card import Figure
     from src.reporting.runs import read_run
 
     if directory is None or not (directory / "metrics.csv").is_file():
-        return None
+        return []
     try:
-        return read_run(directory)
+        curves = read_run(directory).curves
     except ParleyError as error:
         log.warning("The card has no figures: %s", error)
-        return None
+        return []
+    return [
+        Figure(name, value)
+        for name, curve in curves.items()
+        for place, value in curve
+        if name.startswith("val/") and place == step - 1  # steps are logged as they are counted, from 0
+    ]
 
 
 def _test_of(checkpoint: Path, directory: Path) -> Run | None:
-    """The newest test of this very checkpoint among the runs beside its own."""
+    """The newest test of this very checkpoint among the runs beside its own, and of what it holds now."""
     from src.reporting.runs import read_run, settings_of
 
     for file in sorted(directory.parent.glob("*/predictions.csv"), key=lambda one: -one.stat().st_mtime):
+        if file.stat().st_mtime < checkpoint.stat().st_mtime:  # of a file of this name that has been written anew
+            break
         try:
             given = settings_of(file.parent).get("ckpt_path")
             if isinstance(given, str) and Path(given).resolve() == checkpoint.resolve():
@@ -156,19 +168,16 @@ def _tested(directory: Path) -> Run:
     return found
 
 
-def _figures(run: Run | None, settings: Mapping[str, Any], *, is_tested: bool) -> tuple[list[Figure], int | None]:
-    """The last figures of a test or of validation; those of ROUGE with intervals where there are predictions."""
+def _tested_figures(run: Run) -> tuple[list[Figure], int | None]:
+    """The figures of a test, those of ROUGE with intervals where there are predictions; of how many examples."""
     from src.inference.card_figures import rouge_with_intervals
     from src.reporting.card import Figure
 
-    if run is None:
-        return [], None
-    prefix = "test/" if is_tested else "val/"
-    found = {name: Figure(name, value) for name, value in run.figures.items() if name.startswith(prefix)}
+    found = {name: Figure(name, value) for name, value in run.figures.items() if name.startswith("test/")}
     file = Path(run.name) / "predictions.csv"
-    if not is_tested or not file.is_file():
+    if not file.is_file():
         return list(found.values()), None
-    words = settings.get("model.init_args.metrics.rouge.init_args.tokenizer")
+    words = run.settings.get("model.init_args.metrics.rouge.init_args.tokenizer")
     count, scores = rouge_with_intervals(file, "unicode" if words == "unicode" else "standard")
     for key, (mean, low, high) in scores.items():
         found[f"test/{key}"] = Figure(f"test/{key}", mean, (low, high))

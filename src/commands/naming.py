@@ -33,6 +33,8 @@ def named_models(models: Sequence[str], named: Sequence[str], reserved: Collecti
     """
     found = dict(zip(labels(models, reserved), models, strict=True))
     own = by_name(named, "--name", found)
+    if twice := [model for model in own.values() if [*models, *own.values()].count(model) > 1]:
+        raise ParleyError(f"{twice[0]} is given twice; leave one of them out.")
     if columns := [name for name in own if name in reserved]:
         raise ParleyError(f"the name {columns[0]!r} is a column of the answers' file; choose another.")
     return found | own

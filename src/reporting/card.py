@@ -39,12 +39,12 @@ class CardFacts:
     Attributes:
         name: Of the model.
         base: The directory or hub name that training started from.
-        is_adapter: Whether the directory holds an adapter alone.
+        adapter: PEFT's name of the kind where the directory holds an adapter alone, such as `lora`.
         is_encoder_decoder: Of the architecture.
         parameters: Of the model, or of the adapter.
         version: Of Parley.
         run: The run's directory, where it is known.
-        step: Optimiser steps.
+        step: Optimiser steps; None where nobody counted.
         settings: The run's, flattened; empty where they are not known.
         template: What the prompts were made by, as text.
         figures: Of a test, or of validation.
@@ -57,7 +57,7 @@ class CardFacts:
 
     name: str
     base: str
-    is_adapter: bool
+    adapter: str | None
     is_encoder_decoder: bool
     parameters: int
     version: str
@@ -77,9 +77,10 @@ class CardFacts:
         return self.settings.get(name)
 
     @property
-    def method(self) -> str:
-        """The Module's class."""
-        return str(self.setting("model.class_path") or UNKNOWN).rpartition(".")[2]
+    def method(self) -> str | None:
+        """The Module's class; None where the run is not known."""
+        path = self.setting("model.class_path")
+        return None if path is None else str(path).rpartition(".")[2]
 
     @property
     def data(self) -> str | None:
@@ -128,9 +129,9 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
         found["base_model"] = base
     if data is not None and HUB_NAME.fullmatch(data):
         found["datasets"] = [data]
-    found["library_name"] = "peft" if facts.is_adapter else "transformers"
+    found["library_name"] = "peft" if facts.adapter else "transformers"
     found["pipeline_tag"] = "text-generation"
-    found["tags"] = ["parley", facts.method, *(["lora"] if facts.is_adapter else [])]
+    found["tags"] = ["parley", *filter(None, (facts.method, facts.adapter))]
     if facts.figures and facts.is_tested and facts.tested_on is not None:
         tested_on = shown_place(facts.tested_on)
         metrics = [{"type": _kind(one.name), "name": one.name, "value": round(one.value, 4)} for one in facts.figures]
@@ -149,16 +150,16 @@ def _kind(name: str) -> str:
 
 
 def _summary(facts: CardFacts) -> str:
-    what = "A PEFT adapter" if facts.is_adapter else "A model"
+    what = "A PEFT adapter" if facts.adapter else "A model"
     kind = "encoder-decoder" if facts.is_encoder_decoder else "decoder-only"
-    size = f"{facts.parameters:,} parameters" + (" of its own" if facts.is_adapter else "")
+    size = f"{facts.parameters:,} parameters" + (" of its own" if facts.adapter else "")
     return f"{what} ({kind}, {size}), trained from {_code(shown_place(facts.base))} with Parley {facts.version}.\n"
 
 
 def _usage(facts: CardFacts) -> str:
     auto = "AutoModelForSeq2SeqLM" if facts.is_encoder_decoder else "AutoModelForCausalLM"
     lines = ["```python", f"from transformers import {auto}, AutoTokenizer"]
-    if facts.is_adapter:
+    if facts.adapter:
         lines += ["from peft import PeftModel", "", f'base = {auto}.from_pretrained("{shown_place(facts.base)}")']
         lines += [f'model = PeftModel.from_pretrained(base, "{facts.name}")']
     else:
@@ -191,7 +192,10 @@ def _training(facts: CardFacts) -> str:
         if (name.startswith(TOLD) or name in {f"trainer.{one}" for one in TOLD_OF_TRAINER} or name == "seed_everything")
         and value not in (None, False, [], {}, "")
     }
-    rows = [("method", _code(facts.method)), ("optimiser steps", UNKNOWN if facts.step is None else f"{facts.step:,}")]
+    rows = [
+        ("method", _code(facts.method or UNKNOWN)),
+        ("optimiser steps", UNKNOWN if facts.step is None else f"{facts.step:,}"),
+    ]
     rows += [(_code(name), _code(_shown(value))) for name, value in told.items()]
     command = f"```sh\nparley fit -c {Path(facts.run).name}/config.yaml   # of the run\n```\n" if facts.run else ""
     return f"{command}\n{_table(('setting', 'value'), rows)}"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from src.cli import main
@@ -98,9 +99,10 @@ def test_without_a_test_the_card_says_so(checkpoint: Path, tmp_path: Path, capsy
     alone = tmp_path / "alone.ckpt"
     os.link(checkpoint, alone)  # whose run nobody knows
     assert main(["export", "--checkpoint", str(alone), "--output", str(tmp_path / "alone")]) == 0
-    text, _ = read(tmp_path / "alone")
+    text, data = read(tmp_path / "alone")
     assert "Nothing was measured" in text
     assert "The run is not known" in text
+    assert data["tags"] == ["parley", "lora"]
     run = str(checkpoint.parent.parent)
     for more, said in (
         (["--figures", run], "has no metrics.csv"),
@@ -127,7 +129,7 @@ def test_intervals_are_a_bootstraps(tmp_path: Path) -> None:
 def test_nothing_in_a_setting_breaks_the_card() -> None:
     odd = "a | b\n# not a heading `x` {x}"
     facts = CardFacts(
-        "m", "google/flan-t5-base", False, True, 10, "1", "runs/v", 3,
+        "m", "google/flan-t5-base", None, True, 10, "1", "runs/v", 3,
         {"model.class_path": "a.b.C", "data.init_args.path": "knkarthick/dialogsum", "data.init_args.template": odd},
         odd, [Figure("test/rouge1", 0.5, (0.4, 0.6))], 7, True,
     )  # fmt: skip
@@ -138,3 +140,37 @@ def test_nothing_in_a_setting_breaks_the_card() -> None:
     assert repr(odd) in text
     assert shown_place("https://host/x.csv") == "https://host/x.csv"
     assert shown_place("/somewhere/of/mine/data") == "data"
+
+
+def test_figures_are_of_the_checkpoint_that_is_exported(checkpoint: Path, tmp_path: Path) -> None:
+    """Of step 2, logged as 1 since steps are counted from 0, and not of what was trained from there."""
+    run = checkpoint.parent.parent
+    (run / "metrics.csv").write_text("step,val/loss\n0,9.25\n1,7.5\n2,8.125\n", encoding="utf-8")
+    assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "second")]) == 0
+    assert "| `val/loss` | 7.5000 |" in read(tmp_path / "second")[0]
+    (run / "metrics.csv").write_text("step,val/loss\n0,9.25\n2,8.125\n", encoding="utf-8")
+    assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "none")]) == 0
+    assert "Nothing was measured" in read(tmp_path / "none")[0]
+
+
+def test_a_test_of_what_the_file_held_before_is_passed_over(checkpoint: Path, tested: Path, tmp_path: Path) -> None:
+    later = (tested / "predictions.csv").stat().st_mtime + 10
+    os.utime(checkpoint, (later, later))
+    assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x")]) == 0
+    assert "It was not tested" in read(tmp_path / "x")[0]
+
+
+def test_words_of_rouge_are_those_of_the_test(
+    checkpoint: Path, tested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tested / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["metrics"]["rouge"]["init_args"]["tokenizer"] = "unicode"
+    config.write_text(yaml.safe_dump(settings))
+    asked = []
+    monkeypatch.setattr(
+        "src.inference.card_figures.rouge_with_intervals", lambda _, words: asked.append(words) or (0, {})
+    )
+    words = ["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x"), "--figures", str(tested)]
+    assert main(words) == 0
+    assert asked == ["unicode"]

@@ -23,3 +23,6 @@ def test_only_a_file_s_columns_are_reserved():
 def test_the_same_model_twice_is_refused():
     with pytest.raises(ParleyError, match="the same model is given twice"):
         labels(["a", "a"])
+    for models, named in ((["a"], ["b=a"]), ([], ["a=x", "b=x"])):
+        with pytest.raises(ParleyError, match="given twice; leave one of them out"):
+            named_models(models, named)

@@ -264,6 +264,8 @@ def test_bad_input_is_one_line(
         ([t5, "--data", str(rows), "--row", "1", "--shots", "1", "--shots-rows", "2"], "leave one of them out"),
         ([t5, "--prompt", "x", "--shots-rows", "2"], "--shots-data"),
         ([t5, "--data", str(rows), "--whole"], "give one with --input"),
+        ([t5, "--input", str(text), "--shots-split", "train"], "--shots-split is about solved examples"),
+        ([t5, "--input", str(text), "--shot-separator", "x"], "--shot-separator is about solved examples"),
         ([t5, "--input", str(text), "--whole", "--separator", "x"], "leave one of them out"),
         ([t5, "--input", str(text), "--separator", ""], "is empty"),
         ([t5, "--input", str(rows), "--column", "dialogue", "--whole"], "is a table"),

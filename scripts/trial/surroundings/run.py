@@ -104,7 +104,7 @@ def make_run(place: Path) -> Run:
     for words in (["init", "--output", str(base), *SIZES.split()], words_to_train(base)):
         answer = ask(words, place, patience=300)
         if answer.status != 0:
-            raise SystemExit(f"the run to be damaged could not be made: {answer.err}")
+            raise SystemExit(f"the run to be damaged could not be made (status {answer.status}): {answer.err}")
     for step, file in enumerate(sorted((place / "runs" / "version_0" / "checkpoints").glob("step=*.ckpt"))):
         os.utime(file, (step, step))  # older than whatever comes after
     return Run(place, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -14,6 +15,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 MEMORY = 16 * 2**30  # bytes of address space: what expands a billionfold must not take the machine with it
 
@@ -70,6 +73,8 @@ def ask(
 
 def _be_the_command(words: Sequence[str], directory: Path, files: Sequence[Path]) -> None:
     status = 1
+    gc.freeze()  # garbage of the process that forked may wait for threads of its own, which are not here
+    torch.set_num_threads(1)  # nor are OpenMP's
     try:
         os.setsid()
         os.chdir(directory)

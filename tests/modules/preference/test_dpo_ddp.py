@@ -64,7 +64,8 @@ def run(path, base, devices, rate, config):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
     environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, script, base, pairs, path, str(devices), str(rate), json.dumps(config)]
-    subprocess.run(words, env=environment, check=True, capture_output=True, timeout=400)
+    done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(path / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
