@@ -34,14 +34,15 @@ def answer_by_beams(hosted: Hosted, rows: Sequence[Row], is_given_up: Callable[[
 
     Args:
         hosted: The model.
-        rows: One a prompt, all with the same options.
+        rows: All with the same options; those with one prompt are its best beams, the best one first.
         is_given_up: Asked at every token whether to end.
 
     Returns:
         The whole answers.
     """
     finished, options = hosted.finished, rows[0].options
-    ids, mask = pad([row.prompt for row in rows], finished.tokenizer.pad_token_id, left=not finished.is_encoder_decoder)
+    prompts = list({id(row.prompt): row.prompt for row in rows}.values())
+    ids, mask = pad(prompts, finished.tokenizer.pad_token_id, left=not finished.is_encoder_decoder)
     found = generate_ids(
         finished.model,
         hosted.decoding_tokenizer,
@@ -50,6 +51,9 @@ def answer_by_beams(hosted: Hosted, rows: Sequence[Row], is_given_up: Callable[[
         options,
         stopping_criteria=StoppingCriteriaList([_GivenUp(is_given_up)]),
     )
+    count, places = options.num_return_sequences, {id(prompt): place for place, prompt in enumerate(prompts)}
+    found = found[[places[id(row.prompt)] * count + row.choice % count for row in rows]]
+
     pieces = []
     for row, answer in zip(rows, found.tolist(), strict=True):
         row.ids = until_end(answer, hosted.endings)

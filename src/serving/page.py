@@ -149,7 +149,7 @@ def _presets() -> list[Preset]:
     found = []
     for name in names:
         options = with_preset(GenerationOptions(), name)
-        found.append(Preset(name, describe(options), options.num_return_sequences if options.num_beams == 1 else 1))
+        found.append(Preset(name, describe(options), options.num_return_sequences))
     return found
 
 

@@ -63,8 +63,14 @@ def _plan(hosted: Hosted, request: ChatRequest | CompletionRequest) -> Plan:
     for number, prompt in enumerate(prompts):
         options = decoding_of(hosted, request, hosted.room(prompt, request.asked_tokens), bool(penalties))
         beams = options.num_beams > 1
-        if count > 1 and not options.do_sample:
-            raise BadRequestError("without sampling all answers are one; give a temperature above 0, or n 1.", "n")
+        if count > options.num_beams and not options.do_sample:
+            raise BadRequestError(
+                f"n is {count}, and without sampling there are as many answers as beams ({options.num_beams}); lower "
+                "it, or give a temperature above 0.",
+                "n",
+            )
+        if beams:
+            options.num_return_sequences = count
         rows += hosted.rows(
             prompt,
             options,

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
 
+from src.contracts import Turn
 from src.serving.page import Page as ServedPage
 from src.serving.votes import VoteFile
 from tests.serving.browsing import ROWS, TEMPLATE, WIDTHS, Browsed, Site, answer_of, assert_fits, expect, settled
@@ -74,21 +75,24 @@ def test_every_preset(width: int, site: Site, browse: Callable[..., Browsed]) ->
     tab.decode(seed=2)
     presets.get_by_label("Prompt", exact=True).fill("Hello")
     presets.get_by_role("button", name="Ask in every way").click()
-    texts = settled(presets, 11)
+    texts = settled(presets, 15)
     names = [name.partition(" ")[0] for name in presets.locator(".answer h2").all_text_contents()]
     assert list(dict.fromkeys(names)) == [
         "greedy", "beams-5", "beams-5-no-repeat", "beams-5-all", "sampling", "temperature", "top-k", "top-p",
         "top-k-top-p",
     ]  # fmt: skip
     found = dict(zip(reversed(names), reversed(texts), strict=True))  # of several answers the first
-    asked = [{"role": "user", "content": "Hello"}]
+    asked, gpt2 = [{"role": "user", "content": "Hello"}], site.server.models["gpt2"]
     for name, options in {
         "greedy": {},
         "beams-5": {"num_beams": 5},
         "top-p": {"do_sample": True, "top_p": 0.92},
         "top-k-top-p": {"do_sample": True, "top_k": 50, "top_p": 0.95},
     }.items():
-        assert found[name] == answer_of(site.server.models["gpt2"], asked, **options, seed=2), name
+        assert found[name] == answer_of(gpt2, asked, **options, seed=2), name
+    asked_ids = gpt2.talk([Turn("user", "Hello")])
+    beams = expected(gpt2, asked_ids, num_beams=5, no_repeat_ngram_size=2, num_return_sequences=5)
+    assert [text for name, text in zip(names, texts, strict=True) if name == "beams-5-all"] == beams
     assert_fits(tab.page)
     presets.get_by_role("button", name="The first is better").click()
     expect(presets.get_by_text("Written down: ")).to_be_visible()
@@ -103,7 +107,7 @@ def test_stop_stops_all_that_is_under_way_and_all_that_is_not_yet(site: Site, br
     presets.get_by_role("button", name="Ask in every way").click()
     expect(presets.locator(".answer .text").first).to_have_text(re.compile(r"\S"))
     presets.get_by_role("button", name="Stop").click()
-    settled(presets, 11)
+    settled(presets, 15)
     expect(presets.locator(".answer", has_text="stopped")).not_to_have_count(0)
     expect(presets.locator(".trouble:visible")).to_have_count(0)
     expect(presets.get_by_role("button", name="Ask in every way")).to_be_visible()

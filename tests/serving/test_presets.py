@@ -45,3 +45,21 @@ def test_what_a_request_says_goes_before_its_preset(served: Running) -> None:
     hosted = served.models["gpt2"]
     options = {"do_sample": True, "top_k": 50, "temperature": 0.5, "seed": 5, "max_new_tokens": 7}
     assert [reply.choices[0].text.strip()] == [expected(hosted, hosted.text("Hello"), **options)[0].strip()]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "bart"])
+def test_beams_have_several_answers_the_best_first(kind: str, served: Running) -> None:
+    hosted = served.models[kind]
+    asked = {"model": kind, "prompt": ["Hello", "Good day to you"], "n": 3, "extra_body": {"preset": "beams-5-all"}}
+    choices = served.client().completions.create(**asked).choices
+    options = {"num_beams": 5, "no_repeat_ngram_size": 2, "num_return_sequences": 3}
+    answers = [text for prompt in asked["prompt"] for text in expected(hosted, hosted.text(prompt), **options)]
+    assert [choice.text.strip() for choice in choices] == [text.strip() for text in answers]
+    assert len(set(answers[:3])) == 3
+
+
+def test_there_are_no_more_answers_than_beams(served: Running) -> None:
+    body = {"model": "gpt2", "prompt": "Hi", "n": 6, "preset": "beams-5"}
+    reply = httpx.post(f"{served.url}/v1/completions", json=body)
+    assert reply.status_code == 400
+    assert "beams (5)" in reply.json()["error"]["message"]

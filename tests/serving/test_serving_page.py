@@ -106,6 +106,7 @@ def test_the_settings(site: Running) -> None:
     assert (settings["rows"], settings["votes"]) == (2, False)
     presets = {file.stem for file in (ROOT / "configs" / "decoding").glob("*.yaml")}
     assert {preset["name"] for preset in settings["presets"]} == presets
+    assert {preset["name"]: preset["answers"] for preset in settings["presets"]}["beams-5-all"] == 5
     assert settings["templates"]["flan"] == "Dialogue:\n{dialogue}\nWhat was going on?"
     assert all(text.count("{") == text.count("}") == 1 for text in settings["templates"].values())
 
