@@ -53,7 +53,6 @@ def answer_by_beams(hosted: Hosted, rows: Sequence[Row], is_given_up: Callable[[
     )
     count, places = options.num_return_sequences, {id(prompt): place for place, prompt in enumerate(prompts)}
     found = found[[places[id(row.prompt)] * count + row.choice % count for row in rows]]
-
     pieces = []
     for row, answer in zip(rows, found.tolist(), strict=True):
         row.ids = until_end(answer, hosted.endings)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,14 @@ if CHROMIUM is None:
     pytest.skip("chromium is not installed (apt-get install chromium)", allow_module_level=True)
 
 from src.contracts import Turn
+from src.serving.engine import Engine, Job
 from src.serving.hosted import Hosted
 from src.serving.page_rows import PageRow
 from tests.serving.ports import Running, expected
 
+PATIENCE = 30_000  # milliseconds; a machine may have other work
 expect = playwright.expect
+expect.set_options(timeout=PATIENCE)
 
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -49,6 +53,35 @@ class Site:
     @property
     def pairs(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.votes.read_text("utf-8").splitlines()]
+
+
+class Held(Engine):
+    """Writes so many tokens, and then waits: however fast the machine is, an answer is then under way.
+
+    Attributes:
+        tokens: How many it may still write.
+        given_up: Set when somebody no longer wants an answer.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = threading.Semaphore(tokens)
+        self.given_up = threading.Event()
+
+    def _step(self, batch: Any) -> None:
+        self.tokens.acquire()
+        super()._step(batch)
+
+    def cancel(self, job: Job) -> None:
+        super().cancel(job)
+        self.given_up.set()
+
+    def stop(self) -> None:
+        self.let_go()
+        super().stop()
+
+    def let_go(self) -> None:
+        self.tokens.release(100_000)
 
 
 @dataclass
@@ -91,7 +124,7 @@ def tabs_of(browser: Any) -> Iterator[Callable[..., Browsed]]:
 
     def start(width: int = 1280, **options: Any) -> Browsed:
         page = browser.new_context(viewport={"width": width, "height": 800}, **options).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         tab = Browsed(page)
         page.on("request", lambda request: tab.asked.append(request))
         page.on("pageerror", lambda error: tab.complaints.append(str(error)))

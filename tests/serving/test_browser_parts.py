@@ -14,7 +14,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from src.contracts import Turn
 from src.serving.page import Page as ServedPage
 from src.serving.votes import VoteFile
-from tests.serving.browsing import ROWS, TEMPLATE, WIDTHS, Browsed, Site, answer_of, assert_fits, expect, settled
+from tests.serving.browsing import ROWS, TEMPLATE, WIDTHS, Browsed, Held, Site, answer_of, assert_fits, expect, settled
 from tests.serving.ports import expected, running
 
 pytestmark = pytest.mark.slow
@@ -100,19 +100,24 @@ def test_every_preset(width: int, site: Site, browse: Callable[..., Browsed]) ->
 
 
 def test_stop_stops_all_that_is_under_way_and_all_that_is_not_yet(site: Site, browse: Callable[..., Browsed]) -> None:
-    tab = browse()
-    presets = tab.open(site.server, "presets")
-    tab.decode(max_tokens=400, min_tokens=400)
-    presets.get_by_label("Prompt", exact=True).fill("Hello")
-    presets.get_by_role("button", name="Ask in every way").click()
-    expect(presets.locator(".answer .text").first).to_have_text(re.compile(r"\S"))
-    presets.get_by_role("button", name="Stop").click()
-    settled(presets, 15)
-    expect(presets.locator(".answer", has_text="stopped")).not_to_have_count(0)
-    expect(presets.locator(".trouble:visible")).to_have_count(0)
-    expect(presets.get_by_role("button", name="Ask in every way")).to_be_visible()
-    assert len(tab.bodies()) < 9
-    assert site.server.until_idle(20)
+    held = Held(20)
+    with running(site.server.models, held, page=ServedPage()) as server:
+        tab = browse()
+        presets = tab.open(server, "presets")
+        tab.decode(max_tokens=100, min_tokens=100)
+        presets.get_by_label("Prompt", exact=True).fill("Hello")
+        presets.get_by_role("button", name="Ask in every way").click()
+        expect(presets.locator(".answer .text").first).to_have_text(re.compile(r"\S"))
+        presets.get_by_role("button", name="Stop").click()
+        settled(presets, 15)
+        expect(presets.locator(".answer", has_text="greedy")).to_contain_text("stopped")
+        expect(presets.locator(".answer", has_text="top-k-top-p 3")).to_contain_text("stopped")
+        expect(presets.locator(".trouble:visible")).to_have_count(0)
+        expect(presets.get_by_role("button", name="Ask in every way")).to_be_visible()
+        assert len(tab.bodies()) < 9
+        assert held.given_up.wait(20)
+        held.let_go()
+        assert server.until_idle(20)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
