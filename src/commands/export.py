@@ -37,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", default="unknown", metavar="ID", help="of the model, as the hub calls it: apache-2.0"
     )
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="put the directory on the Hugging Face hub too, for you alone"
+    )
+    parser.add_argument("--public", action="store_true", help="with --push-to-hub: for everybody")
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that has something in it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -46,12 +50,17 @@ def run(args: argparse.Namespace) -> None:
 
     from src.commands.output import show
     from src.inference.export import export
+    from src.inference.publishing import check_account, publish
     from src.reporting.card import model_card
     from src.writing import whole_file
 
     tested = None if args.figures is None else _tested(args.figures)  # mistakes show before anything is written
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", args.license):
         raise ParleyError(f"--license is {args.license!r}; give an identifier as the hub has it, such as apache-2.0.")
+    if args.public and args.push_to_hub is None:
+        raise ParleyError("--public says who may see it on the hub; give --push-to-hub OWNER/NAME, or leave it out.")
+    if args.push_to_hub is not None:
+        check_account(args.push_to_hub)
     restored = export(
         args.checkpoint,
         args.output,
@@ -72,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
         "base": restored.base,
         "MB": round(size / 1e6, 1),
     }
+    if args.push_to_hub is not None:
+        row["hub"] = publish(args.output, args.push_to_hub, public=args.public)
     show([row], as_json=args.json)
 
 

