@@ -44,6 +44,7 @@ def test_recipe_trains_and_exports_what_llama_cpp_converts(tmp_path, sample):
         "data.init_args.path": sample,
         "data.init_args.batch_size": 2,
         "data.init_args.train_split": "train[:4]",
+        "trainer.precision": "32-true",  # a CPU without instructions for bfloat16 takes minutes
         "trainer.max_epochs": 1,
         "trainer.limit_val_batches": 0,
         "trainer.log_every_n_steps": 1,
