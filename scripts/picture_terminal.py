@@ -39,7 +39,7 @@ font: {char_height}px / {line_height}px ui-monospace, Menlo, Consolas, "DejaVu S
 
 
 def printed(command: str) -> Text:
-    """What a command of Parley's prints, colours included.
+    """What a command of Parley's prints, colours included; what it logs meanwhile is left out.
 
     Raises:
         SystemExit: It fails.
@@ -50,13 +50,12 @@ def printed(command: str) -> Text:
         [sys.executable, "-m", "src", *words[1:]],
         env=environment,
         cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"{command}: {done.stdout}")
+        raise SystemExit(f"{command}: {done.stderr}")
     return Text.from_ansi(done.stdout.rstrip())
 
 
