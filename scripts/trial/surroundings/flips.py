@@ -13,6 +13,7 @@ from scripts.trial.tools.forks import ask
 
 HEADERS = (b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7")
 COMMANDS = ("export", "generate", "chat", "compare", "fit")
+ANSWERED, REFUSED = "answered", "refused in one line"
 HEADER_SIZE = 60  # bytes, with the beginning of the name
 
 
@@ -70,8 +71,8 @@ def flip_cases(run: Run, place: Path, count: int, seed: int, names: Sequence[str
     data = run.newest.read_bytes()
     place.mkdir()
     checkpoint = place / "damaged.ckpt"
-    checkpoint.write_bytes(data)
     for name in names:
+        checkpoint.write_bytes(data)
         words = commands(checkpoint, run)[name]
         chance = random.Random(f"{seed} {name}")
         judge = _judge_of_last(run, place) if name == "fit" else _judge(words, checkpoint, place / name)
@@ -89,18 +90,19 @@ def _judge(words: list[str], checkpoint: Path, place: Path) -> Callable[[bytes],
         files = {file.name: file.read_bytes() for file in exported.glob("*")} if exported.is_dir() else {}
         shutil.rmtree(exported, ignore_errors=True)
         wrong = "" if answer.status == 0 else one_line(answer, words[0])
-        return wrong or ("" if answer.status else "answered"), f"{answer.out if words[0] != 'export' else ''}{files}"
+        said = wrong or (REFUSED if answer.status else ANSWERED)
+        return said, f"{answer.out if words[0] != 'export' else ''}{files}"
 
     said, whole = run()
-    if said != "answered":
+    if said != ANSWERED:
         raise SystemExit(f"{words[0]} does not take the whole file: {said}")
 
     def judge(damaged: bytes) -> str:
         checkpoint.write_bytes(damaged)
         said, output = run()
-        if said == "answered":
+        if said == ANSWERED:
             return "" if output == whole else "it was read, and something else came of it"
-        return said
+        return "" if said == REFUSED else said
 
     return judge
 
