@@ -24,13 +24,14 @@ MODEL_TYPES = frozenset({"t5", "mt5", "bart", "gpt2"})  # whose attention is `at
 _LEVELS = 2**16
 
 
-def speed_up_on_cpu(model: PreTrainedModel | PeftModel) -> None:
+def speed_up_on_cpu(model: PreTrainedModel | PeftModel, *, with_attention: bool = True) -> None:
     """Replace a model's dropout, its GELU, and its attention where it goes through PyTorch's, for training on a CPU.
 
     Weights, configuration and what the model computes stay as they are; only the random numbers of dropout differ.
 
     Args:
         model: Changed in place.
+        with_attention: Whether attention is replaced too.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -39,7 +40,7 @@ def speed_up_on_cpu(model: PreTrainedModel | PeftModel) -> None:
             elif type(child) is NewGELUActivation:
                 setattr(parent, name, GELUTanh().train(child.training))
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
-    if base.config.model_type in MODEL_TYPES and base.config._attn_implementation == "sdpa":
+    if with_attention and base.config.model_type in MODEL_TYPES and base.config._attn_implementation == "sdpa":
         AttentionInterface.register(ATTENTION, attention)
         AttentionMaskInterface.register(ATTENTION, eager_mask)
         base.set_attn_implementation(ATTENTION)

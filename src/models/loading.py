@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from src.models.adapters import load_adapter, refuse_code
 from src.models.classifiers import check_classifiable, drawn_from, fresh_modules, says_classifier
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.finite import refuse_not_finite
-from src.models.sources import adapter_base, is_adapter, locate, quietly, read_json, reading
+from src.models.sources import adapter_base, first_line, is_adapter, locate, quietly, read_json, reading
 from src.models.tokenizer import fit_embeddings, load_tokenizer
 from src.models.tying import head_is_tied, load_state, settle_head, untie_head, wants_untied_head
 
@@ -172,7 +173,8 @@ def load_model(
         with reading("generation_config.json", name):
             GenerationConfig.from_pretrained(name)
     drawing = nullcontext() if outputs is None else drawn_from(torch.initial_seed())
-    with reading("the weights", name), quietly(bars=not local_only), drawing:
+    reads = reading("the weights", name)
+    with _attending(attn_implementation), reads, quietly(bars=not local_only), drawing:
         loaded: Any = _auto_class(config, name, outputs).from_pretrained(
             name,
             config=config,
@@ -190,6 +192,21 @@ def load_model(
     rounded = dtype not in (None, torch.float32)
     record_base(model, gguf_file, rounded=rounded, trusted=trust_remote_code, outputs=outputs, fresh=fresh)
     return model
+
+
+@contextmanager
+def _attending(implementation: str | None) -> Iterator[None]:
+    """Say which setting it was where a model does not take the attention that was asked for."""
+    try:
+        yield
+    except ParleyError as error:
+        if implementation is None or "attention" not in str(error.__cause__).lower():
+            raise
+        said = first_line(error.__cause__ or error).partition(". ")[0].rstrip(".")
+        raise ParleyError(
+            f"attn_implementation is {implementation!r}, which does not do here ({said}); give sdpa or eager, or leave "
+            "it out."
+        ) from error
 
 
 def _fresh(model: PreTrainedModel, report: dict[str, Any], name: str, outputs: int | None) -> tuple[str, ...]:

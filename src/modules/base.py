@@ -42,6 +42,8 @@ class ModelModule(LightningModule, ABC):
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
         cpu_speed_ups: On a CPU, compute dropout, attention and GELU by what is fast there (src/models/cpu.py); the
             functions are the same, dropout's random numbers others.
+        attn_implementation: transformers' name of the attention, such as `eager` or `flash_attention_2`; the fastest
+            that there is when left out.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
         trust_remote_code: Run the code that the model's directory brings.
 
@@ -61,6 +63,7 @@ class ModelModule(LightningModule, ABC):
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
         cpu_speed_ups: bool = True,
+        attn_implementation: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -71,6 +74,7 @@ class ModelModule(LightningModule, ABC):
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_speed_ups = cpu_speed_ups
+        self.attn_implementation = attn_implementation
         self.gguf_file = gguf_file
         self.trust_remote_code = trust_remote_code
         self.model: PreTrainedModel | PeftModel | None = None
@@ -90,6 +94,7 @@ class ModelModule(LightningModule, ABC):
             name,
             gguf_file=self.gguf_file,
             dtype=torch.get_default_dtype(),
+            attn_implementation=self.attn_implementation,
             dropout=self.dropout,
             is_trainable=True,
             outputs=self.outputs,
@@ -110,7 +115,7 @@ class ModelModule(LightningModule, ABC):
         if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.cpu_speed_ups and is_attached(self) and self.trainer.strategy.root_device.type == "cpu":
-            speed_up_on_cpu(model)
+            speed_up_on_cpu(model, with_attention=self.attn_implementation is None)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
         self.model = model.train()

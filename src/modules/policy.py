@@ -48,6 +48,7 @@ class PolicyModule(GeneratingModule):
         generation: How validation, test and predict decode; as the model's own settings say when left out.
         metrics: Of the answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         cpu_speed_ups: As in `ModelModule`.
+        attn_implementation: As in `ModelModule`.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
         trust_remote_code: Run the code that the model's directory brings.
 
@@ -67,6 +68,7 @@ class PolicyModule(GeneratingModule):
         generation: GenerationOptions | None = None,
         metrics: dict[str, Metric] | None = None,
         cpu_speed_ups: bool = True,
+        attn_implementation: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -78,6 +80,7 @@ class PolicyModule(GeneratingModule):
             generation=generation,
             metrics=metrics,
             cpu_speed_ups=cpu_speed_ups,
+            attn_implementation=attn_implementation,
             gguf_file=gguf_file,
             trust_remote_code=trust_remote_code,
         )

@@ -11,9 +11,10 @@ from peft import LoraConfig
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from src.errors import ParleyError
 from src.models import cpu
 from src.models.lora import add_lora
-from src.modules import Seq2SeqModule
+from src.modules import CausalLMModule, Seq2SeqModule
 
 
 def _without_dropout(model):
@@ -159,3 +160,26 @@ def test_a_module_leaves_them_off_where_they_are_not_wanted(tiny_base, wanted):
     dropouts = {type(part) for part in module.model.modules() if isinstance(part, nn.Dropout)}
     assert dropouts == {cpu.Dropout if wanted else nn.Dropout}
     assert (module.model.config._attn_implementation == cpu.ATTENTION) is wanted
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_a_module_takes_the_attention_that_is_asked_for(tiny_base, kind):
+    losses = {}
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    for name in (None, "eager", "sdpa"):
+        make = Seq2SeqModule if kind == "t5" else CausalLMModule
+        module = make(str(tiny_base(kind)), attn_implementation=name)
+        module.trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+        module.configure_model()
+        assert module.model.config._attn_implementation == (name or cpu.ATTENTION)
+        losses[name] = module.model.eval()(input_ids=ids, labels=ids).loss.item()
+    assert losses[None] == pytest.approx(losses["eager"], rel=1e-5)
+    assert losses["sdpa"] == pytest.approx(losses["eager"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "no such thing"])
+def test_an_attention_that_is_not_there_is_one_line(tiny_base, name):
+    module = Seq2SeqModule(str(tiny_base("t5")), attn_implementation=name)
+    with pytest.raises(ParleyError, match=f"^attn_implementation is '{name}'") as error:
+        module.configure_model()
+    assert "\n" not in str(error.value)

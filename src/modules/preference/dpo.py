@@ -173,6 +173,7 @@ class DPOModule(PolicyModule):
             self.trainer.precision,
             self.trainer.strategy.root_device.type,
             self.cpu_speed_ups,
+            self.attn_implementation,
         ]
 
     def _on_device(self, batch: PreferenceBatch) -> PreferenceBatch:
