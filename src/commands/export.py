@@ -134,12 +134,12 @@ def _own_run(checkpoint: Path) -> tuple[Path | None, dict[str, Any]]:
         return None, {}
 
 
-def _validated(directory: Path | None, step: int) -> list[Figure]:
+def _validated(directory: Path | None, step: int | None) -> list[Figure]:
     """What validation found after so many steps; nothing where there was none then."""
     from src.reporting.card import Figure
     from src.reporting.runs import read_run
 
-    if directory is None or not (directory / "metrics.csv").is_file():
+    if directory is None or step is None or not (directory / "metrics.csv").is_file():
         return []
     try:
         curves = read_run(directory).curves

@@ -38,13 +38,13 @@ class Restored:
         model: The whole model, or a `PeftModel` on its base.
         tokenizer: Its tokenizer.
         base: The directory or hub name that training started from.
-        step: Optimiser steps.
+        step: Optimiser steps; None where the checkpoint does not say.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     base: str
-    step: int
+    step: int | None
 
 
 def restore(path: str | Path, *, base_model: str | None = None, trust_remote_code: bool = False) -> Restored:
@@ -76,7 +76,7 @@ def restore(path: str | Path, *, base_model: str | None = None, trust_remote_cod
             load_state(model, state)
             if settings := description.get("generation"):  # older checkpoints have none
                 model.generation_config = GenerationConfig.from_dict(settings)
-        return Restored(model.eval(), tokenizer, base, checkpoint["global_step"])
+        return Restored(model.eval(), tokenizer, base, checkpoint.get("global_step"))
     foundation = load_model(base, gguf_file=gguf_file, outputs=outputs, trust_remote_code=trust_remote_code)
     tokenizer = _tokenizer(base, foundation.config, outputs, gguf_file, trust_remote_code)
     if isinstance(foundation, PeftModel) or base_record(foundation).fingerprint != saved.get("fingerprint"):
@@ -94,7 +94,7 @@ def restore(path: str | Path, *, base_model: str | None = None, trust_remote_cod
         raise ParleyError(
             f"{path} has weights that its own adapter settings do not explain: {missing.unexpected_keys[0]}."
         )
-    return Restored(adapted.eval(), tokenizer, base, checkpoint["global_step"])
+    return Restored(adapted.eval(), tokenizer, base, checkpoint.get("global_step"))
 
 
 def _tokenizer(
