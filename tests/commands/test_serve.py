@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
@@ -28,6 +26,8 @@ from src.cli import main
 from src.models.adapters import save_adapter
 from src.models.loading import load_model, load_tokenizer
 from src.models.lora import add_lora
+from tests.announcing import announced
+from tests.shaking import shaken
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,22 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def serving(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     command = [sys.executable, "-m", "src", "serve", *words, "--port", "0", "--device", "cpu"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path])), **environment}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT)
-    lines: list[str] = []
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://\S+", line):
-                break
-        else:
-            pytest.fail("".join(lines))
-        rest = threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True)
-        rest.start()
-        yield process, found[0], lines
-    finally:
-        process.kill()
-        process.wait()
+    with announced(command, env, ROOT) as server:
+        yield server
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -93,11 +79,7 @@ def test_adapters_share_a_base(beams: int, tiny_base: Callable[..., Path], tmp_p
     places = {}
     for seed, name in enumerate(("flan-t5.v1.5", "two")):
         adapted = add_lora(load_model(base), LoraConfig(r=2 + seed, target_modules=["q", "v"]))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for key, parameter in adapted.named_parameters():
-                if "lora_" in key:
-                    parameter += torch.randn(parameter.shape, generator=generator)
+        shaken(adapted, "lora_", size=1.0, seed=seed)
         places[name] = str(save_adapter(adapted, load_tokenizer(base), tmp_path / name))
     options = GenerationOptions(max_new_tokens=12, num_beams=beams)
     wanted = {}

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,31 +15,10 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 from src.cli import main  # noqa: E402
+from tests.announcing import announced  # noqa: E402
 
 COMMAND = shutil.which("transformers", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMMAND is None, reason="there is no `transformers` command")]
-
-
-@contextmanager
-def stock(model: Path) -> Iterator[str]:
-    """The server of transformers, at any free port."""
-    assert COMMAND is not None
-    words = [COMMAND, "serve", str(model), "--port", "0", "--device", "cpu", "--dtype", "float32"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines: list[str] = []
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"http://[\w.]+:\d+", line):
-                break
-        else:
-            pytest.fail("".join(lines))
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield found[0]
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_its_answers_are_parley_s(
@@ -69,7 +44,9 @@ def test_its_answers_are_parley_s(
     limits = ["--max-new-tokens", "8", "--preset", "greedy"]
     assert main(["generate", str(whole), "--prompt", asked, "--format", "raw", *limits]) == 0
     wanted = capsys.readouterr().out.strip()
-    with stock(whole) as address:
+    assert COMMAND is not None
+    server = [COMMAND, "serve", str(whole), "--port", "0", "--device", "cpu", "--dtype", "float32"]
+    with announced(server) as (_, address, _lines):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=120)
         reply = client.completions.create(model=str(whole), prompt=asked, max_tokens=8, temperature=0)
     assert reply.choices[0].text.strip() == wanted != ""

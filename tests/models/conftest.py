@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.loading import load_model, load_tokenizer
 from src.models.scratch import Sizes, make_base_model
+from tests.shaking import shaken
 
 CORPUS = [
     "Anna: Are you coming at 7:30? Ben: Yes, I will bring the 2 tickets.",
@@ -76,14 +78,7 @@ def logits() -> Callable[[torch.nn.Module], torch.Tensor]:
 def shake() -> Callable[..., None]:
     """Moves every parameter a little, as training does; an adapter's too, whose B starts at zero."""
 
-    def move(model: torch.nn.Module, only: str = "") -> None:
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if only in name:
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-    return move
+    return partial(shaken, size=0.1, seed=3)
 
 
 @pytest.fixture
