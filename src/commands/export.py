@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
     from src.commands.output import show
     from src.inference.export import export
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     )
     kind = None
     if isinstance(restored.model, PeftModel) and not args.merge:
-        kind = str(restored.model.peft_config["default"].peft_type).lower().rpartition(".")[2]
+        kind = PeftType(restored.model.peft_config["default"].peft_type).value.lower()
     with whole_file(Path(args.output) / "README.md") as file:
         file.write(model_card(_facts(args, restored, kind, tested)))
     size = sum(file.stat().st_size for file in Path(args.output).rglob("*") if file.is_file())

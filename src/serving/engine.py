@@ -56,6 +56,7 @@ class Job:
         beams: Whether they are searched for by beams, each prompt's as a whole.
         is_streamed: Send what each step brings; otherwise what there is when an answer has ended.
         is_cancelled: Set by whoever no longer wants them.
+        unfinished: How many of them are not written to their ends.
     """
 
     hosted: Hosted
@@ -65,6 +66,10 @@ class Job:
     is_streamed: bool = True
     is_cancelled: bool = False
     pending: list[Event] = field(default_factory=list)
+    unfinished: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unfinished = len(self.rows)
 
 
 @dataclass(eq=False)
@@ -250,9 +255,10 @@ class Engine:
                 job.pending.append(piece)
             if piece.finish is None:
                 alive.append(place)
+            else:
+                self._ends(job)
         for job in touched.values():
             self._send(job)
-        self.load.requests += self._ended(batch, alive)
         batch.rows = [batch.rows[place] for place in alive]
         if alive:
             device = logits.device
@@ -261,11 +267,10 @@ class Engine:
             )
             batch.decoder.trim()
 
-    @staticmethod
-    def _ended(batch: _Batch, alive: list[int]) -> int:
-        """How many requests have no answer left to be written."""
-        going_on = {id(batch.rows[place][0]) for place in alive}
-        return len({id(job) for job, _ in batch.rows} - going_on)
+    def _ends(self, job: Job) -> None:
+        """Count an answer that has ended, and the request with its last one."""
+        job.unfinished -= 1
+        self.load.requests += job.unfinished == 0
 
     @staticmethod
     def _send(job: Job) -> None:
@@ -286,7 +291,7 @@ class Engine:
                 pieces = answer_by_beams(hosted, [row for _, row in together], partial(_are_cancelled, jobs))
                 for (job, row), piece in zip(together, pieces, strict=True):
                     self.load.tokens += len(row.ids)
-                    self.load.requests += 1
+                    self._ends(job)
                     job.send([piece])
 
 
@@ -295,14 +300,17 @@ def _are_cancelled(jobs: Sequence[Job]) -> bool:
 
 
 def _cut(rows: list[tuple[Job, Row]]) -> list[list[tuple[Job, Row]]]:
-    """Rows in their order, as many together as may be read at once, each as often as it has beams."""
+    """Rows in their order, as many together as may be read at once; a prompt's best beams are of one search."""
     found: list[list[tuple[Job, Row]]] = []
-    longest = 0
+    longest = width = 0
+    before: list[int] | None = None
     for pair in rows:
-        length = len(pair[1].prompt) * pair[1].options.num_beams
-        longest = max(longest, length)
-        if not found or longest * (len(found[-1]) + 1) > READ_AT_ONCE:
-            found.append([])
-            longest = length
+        prompt, beams = pair[1].prompt, pair[1].options.num_beams
+        if beams == 1 or prompt is not before:
+            longest, width = max(longest, len(prompt)), width + beams
+            if not found or longest * width > READ_AT_ONCE:
+                found.append([])
+                longest, width = len(prompt), beams
         found[-1].append(pair)
+        before = prompt
     return found

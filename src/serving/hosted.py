@@ -29,8 +29,8 @@ class TooLongError(ParleyError):
     """A prompt, or a prompt and its answer, that the model has no room for."""
 
 
-def _is_active() -> None:
-    """What activates a model that is one."""
+def _always_active() -> None:
+    """There is nothing to switch: the model has one name."""
 
 
 TAIL = 8  # tokens of a prompt that a continuation's first blank is told from
@@ -76,7 +76,7 @@ class Hosted:
     limits: Limits = Limits()
     format: Style = "auto"
     system: str | None = None
-    activate: Callable[[], None] = _is_active
+    activate: Callable[[], None] = _always_active
     style: Style = field(init=False)
 
     def __post_init__(self) -> None:

@@ -194,23 +194,38 @@ def test_what_fails_ends_its_own_requests_alone(
 def test_beams_are_searched_for_no_more_at_once_than_fit(
     hosted: Callable[[str], Hosted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Four prompts of two answers each, of which two prompts fit: two searches, and no prompt's answers apart."""
     from src.serving import engine as module
 
-    model, searched = hosted("bart"), []
-    answers = [Answer(model, "Hello", num_beams=3) for _ in range(4)]
-    length = len(answers[0].job.rows[0].prompt)
-    monkeypatch.setattr(module, "READ_AT_ONCE", 2 * 3 * length)
+    model, searched, taken = hosted("bart"), [], threading.Semaphore(0)
+    options = GenerationOptions(max_new_tokens=12, num_beams=3, num_return_sequences=2)
+    told: list[Event] = []
+    jobs = [
+        Job(
+            model,
+            model.rows(
+                model.text("Hello"), options, Penalties(), number=0, count=2, top_logprobs=None, as_continuation=False
+            ),
+            lambda events: [told.extend(events), taken.release()],
+            beams=True,
+        )
+        for _ in range(4)
+    ]
+    monkeypatch.setattr(module, "READ_AT_ONCE", 2 * 3 * len(model.text("Hello")))
     monkeypatch.setattr(
         module, "answer_by_beams", lambda *args: searched.append(len(args[1])) or answer_by_beams(*args)
     )
     engine = Engine()
-    for answer in answers:
-        answer.job.beams = True
-        engine.submit(answer.job)
+    for job in jobs:
+        engine.submit(job)
     with started(engine):
-        texts = {answer.text for answer in answers}
-    assert searched == [2, 2]
-    assert texts == set(expected(model, model.text("Hello"), num_beams=3))
+        for _ in range(4 * 2):
+            assert taken.acquire(timeout=20)
+        assert eventually(lambda: engine.load.requests == 4)
+    assert searched == [4, 4]
+    assert [piece.text for piece in told] == 4 * expected(
+        model, model.text("Hello"), num_beams=3, num_return_sequences=2
+    )
 
 
 def test_names_of_one_model_do_not_share_a_tokenizer(hosted: Callable[[str], Hosted]) -> None:
@@ -231,3 +246,21 @@ def test_an_answer_of_beams_that_a_stop_string_ends_has_not_been_cut_off(
     answer = Answer(model, "Hi", num_beams=3, max_new_tokens=len(ids), stop_strings=[stop])
     [piece] = answer_by_beams(model, answer.job.rows, lambda: False)
     assert (piece.text, piece.finish) == (text, finish)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_counts_once_however_its_answers_are_read(
+    kind: str, hosted: Callable[[str], Hosted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = hosted(kind)
+    monkeypatch.setattr("src.serving.engine.READ_AT_ONCE", 1)  # each prompt by itself
+    options = GenerationOptions(max_new_tokens=3, do_sample=True, seed=1)
+    rows = model.rows(
+        model.text("Hello"), options, Penalties(), number=0, count=3, top_logprobs=None, as_continuation=False
+    )
+    told: list[Event] = []
+    engine = Engine()
+    engine.submit(Job(model, rows, told.extend))
+    with started(engine):
+        assert eventually(lambda: sum(event.finish is not None for event in told) == 3)
+    assert engine.load.requests == 1
