@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # Name to what it measures. The module of that name here has a `main(argv) -> None`.
 BENCHMARKS = {
     "causal": "LoRA on a decoder-only model: examples per second beside a plain training loop",
+    "checkpoints": "how long a checkpoint stops training: one file and shards, in place and asynchronously",
     "dpo": "DPO on a decoder-only model beside the installed TRL's DPOTrainer: pairs per second, peak memory",
     "generation": "answers per second: batches by length, batches as they come, one prompt at a time",
     "grpo": "an iteration of GRPO on a decoder-only model beside the installed TRL's GRPOTrainer",
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words and words[0] not in BENCHMARKS:
         print("usage: python -m benchmarks [NAME [OPTIONS]]\n")
         for name, what in BENCHMARKS.items():
-            print(f"{name:<10} {what}")
+            print(f"{name:<11} {what}")
         return 0 if words[0] in ("-h", "--help") else 2
     for name in words[:1] or BENCHMARKS:
         importlib.import_module(f"benchmarks.{name}").main(words[1:])

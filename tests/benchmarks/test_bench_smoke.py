@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import causal, seq2seq
+from benchmarks import causal, checkpoints, seq2seq
 from benchmarks.__main__ import BENCHMARKS, main
 
 
@@ -62,6 +62,18 @@ def test_dpo_runs_beside_trl_without_bf16(capsys):
     rows = json.loads(out[out.index("[\n") :])
     assert [row["method"] for row in rows] == ["Parley, float32", "TRL, float32"]
     assert all(row["pairs/s"] > 0 and row["peak MiB"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_checkpoints_are_written_every_way(capsys, monkeypatch, sample):
+    monkeypatch.setattr(checkpoints, "find_data", lambda: sample / "train.jsonl")
+    sizes = "--checkpoints 2 --hidden-size 16 --layers 1 --json"
+    assert main(["checkpoints", *sizes.split()]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    ways = [("one file", "in place"), ("one file", "asynchronous"), ("shards", "in place"), ("shards", "asynchronous")]
+    assert [(row["checkpoint"], row["written"]) for row in rows] == ways
+    assert all(row["MB"] > 0 and row["whole run s"] > row["stop s, longest"] for row in rows)
 
 
 def test_medians_are_over_rounds():
