@@ -51,6 +51,14 @@ def typed_on(*pages: Path) -> list[object]:
     ]
 
 
+def test_checkpoints_have_names_that_runs_give_them():
+    texts = [*PAGES, *RECIPES, *(ROOT / "src").rglob("*.py")]
+    whole = "\n".join(text.read_text(encoding="utf-8") for text in texts)
+    named = set(re.findall(r"checkpoints/([^\s{}*]+)\.ckpt", whole))
+    assert "best" in named
+    assert not [each for each in named if not re.fullmatch(r"best|step=\d{7}|…", each)]
+
+
 @pytest.mark.parametrize("words", typed_on(*PAGES))
 def test_what_a_page_tells_to_type_is_understood(words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

@@ -214,10 +214,15 @@ def _not_a_file(path: Path) -> str | None:
     except (OSError, ValueError) as error:  # ValueError: a null character
         if path.is_symlink():
             return "it is a link that leads nowhere"
-        return "there is no such file" if isinstance(error, FileNotFoundError) else system_reason(error) or str(error)
+        return _none_there(path) if isinstance(error, FileNotFoundError) else system_reason(error) or str(error)
     if stat.S_ISREG(mode):
         return None
     return "it is a directory" if stat.S_ISDIR(mode) else "it is no file but a pipe or a device"
+
+
+def _none_there(path: Path) -> str:
+    beside = sorted(path.parent.glob("*.ckpt")) if path.suffix == ".ckpt" else []
+    return "there is no such file" + (f" (beside it is {beside[-1].name})" if beside else "")
 
 
 def _has_whole_records(path: str | Path) -> bool:

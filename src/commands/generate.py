@@ -6,7 +6,7 @@ right answers are known they are shown beside the model's; --show-prompt shows w
 
 What goes to --output is kept in FILE.part as it comes: the same command goes on where it was stopped.
 
-  parley generate runs/lora/checkpoints/last.ckpt --data knkarthick/dialogsum --output answers.jsonl
+  parley generate runs/version_0/checkpoints/step=0001558.ckpt --data knkarthick/dialogsum --output answers.jsonl
   parley generate skt/kogpt2-base-v2 --prompt "이순신은" --preset top-k-top-p --seed 1
   parley generate google/flan-t5-base --data knkarthick/dialogsum --row 40 --template flan-few-shot --shots-rows 80,160
 """

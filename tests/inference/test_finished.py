@@ -87,14 +87,15 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     places = forms("gpt2")
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    shutil.copy(places["checkpoint"], run / "checkpoints" / "last.ckpt")
+    shutil.copy(places["checkpoint"], run / "checkpoints" / "step=0000012.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     cases: list[tuple[str, dict[str, str], str]] = [
         (str(tmp_path / "none.ckpt"), {}, "there is no such file"),
         (str(tmp_path / "text.ckpt"), {}, "cannot be read as a checkpoint"),
         (str(tmp_path / "none"), {}, "there is no model directory"),
         ("nobody/nothing", {}, "neither a directory here nor in the local cache"),
-        (str(run), {}, "is a run, not a model.*last.ckpt"),
+        (str(run), {}, r"is a run, not a model.*step=0000012\.ckpt"),
+        (str(run / "checkpoints" / "last.ckpt"), {}, r"no such file \(beside it is step=0000012\.ckpt\)"),
         (str(places["checkpoint"]), {"gguf_file": "x.gguf"}, "leave --gguf-file out"),
         (str(tiny_base("gpt2")), {"base_model": "x"}, "leave --base-model out"),
         (str(tiny_base("gpt2")), {"gguf_file": "x.gguf"}, "has no file x.gguf"),
