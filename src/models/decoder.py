@@ -172,6 +172,11 @@ class Decoder:
         return list(cache.layers)
 
 
+def takes_cache(model: Model) -> bool:
+    """Whether a decoder-only model keeps keys and values, as those do not that carry a state along (Mamba)."""
+    return "past_key_values" in inspect.signature(base_model(model).forward).parameters
+
+
 def _is_plain(layer: Any) -> bool:
     """Whether a cache's layer holds every place from the first on."""
     return type(layer) is DynamicLayer

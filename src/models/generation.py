@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
+from src.models.decoder import Decoder, takes_cache
 from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token_settings, until_end
 from src.models.logits import BannedTexts, Recorder, SeededSampling
 from src.models.lora import merged
@@ -286,6 +287,7 @@ def generate_ids(
                 logits_processor=processors,
                 synced_gpus=False,  # in shards too: what answers has been gathered
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
+                **_read_once(model, prompt_ids, prompt_attention_mask, config),
                 **kwargs,
             )
     except (RuntimeError, ValueError) as error:
@@ -298,6 +300,23 @@ def generate_ids(
     if recorder is not None:
         recorder.finish(ids, output.get("beam_indices"))
     return ids
+
+
+def _read_once(
+    model: PreTrainedModel | PeftModel, prompt_ids: Tensor, prompt_mask: Tensor, config: GenerationConfig
+) -> dict[str, Any]:
+    """For `generate`: the cache of prompts that are answered more than once, which it would read for every answer.
+
+    Searching by beams shares nothing this way: its beams differ from the first token on. An encoder's output
+    transformers shares by itself.
+    """
+    is_shared = config.num_return_sequences > 1 and config.num_beams == 1 and prompt_ids.shape[1] > 1
+    if not is_shared or model.config.is_encoder_decoder or config.cache_implementation or not takes_cache(model):
+        return {}
+    decoder = Decoder(model, prompt_ids[:, :-1], prompt_mask[:, :-1])  # `generate` reads the last token itself
+    decoder.own_logits()
+    decoder.multiply(config.num_return_sequences)
+    return {"past_key_values": decoder.cache}
 
 
 def _about_the_model(error: Exception) -> str | None:

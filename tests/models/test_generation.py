@@ -99,10 +99,23 @@ def test_sampling_with_a_seed_is_transformers_after_manual_seed(pair: tuple, opt
         assert by_us(*pair, [PROMPT], max_new_tokens=16, do_sample=True, seed=seed, **options) == expected
 
 
-def test_without_a_seed_sampling_follows_the_process(pair: tuple) -> None:
-    expected = by_transformers(*pair, PROMPTS, seed=3, max_new_tokens=9, do_sample=True, top_k=0, top_p=0.95)
+@pytest.mark.parametrize("answers", [1, 3])
+def test_without_a_seed_sampling_follows_the_process(pair: tuple, answers: int) -> None:
+    options = {"max_new_tokens": 9, "do_sample": True, "top_p": 0.95, "num_return_sequences": answers}
+    expected = by_transformers(*pair, PROMPTS, seed=3, top_k=0, **options)
     torch.manual_seed(3)
-    assert by_us(*pair, PROMPTS, max_new_tokens=9, do_sample=True, top_p=0.95) == expected
+    assert by_us(*pair, PROMPTS, **options) == expected
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_prompt_is_read_once_for_all_its_answers(lively: Callable[[str], tuple], architecture: str) -> None:
+    model, tokenizer = lively(architecture)
+    read: list[int] = []
+    embeddings = model.get_input_embeddings()
+    with embeddings.register_forward_hook(lambda module, given, out: read.append(given[0].numel())):
+        by_us(model, tokenizer, PROMPTS, max_new_tokens=3, min_new_tokens=3, do_sample=True, num_return_sequences=4)
+    prompts = batch(model, tokenizer, PROMPTS)[0].numel()
+    assert sum(read) == prompts - len(PROMPTS) + 3 * 4 * len(PROMPTS)  # each answer reads the last token itself
 
 
 def test_a_seeded_row_does_not_depend_on_its_neighbours(pair: tuple) -> None:
