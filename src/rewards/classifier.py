@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.errors import ParleyError
+from src.models.sources import quietly
 from src.models.texts_to_classify import Text, check_text, load_classifier_tokenizer, reader_of, texts_to_score
 from src.ranges import COUNT, Range
 from src.rewards.base import Reward, full_precision
@@ -160,7 +161,16 @@ def _load(name: str, trusted: bool) -> Any:
 
     if (outputs := classifier_outputs(name)) is not None:
         return load_model(name, outputs=outputs, trust_remote_code=trusted)
-    return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=trusted)
+    with quietly():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=trusted, output_loading_info=True
+        )
+    if missing := sorted(report["missing_keys"]):  # which transformers fills with random numbers
+        raise ParleyError(
+            f"{name!r} is no classifier, or not a whole one: it has no {missing[0]}; name a classifier, or train one "
+            "(RewardModule)."
+        )
+    return model
 
 
 def _label_index(config: Any, label: str | None, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -24,6 +25,14 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "reasoning_effort": ("none",),
 }
+
+# Fields of the API that leave the answer as it is.
+HARMLESS = frozenset(
+    (
+        *("user", "safety_identifier", "metadata", "store", "service_tier"),
+        *("parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+    )
+)
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1_000_000)]
@@ -110,14 +119,19 @@ class Decoding(_Strict, ABC):
         return tuple(pairs)
 
     def refuse_unsupported(self) -> None:
-        """Refuse what would change the answer and is not done.
+        """Refuse what would change the answer and is not done, and names that nobody knows, misspelt ones among them.
 
         Raises:
             BadRequestError: Names it.
         """
         for name, value in (self.model_extra or {}).items():
-            if name in UNSUPPORTED and value is not None and value not in UNSUPPORTED[name]:
+            if name in HARMLESS or value is None or value in UNSUPPORTED.get(name, ()):
+                continue
+            if name in UNSUPPORTED:
                 raise BadRequestError(f"{name} is not supported here; leave it out.", name)
+            nearest = difflib.get_close_matches(name, type(self).model_fields, n=1)
+            hint = f"did you mean {nearest[0]}? Else leave it out." if nearest else "leave it out."
+            raise BadRequestError(f"there is no field {name[:50]!r} here; {hint}", name[:50])
 
 
 class ChatRequest(Decoding):

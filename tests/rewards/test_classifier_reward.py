@@ -251,6 +251,12 @@ def test_a_directory_without_a_classifier_is_one_line(tmp_path):
         ClassifierReward(str(tmp_path))(PROMPTS, RESPONSES)
 
 
+@pytest.mark.parametrize("architecture", ["t5", "gpt2", "llama"])
+def test_a_language_model_gets_no_random_head(tiny_base, architecture):
+    with pytest.raises(ParleyError, match=r"is no classifier, or not a whole one: it has no \S+; name a classifier"):
+        ClassifierReward(str(tiny_base(architecture)), label=None)(PROMPTS, RESPONSES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

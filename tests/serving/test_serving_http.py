@@ -64,6 +64,8 @@ MALFORMED: dict[str, tuple[str, Any]] = {
     "a bias of text": (CHAT, {**ASKED, "logit_bias": {"hello": 1}}),
     "tools": (CHAT, {**ASKED, "tools": [{"type": "function", "function": {"name": "f"}}]}),
     "a schema": (CHAT, {**ASKED, "response_format": {"type": "json_object"}}),
+    "a misspelt field": (CHAT, {**ASKED, "temprature": 1}),
+    "an unknown field": (CHAT, {**ASKED, "guided_choice": ["a", "b"]}),
     "no prompt": (TEXT, {"model": "gpt2"}),
     "an empty prompt": (TEXT, {"model": "gpt2", "prompt": ""}),
     "no prompts": (TEXT, {"model": "gpt2", "prompt": []}),
@@ -247,3 +249,10 @@ def test_two_servers_cannot_have_one_port() -> None:
 
     with bound("127.0.0.1", 0) as taken, pytest.raises(ParleyError, match="cannot be listened at"):
         bound("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_misspelt_field_is_named_and_what_changes_nothing_is_taken(served: Running) -> None:
+    wrong = post(served, CHAT, {**ASKED, "temprature": 1}).json()["error"]
+    assert wrong["param"] == "temprature"
+    assert "did you mean temperature?" in wrong["message"]
+    assert post(served, CHAT, {**ASKED, "user": "me", "metadata": {"a": "b"}, "store": False}).status_code == 200
