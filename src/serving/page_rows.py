@@ -23,11 +23,13 @@ class PageRow:
         id: Its name in the source.
         text: A dialogue, a question or a prompt, in no template.
         references: Right answers, where there are some.
+        is_dialogue: Whether the text is a dialogue, which is asked about in a template.
     """
 
     id: str
     text: str
     references: list[str] = field(default_factory=list)
+    is_dialogue: bool = False
 
 
 def read_page_rows(path: str) -> list[PageRow]:
@@ -68,7 +70,7 @@ def _rows(source: Rows) -> list[PageRow]:
     if "dialogue" in columns and any(name.startswith("summary") for name in columns):
         groups = by_question(DialogSumDataModule("", path=source.origin).to_rows(source))
         return [
-            PageRow(group[0].id, group[0].fields["dialogue"], [row.target for row in group if row.target])
+            PageRow(group[0].id, group[0].fields["dialogue"], [row.target for row in group if row.target], True)
             for group in groups
         ]
     if {"Q", "A"} <= columns:
@@ -76,7 +78,7 @@ def _rows(source: Rows) -> list[PageRow]:
     if column := next((name for name in MESSAGE_COLUMNS if name in columns), None):
         return [_talk(names[n], source.rows[n].get(column), source.places[n]) for n in numbers]
     if column := next((name for name in ("dialogue", "prompt", "Q") if name in columns), None):
-        return [PageRow(names[n], _prompt(source, n, column)) for n in numbers]
+        return [PageRow(names[n], _prompt(source, n, column), is_dialogue=column == "dialogue") for n in numbers]
     raise ParleyError(
         f"{source.origin} has the columns {', '.join(sorted(columns))}, and none of dialogue, prompt, Q or messages; "
         "rename one."

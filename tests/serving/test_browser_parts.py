@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 
 from src.contracts import Turn
 from src.serving.page import Page as ServedPage
+from src.serving.page_rows import PageRow
 from src.serving.votes import VoteFile
 from tests.serving.browsing import ROWS, TEMPLATE, WIDTHS, Browsed, Held, Site, answer_of, assert_fits, expect, settled
 from tests.serving.ports import expected, running
@@ -134,6 +136,48 @@ def test_a_row_of_the_data_is_summarised(width: int, site: Site, browse: Callabl
     assert text == answer_of(site.server.models["t5"], asked)
     expect(summarise.get_by_text("A greeting.")).to_be_visible()
     assert_fits(tab.page)
+
+
+def test_a_dialogue_of_the_data_is_asked_in_a_template_everywhere(
+    site: Site, browse: Callable[..., Browsed], tmp_path: Path
+) -> None:
+    votes = VoteFile(tmp_path / "votes.jsonl")
+    rows = [PageRow("talk", "Ann: Hi {dialogue}.", ["A greeting."], is_dialogue=True), PageRow("ask", "Well?")]
+    with running(site.server.models, page=ServedPage(rows, votes)) as server:
+        tab = browse()
+        beside = tab.open(server, "beside")
+        beside.get_by_role("button", name="Take it").click()
+        kind = beside.get_by_label("The prompt is")
+        expect(kind).to_have_value("template summarize")
+        beside.get_by_role("button", name="Ask both").click()
+        settled(beside, 2)
+        asked = [{"role": "user", "content": TEMPLATE.format(rows[0].text)}]
+        assert [body["messages"] for body in tab.bodies()] == [asked, asked]
+        beside.get_by_role("button", name="A is better").click()
+        expect(beside.get_by_text("Written down")).to_be_visible()
+        assert json.loads(votes.path.read_text("utf-8"))["prompt"] == asked
+        beside.get_by_role("button", name="Next").click()
+        expect(kind).to_have_value("message")
+        kind.select_option("text")  # which a row does not change any more
+        beside.get_by_role("button", name="Previous").click()
+        expect(beside.get_by_role("textbox", name="Prompt")).to_have_value(rows[0].text)
+        expect(kind).to_have_value("text")
+
+
+def test_what_was_asked_of_another_row_is_not_left_there(site: Site, browse: Callable[..., Browsed]) -> None:
+    summarise = browse().open(site.server, "summarise")
+    summarise.get_by_role("button", name="Take it").click()
+    expect(summarise.get_by_text("Row 0 (first)")).to_be_visible()
+    summarise.get_by_role("button", name="Summarise").click()
+    settled(summarise, 1)
+    number = summarise.get_by_role("spinbutton", name="Row, 0 to 1", exact=True)
+    number.fill("9999")
+    summarise.get_by_role("button", name="Take it").click()
+    expect(summarise.get_by_text("There is no row 9999; rows are 0 to 1.")).to_be_visible()
+    expect(summarise.locator(".answer")).to_have_count(2)
+    number.fill("1")
+    summarise.get_by_role("button", name="Take it").click()
+    expect(summarise.locator(".answer")).to_have_count(0)
 
 
 def test_a_vote_that_cannot_be_written_may_be_cast_again(

@@ -89,6 +89,28 @@ def test_a_talk_remembers_retries_and_is_edited(site: Site, browse: Callable[...
     expect(talk.locator(".mine")).to_have_text("Another")
 
 
+def test_a_reload_costs_neither_the_options_nor_the_vote(site: Site, browse: Callable[..., Browsed]) -> None:
+    tab = browse()
+    talk = tab.open(site.server)
+    tab.page.locator("#model").select_option("t5")
+    tab.decode(temperature=1.5, seed=3, answers=2)
+    say(talk, "Hello")
+    texts = settled(talk, 2)
+    assert texts[0] != texts[1]
+    tab.page.reload()
+    assert settled(talk, 2) == texts
+    assert tab.page.locator("#model").input_value() == "t5"
+    expect(tab.page.locator("#options summary")).to_contain_text("temperature 1.5, seed 3, 2 answers")
+    talk.get_by_role("button", name="Answer 2 is better").click()
+    expect(talk.get_by_text("Written down")).to_be_visible()
+    pair = site.pairs[-1]
+    assert (pair["chosen"][0]["content"], pair["chosen_model"]) == (texts[1].strip(), "t5")
+    assert pair["chosen_options"]["temperature"] == 1.5
+    tab.page.reload()
+    settled(talk, 2)
+    expect(talk.locator(".votes")).to_have_count(0)
+
+
 def test_the_options_are_the_requests(site: Site, browse: Callable[..., Browsed]) -> None:
     tab = browse()
     talk = tab.open(site.server)

@@ -113,7 +113,7 @@ def test_the_settings(site: Running) -> None:
 
 def test_rows_are_those_of_the_file_alone(site: Running) -> None:
     assert httpx.get(f"{site.url}/page/rows/1").json() == {
-        "number": 1, "id": "second", "text": "Ben: Bye.", "references": []
+        "number": 1, "id": "second", "text": "Ben: Bye.", "references": [], "is_dialogue": False,
     }  # fmt: skip
     for odd in ("2", "-1"):
         assert httpx.get(f"{site.url}/page/rows/{odd}").status_code == 404
@@ -124,9 +124,9 @@ def test_rows_are_those_of_the_file_alone(site: Running) -> None:
 DATA: dict[str, tuple[list[dict[str, Any]], list[PageRow]]] = {
     "DialogSum": (
         [{"id": "a", "dialogue": "A: Hi.", "summary1": "One.", "summary2": "Two."}],
-        [PageRow("a_1", "A: Hi.", ["One.", "Two."])],
+        [PageRow("a_1", "A: Hi.", ["One.", "Two."], is_dialogue=True)],
     ),
-    "dialogues alone": ([{"id": "a", "dialogue": "A: Hi."}], [PageRow("a", "A: Hi.")]),
+    "dialogues alone": ([{"id": "a", "dialogue": "A: Hi."}], [PageRow("a", "A: Hi.", is_dialogue=True)]),
     "ChatbotData": ([{"Q": "Hi?", "A": "Ho.", "label": 0}], [PageRow("0", "Hi?", ["Ho."])]),
     "prompts": ([{"prompt": "Go on."}, {"prompt": " "}], [PageRow("0", "Go on.")]),
     "pairs of talks": ([{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [], "id": 7}], [PageRow("7", "Hi")]),

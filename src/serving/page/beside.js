@@ -2,13 +2,7 @@
 import { Answer, voteBar, write } from "./answers.js";
 import { Asking } from "./asking.js";
 import { button, choice, field, find, make } from "./dom.js";
-
-export const AS_TEXT = [["message", "a message"], ["text", "a text that goes on"]];
-
-// What is asked of a model: a talk of one message, or a text whose end it goes on from.
-export function asked(kind, text) {
-  return kind === "text" ? { prompt: text } : { messages: [{ role: "user", content: text }] };
-}
+import { Prompting } from "./prompting.js";
 
 export class Beside {
   constructor(settings, options) {
@@ -18,15 +12,16 @@ export class Beside {
     this.models = [0, 1].map(() => choice(models));
     this.models[1].selectedIndex = models.length > 1 ? 1 : 0;
     this.decodings = [0, 1].map(() => choice(decodings));
-    this.kind = choice(AS_TEXT);
+    this.prompting = new Prompting(settings.templates);
     this.blind = make("input", { type: "checkbox" });
     this.asking = new Asking({
       label: "Prompt", verb: "Ask both", settings, options,
       run: (text, signal) => this.run(text, signal),
+      onTake: (row) => this.prompting.suit(row),
       controls: [
         field("First model", this.models[0]), field("First decoding", this.decodings[0]),
         field("Second model", this.models[1]), field("Second decoding", this.decodings[1]),
-        field("The prompt is", this.kind),
+        this.prompting.field,
         make("label", { className: "check" }, this.blind, "Blind"),
       ],
     });
@@ -45,7 +40,7 @@ export class Beside {
     const known = this.asking.known();
     const cards = make("div", { className: "answers" }, ...answers.map(({ element }) => element), ...(known ? [known] : []));
     this.asking.result.replaceChildren(cards);
-    const body = asked(this.kind.value, text);
+    const body = this.prompting.body(text);
     const errors = await Promise.all(answers.map((each) => write([each], { model: each.model, ...body, ...each.options }, signal)));
     const unveil = () => answers.forEach((each, side) => { each.heading.textContent = `${"AB"[side]}: ${both[side].name}`; });
     const failed = errors.some((error) => error !== null);

@@ -1,5 +1,6 @@
 // How to decode: one panel for all that is asked. What is left empty is as the server was told.
 import { choice, field, find, make } from "./dom.js";
+import { recall, remember } from "./memory.js";
 
 const NUMBERS = [
   ["temperature", "Temperature", { min: 0, max: 2, step: "any" }],
@@ -10,6 +11,7 @@ const NUMBERS = [
   ["repetition_penalty", "Repetition penalty", { min: 0.01, max: 100, step: "any" }],
   ["seed", "Seed", { min: 0, step: 1 }],
 ];
+const STORED = "parley-options";
 const OF_A_PRESET = ["max_tokens", "min_tokens", "seed", "stop"]; // what no preset speaks of
 
 export class Options {
@@ -30,11 +32,15 @@ export class Options {
         field("Stop at", this.stop)),
       this.note,
     );
+    this.all = new Map([...this.controls, ["answers", this.answers], ["preset", this.preset], ["stop", this.stop], ["model", find("model")]]);
+    const kept = recall(STORED) ?? {};
+    for (const [name, control] of this.all) if (canBe(control, kept[name])) control.value = kept[name];
     this.answers.addEventListener("input", () => this.letSample());
-    find("options").addEventListener("input", () => this.show());
-    find("model").addEventListener("change", () => this.show());
+    for (const place of ["options", "model"]) find(place).addEventListener("input", () => { this.keep(); this.show(); });
     this.show();
   }
+
+  keep() { remember(STORED, Object.fromEntries([...this.all].map(([name, control]) => [name, control.value]))); }
 
   // Several answers differ only where they are drawn at random.
   letSample() {
@@ -46,7 +52,8 @@ export class Options {
   show() {
     const said = Object.entries(this.read()).map(([name, value]) => `${name} ${JSON.stringify(value)}`);
     if (this.count > 1) said.push(`${this.count} answers`);
-    this.shown.textContent = said.join(", ") || "as the server was told";
+    const hint = this.settings.votes && this.count === 1 ? "; with 2 answers or more you can vote between them" : "";
+    this.shown.textContent = (said.join(", ") || "as the server was told") + hint;
     const model = this.settings.models.find(({ id }) => id === find("model").value);
     this.note.textContent = model ? `What is left empty is as the server was told; for ${model.id}: ${model.does}.` : "";
   }
@@ -75,4 +82,10 @@ export class Options {
     wrong.reportValidity();
     return false;
   }
+}
+
+// Whether a control can have a value that an earlier page kept: its server may have had other models.
+function canBe(control, value) {
+  if (typeof value !== "string") return false;
+  return !control.options || [...control.options].some((option) => option.value === value);
 }

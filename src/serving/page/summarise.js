@@ -2,6 +2,7 @@
 import { Answer, voteBar, write } from "./answers.js";
 import { Asking } from "./asking.js";
 import { choice, field, find, make } from "./dom.js";
+import { filled } from "./prompting.js";
 
 export class Summarise {
   constructor(settings, options) {
@@ -16,12 +17,9 @@ export class Summarise {
     find("summarise").append(this.asking.element);
   }
 
-  // Braces in a dialogue are its own: the template is filled once.
-  prompt(dialogue) { return this.settings.templates[this.template.value].replace("{dialogue}", () => dialogue); }
-
   async run(text, signal) {
     const [model, options, count] = [find("model").value, this.options.read(), this.options.count];
-    const messages = [{ role: "user", content: this.prompt(text) }];
+    const messages = [{ role: "user", content: filled(this.settings.templates[this.template.value], text) }];
     const answers = Array.from({ length: count }, (_, number) =>
       new Answer(count > 1 ? `Summary ${number + 1}` : "Summary", { model, options }));
     const known = this.asking.known();

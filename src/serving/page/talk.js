@@ -3,7 +3,7 @@ import { Answer, isWhole, voteBar, write } from "./answers.js";
 import { button, field, find, line, make, sendsOnEnter } from "./dom.js";
 import { recall, remember } from "./memory.js";
 
-const STORED = "parley-talk";
+const STORED = "parley-talk-2";
 
 export class Talk {
   constructor(settings, options) {
@@ -34,8 +34,8 @@ export class Talk {
   }
 
   keep() {
-    const exchanges = this.exchanges.map(({ question, answers, chosen }) =>
-      ({ question, texts: answers.map(({ text }) => text), chosen: answers.indexOf(chosen) }));
+    const exchanges = this.exchanges.map(({ question, answers, chosen, sent, voted }) =>
+      ({ question, sent, voted, answers: answers.map(({ text, model, options, finish }) => ({ text, model, options, finish })), chosen: answers.indexOf(chosen) }));
     remember(STORED, { draft: this.area.value, system: this.system.value, exchanges });
   }
 
@@ -44,11 +44,11 @@ export class Talk {
     if (!Array.isArray(kept?.exchanges)) return;
     this.area.value = kept.draft;
     this.system.value = kept.system;
-    for (const { question, texts, chosen } of kept.exchanges) {
-      const exchange = this.add(question);
+    for (const { question, answers, chosen, sent, voted } of kept.exchanges) {
+      const exchange = Object.assign(this.add(question), { sent, voted });
       this.draw(exchange);
-      this.place(exchange, texts.length, {});
-      texts.forEach((text, number) => exchange.answers[number].add(text, "kept"));
+      this.place(exchange, answers);
+      answers.forEach(({ text, finish }, number) => exchange.answers[number].add(text, finish ?? "stopped"));
       this.offer(exchange, exchange.answers[chosen]);
     }
     this.keep();
@@ -72,7 +72,7 @@ export class Talk {
   }
 
   add(question) {
-    const exchange = { question, answers: [], chosen: null, element: make("div", { className: "exchange" }) };
+    const exchange = { question, answers: [], chosen: null, sent: [], voted: false, element: make("div", { className: "exchange" }) };
     this.exchanges.push(exchange);
     this.thread.append(exchange.element);
     return exchange;
@@ -93,8 +93,7 @@ export class Talk {
   async run(exchange) {
     this.note.say("");
     this.stopper = new AbortController();
-    exchange.answers = [];
-    exchange.chosen = null;
+    Object.assign(exchange, { answers: [], chosen: null, voted: false });
     const body = { model: find("model").value, ...this.options.read() };
     const place = this.exchanges.indexOf(exchange);
     this.draw(exchange);
@@ -104,7 +103,8 @@ export class Talk {
       for (let from = 0; ; from += 1) {
         const messages = this.messages(from, exchange);
         exchange.sent = messages;
-        this.place(exchange, this.options.count, body);
+        const { model, ...options } = body;
+        this.place(exchange, Array(this.options.count).fill({ model, options }));
         const error = await write(exchange.answers, { ...body, messages }, this.stopper.signal);
         if (error?.code === "context_length_exceeded" && from < place) continue; // the oldest exchange no longer fits
         if (from) this.note.say(`The model was not shown the first ${from === 1 ? "exchange" : `${from} exchanges`}: there is no room.`);
@@ -119,10 +119,9 @@ export class Talk {
     }
   }
 
-  // Room for so many answers.
-  place(exchange, count, { model, ...options }) {
-    exchange.answers = Array.from({ length: count }, (_, number) =>
-      new Answer(count > 1 ? `Answer ${number + 1}` : "", { model, options }));
+  // Room for answers, each of a model with its options.
+  place(exchange, origins) {
+    exchange.answers = origins.map((origin, number) => new Answer(origins.length > 1 ? `Answer ${number + 1}` : "", origin));
     exchange.chosen = exchange.answers[0];
     exchange.space.replaceChildren(...exchange.answers.map(({ element }) => element));
     exchange.element.scrollIntoView({ block: "nearest" });
@@ -154,7 +153,12 @@ export class Talk {
       each.element.append(make("div", {}, each.pick));
     }
     mark(chosen);
-    if (this.settings.votes && answers.every(isWhole)) space.after(voteBar(answers, exchange.sent, (better) => { if (better) mark(better); }));
+    if (!this.settings.votes || exchange.voted || !answers.every(isWhole)) return;
+    space.after(voteBar(answers, exchange.sent, (better) => {
+      exchange.voted = true;
+      if (better) mark(better);
+      this.keep();
+    }));
   }
 
   edit(exchange) {
