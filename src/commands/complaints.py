@@ -95,7 +95,7 @@ def essence(message: str) -> str:
     elif of_class := re.search(r"callable class: (Option .*)\. Got value: Namespace\(class_path='([\w.]+)'", said):
         said = _about_class(of_class[2], of_class[1])  # an optimiser or a schedule
     elif "required" in said:
-        said += "; give a recipe, such as -c configs/demo/dialogsum_seq2seq.yaml"
+        said += "; give a recipe, such as -c configs/dialogsum_lora.yaml"
     return f"{name}: {said}" if name else said
 
 

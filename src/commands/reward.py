@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         show([{"answers": name, **found.summary} for name, found in measured.items()])
     if len(measured) == 2:
         say("\n")
-        show(_changes(*measured.values()), title="From the first column to the second:")
+        show(_changes(*measured.values()), title="From the first column to the second (low to high: 95 % interval):")
 
 
 def _columns(args: argparse.Namespace) -> dict[str, list[Example]]:

@@ -196,14 +196,18 @@ class TextDataModule(LightningDataModule):
         rows = without_empty(rows[:: self.every_nth], source.origin, strict=self.strict, speaks=self._speaks)
         longest = math.inf if self.max_chars is None else self.max_chars
         groups = by_question(row for row in rows if self.min_chars < row.size <= longest)
-        start, stop = self.splits[part].bounds(len(groups))
-        groups = groups[start:stop]
         if not groups:
             raise ParleyError(
-                f"the {part} split of {source.origin} is empty ({len(source.rows)} rows before every_nth, min_chars, "
-                "max_chars and the slice); widen them or name another split."
+                f"the {part} split of {source.origin} is empty ({len(source.rows)} rows before every_nth, min_chars "
+                "and max_chars); widen them or name another split."
             )
-        return groups
+        start, stop = self.splits[part].bounds(len(groups))
+        if start >= stop:
+            raise ParleyError(
+                f"the {part} split takes none of the {len(groups)} rows of {source.origin}; widen the slice of "
+                f"{part}_split, or give more rows."
+            )
+        return groups[start:stop]
 
     def _read(self, part: str) -> Rows:
         return read_split(self.path, self.splits[part].name)

@@ -80,9 +80,14 @@ def read_tokenizer(
         if tokenizer is None and not gguf_file:
             tokenizer = _as_its_file_says(name, local_only, trust_remote_code)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(
-                name, local_files_only=local_only, trust_remote_code=trust_remote_code, **options
-            )
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    name, local_files_only=local_only, trust_remote_code=trust_remote_code, **options
+                )
+            except ValueError as error:
+                if "backend tokenizer" not in str(error):  # transformers then lists, over lines, what it looked for
+                    raise
+                raise ParleyError(f"{name} has no tokenizer: its files (tokenizer.json, ...) are missing.") from error
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")

@@ -91,7 +91,7 @@ def test_two_columns_are_compared_by_mean_and_spread(table: Path, capsys: pytest
         assert change["falls by %"] == expected
     assert main(["reward", LENGTH, *words, "--show", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "From the first column to the second:" in shown
+    assert "From the first column to the second (low to high: 95 % interval):" in shown
     assert "reward, standard deviation" in shown
 
 

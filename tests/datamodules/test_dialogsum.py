@@ -158,7 +158,7 @@ BAD: dict[str, tuple[list[Any] | bytes, dict[str, Any], str]] = {
     "not UTF-8": (b'{"dialogue": "a", "summary": "b"}\n{"dialogue": "\xff"}\n', {}, "line 2 is not UTF-8"),
     "no rows": (b"\n", {}, r"the train split of .*rows.jsonl is empty \(0 rows before every_nth"),
     "none left": ([{"dialogue": "a", "summary": "b"}], {"min_chars": 5}, r"is empty \(1 rows before every_nth"),
-    "slice": ([{"dialogue": "a", "summary": "b"}], {"train_split": "train[:50%]"}, "is empty"),
+    "slice": ([{"dialogue": "a", "summary": "b"}], {"train_split": "train[:50%]"}, "takes none of the 1 rows"),
 }
 
 

@@ -178,3 +178,8 @@ def test_broken_merges_are_one_line(broken, settings, tmp_path):
     with pytest.raises(ParleyError, match=r"the tokenizer of .* cannot be read") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_directory_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ParleyError, match=r"has no tokenizer: its files \(tokenizer\.json, \.\.\.\) are missing\.$"):
+        load_tokenizer(tmp_path)
