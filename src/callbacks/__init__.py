@@ -1,4 +1,4 @@
-"""Callbacks and loggers, by short name in YAML."""
+"""Callbacks and loggers; YAML may name them by class name alone."""
 
 from src.callbacks.before_after import BeforeAfterTable
 from src.callbacks.checkpoints import Checkpoints

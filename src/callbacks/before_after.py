@@ -1,4 +1,4 @@
-"""What training changed, answer by answer."""
+"""A table of the answers before and after training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REWARDS = ("reward_before", "reward_after", "reward_diff")
 
 
 class BeforeAfterTable(Callback):
-    """Writes the answers before and after training; with a reward, theirs too and the greatest rise first.
+    """Writes the answers before and after training; with a reward, also their rewards, sorted by the greatest rise.
 
     After every validation to `before_after/step-….csv` in the run's directory and to W&B as a table; after a test to
-    `before_after.csv`. Modules that compare nothing are left alone.
+    `before_after.csv`. Nothing is written for Modules without `comparisons`.
 
     Args:
-        quote_formulas: In the file, put an apostrophe before what a spreadsheet would compute.
+        quote_formulas: In the file, put an apostrophe before cells that a spreadsheet would take for formulas.
     """
 
     def __init__(self, quote_formulas: bool = False) -> None:
@@ -44,7 +44,7 @@ class BeforeAfterTable(Callback):
         comparisons: list[Any] | None = getattr(pl_module, "comparisons", None)
         if comparisons is None:
             return
-        file = run_directory(trainer) / name  # every process must ask
+        file = run_directory(trainer) / name  # a collective call: on every process
         if not trainer.is_global_zero or not comparisons:
             return
         is_scored = comparisons[0].reward_diff is not None

@@ -1,4 +1,4 @@
-"""When a run's state is written down, and how much of it is kept."""
+"""When checkpoints are written, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ OWN_NAME = re.compile(r"step=\d+\.ckpt")
 class Checkpoints(Checkpoint):
     """Writes a checkpoint every so many optimiser steps or minutes, after each epoch and at the end of training.
 
-    Each is complete: whatever a run needs to go on as if nothing had happened. `step=0000120.ckpt` is the state after
-    120 optimiser steps. The newest `keep_last` stay, and beside them `best.ckpt` where a metric is watched. A run drops
-    only what it wrote itself, before or after it was resumed: what it has written is in the checkpoint. So a run that
-    goes back to an earlier checkpoint, or shares a directory, leaves the files of others until it writes their names.
+    Each holds the complete state of the run, so that it resumes exactly. `step=0000120.ckpt` is the state after
+    120 optimiser steps. The newest `keep_last` stay, and beside them `best.ckpt` where a metric is monitored. A run
+    deletes only checkpoints that it wrote itself, before or after it was resumed; each checkpoint lists them. So a run
+    that goes back to an earlier checkpoint, or shares a directory, keeps other files until it overwrites them.
 
     Args:
-        every_n_steps: Optimiser steps between checkpoints; none by steps when left out.
-        every_n_minutes: Minutes between checkpoints; none by time when left out.
+        every_n_steps: Optimiser steps between checkpoints; no interval in steps when left out.
+        every_n_minutes: Minutes between checkpoints; no interval in time when left out.
         keep_last: How many of the newest to keep.
         monitor: A validation metric whose best state is kept as `best.ckpt`, such as `val/rouge1`.
         mode: Whether more (`max`) or less (`min`) of it is better.
         dirpath: Where they go; `checkpoints` in the run's directory when left out.
-        asynchronous: Write while training goes on, from a copy in memory, one checkpoint at a time. The end of
-            training, and of a run that is told to stop, waits for it; older ones stay until it is written.
+        asynchronous: Write in the background, from a copy in memory, one checkpoint at a time. The end of training, and
+            a run that is stopped by a signal, wait for it; older checkpoints stay until it is written.
 
     Raises:
         ParleyError: A number is not positive, or another process trains in the same directory.
@@ -72,12 +72,12 @@ class Checkpoints(Checkpoint):
         self.last_path: Path | None = None
         self._last_step = -1
         self._saved: tuple[int, int] | None = None
-        self._written: list[str] = []  # of this line of the run, oldest first
+        self._written: list[str] = []  # by this run and those that it was resumed from, oldest first
         self._lock: DirectoryLock | None = None
         self._last_time = time.monotonic()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the directory, and keep others out of it."""
+        """Choose the checkpoint directory; on rank 0 lock it and clean up after runs that were killed."""
         if stage != "fit":
             return
         if self.directory is None:
@@ -87,11 +87,11 @@ class Checkpoints(Checkpoint):
             mend(self.directory)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let others in."""
+        """Release the lock on the checkpoint directory."""
         self._unlock()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let others in, once nothing is being written."""
+        """Wait for the checkpoint in flight and release the lock on the checkpoint directory."""
         with suppress(ParleyError):
             self.wait(trainer)
         self._unlock()
@@ -102,11 +102,11 @@ class Checkpoints(Checkpoint):
         self._lock = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here; the state that a resumed run starts from is written already."""
+        """Start the intervals at the current step and time; a resumed run's first state counts as saved."""
         assert self.directory is not None, "setup comes first"
         if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != self.directory.resolve():
-            self._written = []  # of another directory
-        self._drop_old(trainer)  # what a run that was killed did not come to
+            self._written = []  # they are in another directory
+        self._drop_old(trainer)  # those that a killed run had not deleted yet
         self._last_step = trainer.global_step
         self._saved = place(trainer) if trainer.global_step else None
         self._last_time = time.monotonic()
@@ -114,16 +114,16 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when the steps or the minutes are up."""
+        """Save when `every_n_steps` or `every_n_minutes` is reached, and at `max_steps`."""
         if not self.is_saved(trainer) and self._is_due(trainer):
             self.save(trainer)
 
     def is_saved(self, trainer: Trainer) -> bool:
-        """Whether the present state is written already."""
+        """Whether the current state has been saved already."""
         return place(trainer) == self._saved
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if is_accumulating(trainer):  # gradients that wait for their step are in no checkpoint
+        if is_accumulating(trainer):  # accumulated gradients are not saved
             return False
         if (
             self.every_n_steps is not None
@@ -138,12 +138,12 @@ class Checkpoints(Checkpoint):
         return bool(trainer.strategy.broadcast(is_up))  # clocks differ between processes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the best; a sanity validation shows at once whether there is what is watched."""
+        """Save `best.ckpt` if the monitored metric improved; the sanity check already fails if it is not reported."""
         if self.monitor is None or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
         if score is None and trainer.sanity_checking and not self.monitor.startswith("val"):
-            return  # of training, which is to come
+            return  # a training metric, not logged yet
         if score is None:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ParleyError(
@@ -164,11 +164,11 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def _ended_within_epoch(self, trainer: Trainer) -> bool:
-        """Whether training stopped before the epoch did, at a step that is written already."""
+        """Whether training stopped within the epoch, at a step that has been saved already."""
         return trainer.global_step == self._last_step and not is_epoch_full(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state, if it is not yet written, and hand it to W&B where that was asked for."""
+        """Save the final state, unless that is done, and upload it to W&B if the logger is set to."""
         if not self.is_saved(trainer) and not self._ended_within_epoch(trainer):
             self.save(trainer)
         if self.asynchronous:
@@ -179,7 +179,7 @@ class Checkpoints(Checkpoint):
                 logger.log_checkpoint(self.last_path)
 
     def save(self, trainer: Trainer) -> Path:
-        """Write the state as it is now and drop the oldest; every process must call this.
+        """Save the current state and delete the oldest checkpoints beyond `keep_last`; every process must call this.
 
         Returns:
             The checkpoint's path.
@@ -188,7 +188,7 @@ class Checkpoints(Checkpoint):
             ParleyError: The weights are not finite, or the disk is full.
         """
         name = f"step={trainer.global_step:07d}.ckpt"
-        if self.asynchronous:  # what is older than the one in flight may go once that is there, and not before
+        if self.asynchronous:  # older checkpoints may be deleted only once the one in flight is written
             self.wait(trainer)
             self._drop_old(trainer)
         self._written = [*(other for other in self._written if other != name), name]
@@ -201,7 +201,7 @@ class Checkpoints(Checkpoint):
         return self.last_path
 
     def wait(self, trainer: Trainer) -> None:
-        """Until what is written while training goes on is there.
+        """Block until the checkpoint in flight is on disk.
 
         Raises:
             ParleyError: It could not be written.
@@ -211,7 +211,7 @@ class Checkpoints(Checkpoint):
             writer.wait()
 
     def _drop_old(self, trainer: Trainer) -> None:
-        """Delete what this line of the run wrote before its newest, unless another line has written it anew since."""
+        """Delete this run's checkpoints beyond the newest `keep_last`, unless another run has overwritten them."""
         assert self.directory is not None, "setup comes first"
         older, self._written = self._written[: -self.keep_last], self._written[-self.keep_last :]
         for name in older if trainer.is_global_zero else []:
@@ -229,21 +229,21 @@ class Checkpoints(Checkpoint):
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far, and the checkpoints that this line of the run has written and kept."""
+        """The best score so far, and the names of the checkpoints that this run has written and kept."""
         return {"best_score": self.best_score, "written": list(self._written)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore the best score and the names of the checkpoints written so far."""
         self.best_score = state_dict["best_score"]
-        # What is written down will be deleted one day: a stranger's file must not name files elsewhere.
+        # These files will be deleted later: a checkpoint from an untrusted source must not name files elsewhere.
         self._written = [name for name in state_dict.get("written", []) if OWN_NAME.fullmatch(str(name))]
 
 
 def _refuse_broken(trainer: Trainer) -> None:
-    """Weights that are not finite never become finite again, and must not push out those that are.
+    """Refuse to save weights that are not finite: they never recover, and would displace good checkpoints.
 
     Raises:
-        ParleyError: A trained parameter holds NaN or infinity, on any process.
+        ParleyError: A trainable parameter holds NaN or infinity, on any process.
     """
     trained = (parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad)
     is_finite = all(bool(local(parameter).isfinite().all()) for parameter in trained)

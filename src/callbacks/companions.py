@@ -1,4 +1,4 @@
-"""Lightning's own callbacks that change how training goes: made to go on exactly, or refused at the start."""
+"""Lightning's own callbacks that affect training: made to resume exactly, or refused at the start."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def refuse_inexact(trainer: Trainer) -> None:
-    """Refuse what could not be resumed as if nothing had happened.
+    """Refuse callbacks with which a run could not resume exactly.
 
     Raises:
-        ParleyError: A callback averages weights behind the Module's back.
+        ParleyError: The trainer has `StochasticWeightAveraging`.
     """
     if any(isinstance(callback, StochasticWeightAveraging) for callback in _callbacks(trainer)):
         raise ParleyError(
@@ -30,10 +30,10 @@ def refuse_inexact(trainer: Trainer) -> None:
 
 
 def refuse_unknown_metrics(trainer: Trainer) -> None:
-    """Refuse what could not be found, once a sanity validation has reported what there is to watch.
+    """Refuse monitored validation metrics that the sanity check has not reported.
 
     Raises:
-        ParleyError: A metric of validation is watched that there is none of.
+        ParleyError: A callback or schedule monitors a validation metric that does not exist.
     """
     known = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
     for watcher, monitor in _watched(trainer):
@@ -44,7 +44,7 @@ def refuse_unknown_metrics(trainer: Trainer) -> None:
 
 
 def warn_of_unknown_metrics(trainer: Trainer) -> None:
-    """Name what is watched and a whole step has not reported; what is logged once an epoch may come yet."""
+    """Warn of monitored training metrics that the first step has not logged; they may still come once per epoch."""
     known = sorted(name for name in trainer.callback_metrics if not name.startswith("val"))
     for watcher, monitor in _watched(trainer):
         if not monitor.startswith("val") and monitor not in known:
@@ -60,14 +60,14 @@ def warn_of_unknown_metrics(trainer: Trainer) -> None:
 
 
 def keep_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """EarlyStopping takes its patience from a checkpoint; the configuration's holds."""
+    """Overwrite the patience that EarlyStopping would load from the checkpoint by the configured one."""
     for stopping in _stoppings(trainer):
         if stopping.state_key in checkpoint["callbacks"]:
             checkpoint["callbacks"][stopping.state_key]["patience"] = stopping.patience
 
 
 def go_on(trainer: Trainer) -> None:
-    """Put back what these callbacks had done to the trainer, once their own state is loaded."""
+    """Repeat what these callbacks had done to the trainer (accumulation, stopping), once their state is loaded."""
     for callback in _callbacks(trainer):
         if isinstance(callback, GradientAccumulationScheduler):
             trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(trainer.current_epoch)
@@ -84,7 +84,7 @@ def _stoppings(trainer: Trainer) -> list[EarlyStopping]:
 
 
 def _watched(trainer: Trainer) -> Iterator[tuple[str, str]]:
-    """Who watches which metric, and does not go on without it."""
+    """Pairs of a callback's or schedule's name and the metric that it cannot do without."""
     schedules = [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
     for watcher in [*_callbacks(trainer), *schedules]:
         monitor = getattr(watcher, "monitor", None)
@@ -94,5 +94,5 @@ def _watched(trainer: Trainer) -> Iterator[tuple[str, str]]:
 
 def _has_stopped(stopping: EarlyStopping) -> bool:
     if stopping.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
-        return stopping.wait_count >= stopping.patience  # unless it was given more since
+        return stopping.wait_count >= stopping.patience  # the patience may have been raised since
     return stopping.stopping_reason is not EarlyStoppingReason.NOT_STOPPED

@@ -1,4 +1,4 @@
-"""Lightning's CSV log, which a resumed run goes on writing."""
+"""Lightning's CSV logger, made to continue the file of the run that is resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from src.writing import adding_to, whole_file, writing
 
 
 class _ContinuingWriter(ExperimentWriter):
-    """Adds to a `metrics.csv` that is there already, where Lightning's own deletes it."""
+    """Appends to an existing `metrics.csv`, which Lightning's own writer deletes."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
@@ -30,14 +30,14 @@ class _ContinuingWriter(ExperimentWriter):
             self.rows = sum(1 for _ in rows)
 
     def _read(self) -> csv.DictReader[str]:
-        """The rows so far.
+        """The rows in the file so far.
 
         Raises:
-            ParleyError: What is there is no metric log.
+            ParleyError: The file is not a metric log.
         """
         file = Path(self.metrics_file_path)
         try:
-            if not file.is_file():  # a pipe would wait for ever
+            if not file.is_file():  # reading a pipe would block for ever
                 raise ValueError("not a file")
             text = file.read_text(encoding="utf-8")
             if "\0" in text:
@@ -47,7 +47,7 @@ class _ContinuingWriter(ExperimentWriter):
         return csv.DictReader(io.StringIO(text, newline=""))
 
     def _check_log_dir_exists(self) -> None:
-        """Nothing is deleted."""
+        """Override Lightning's check, which deletes an existing file."""
 
     def save(self) -> None:
         with adding_to(self.metrics_file_path):
@@ -61,7 +61,7 @@ class _ContinuingWriter(ExperimentWriter):
             save_hparams_to_yaml(stream.name, self.hparams)
 
     def truncate(self, rows: int) -> None:
-        """Forget what was logged after the first so many rows."""
+        """Delete all but the first `rows` rows."""
         file = Path(self.metrics_file_path)
         self.metrics = []
         if self.rows <= rows or not file.is_file():
@@ -73,7 +73,7 @@ class _ContinuingWriter(ExperimentWriter):
         self._rewrite(list(self._read()))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the file, so that a kill leaves the one or the other."""
+        """Replace the file atomically."""
         with whole_file(self.metrics_file_path) as stream:
             writer = csv.DictWriter(stream, fieldnames=self.metrics_keys, extrasaction="ignore")
             writer.writeheader()
@@ -81,7 +81,7 @@ class _ContinuingWriter(ExperimentWriter):
 
 
 class RunLogger(CSVLogger):
-    """`metrics.csv` in the run's directory; a resumed run goes on where its checkpoint was written.
+    """Logs to `metrics.csv` in the run's directory; a resumed run continues it from the checkpoint's last row.
 
     The arguments are those of Lightning's `CSVLogger`.
     """
@@ -100,15 +100,15 @@ class RunLogger(CSVLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what was logged since the last time."""
+        """Write the rows logged since the last call."""
         self.experiment.save()
 
     def resume_state(self) -> dict[str, int]:
-        """What a checkpoint keeps: how many rows there are by now."""
+        """The state for a checkpoint: the number of rows so far."""
         self.save()
         return {"rows": self._writer().rows if rank_zero_only.rank == 0 else 0}  # type: ignore[attr-defined]
 
     @rank_zero_only
     def truncate(self, rows: int) -> None:
-        """Forget what was logged after the first so many rows."""
+        """Delete all but the first `rows` rows."""
         self._writer().truncate(rows)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in one number: over what torch reads back, and not over how the file stores it."""
+"""A digest of a checkpoint's content: of the values that torch reads back, not of the file's bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def content_digest(content: Any) -> str:
-    """SHA-256 of nested containers, plain values and tensors; the same before it is written and after it is read.
+    """SHA-256 of nested containers, plain values and tensors; equal before saving and after loading.
 
-    A tensor counts by its type, shape and bytes, wherever it is and however it lies in memory.
+    A tensor counts by its dtype, shape and bytes, whatever its device and memory layout.
 
     Args:
-        content: What `torch.load` reads with `weights_only=True`.
+        content: A checkpoint's content; only types that `torch.load` reads with `weights_only=True`.
 
     Returns:
         64 hexadecimal digits.
@@ -28,7 +28,7 @@ def content_digest(content: Any) -> str:
     for word in _words(content, tensors):
         digest.update(len(word).to_bytes(8, "little") + word)
     each_once = {_memory(tensor): tensor for tensor in tensors}  # tied embeddings have several names
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the GIL
         parts = dict(zip(each_once, pool.map(_tensor_digest, each_once.values()), strict=True))
     for tensor in tensors:
         digest.update(parts[_memory(tensor)])
@@ -36,12 +36,12 @@ def content_digest(content: Any) -> str:
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors share that have the same bytes, since these are at one place."""
+    """A key that is equal for tensors that view the same memory in the same way."""
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _words(value: Any, tensors: list[Tensor]) -> Any:
-    """A value as words that tell it from every other, and its tensors, which are left for later."""
+    """Serialise a value unambiguously, word by word; its tensors are appended to `tensors` and hashed separately."""
     if isinstance(value, Tensor):
         tensors.append(value)
         yield f"tensor {value.dtype} {tuple(value.shape)}".encode()

@@ -1,4 +1,4 @@
-"""What Lightning leaves out of a checkpoint and a run needs to go on as if nothing had happened."""
+"""State that Lightning leaves out of a checkpoint and that exact resuming needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from src.internals import (
 
 log = logging.getLogger(__name__)
 
-# Settings that may change without changing what is learned.
+# Settings that may change without affecting the result of training.
 UNIMPORTANT = (
     "ckpt_path",
     "config",
@@ -56,8 +56,8 @@ class ExactResume(Callback):
     """Keeps the random number generators of every process, the metrics of the step and the settings in checkpoints.
 
     A checkpoint is written inside a step, after the weights changed and before Lightning logs that step's metrics. So
-    the metrics wait in the checkpoint, and a resumed run logs them first; rows that the killed run had logged
-    after its last checkpoint are taken back, and come again as they were.
+    the checkpoint holds these metrics, and a resumed run logs them first. Rows that the killed run had logged after
+    its last checkpoint are deleted from `metrics.csv`; the resumed run logs the same values again.
 
     Args:
         config: The run's settings, compared with those of the checkpoint's run. The command fills it in.
@@ -71,13 +71,13 @@ class ExactResume(Callback):
         self._made_a_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember the trainer: Lightning asks for the state without it."""
+        """Keep the trainer, which Lightning does not pass to `state_dict`, and refuse inexact callbacks."""
         self._trainer = trainer
         if stage == "fit":
             refuse_inexact(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state; Lightning asks every process, so that they can be gathered."""
+        """The state, with the random states gathered from all processes: Lightning calls this on each of them."""
         trainer = self._trainer
         assert trainer is not None
         own = self._rng_before_validation or rng_state()
@@ -96,25 +96,25 @@ class ExactResume(Callback):
         }
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that what is watched is there, before an epoch is trained in vain."""
+        """Refuse monitored validation metrics that do not exist, before an epoch is trained in vain."""
         refuse_unknown_metrics(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the first whole step, see whether it has what is watched."""
+        """After the first optimiser step, warn of monitored training metrics that it has not logged."""
         if not self._made_a_step and not is_accumulating(trainer):
             self._made_a_step = True
             if trainer.is_global_zero:
                 warn_of_unknown_metrics(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A validation that is broken off starts over: remember what it started with."""
+        """Keep the random state: a validation that is interrupted starts over after resuming."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._rng_before_validation = rng_state()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """It was not broken off."""
+        """Drop the random state kept for an interrupted validation."""
         self._rng_before_validation = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ class ExactResume(Callback):
         convert_saved_batches(checkpoint["loops"]["fit_loop"], now)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put everything back."""
+        """Restore loader, loops, loggers and random state from the checkpoint."""
         if self._restored is None:
             return
         state, self._restored = self._restored, None
@@ -169,7 +169,7 @@ def _resumable(trainer: Trainer) -> list[RunLogger | WandbRun]:
 
 
 def compare_settings(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Each setting that differs and may matter, as `name: old, now new`."""
+    """Settings that differ and may affect training, each as `name was old, now new`."""
     before, now = _flat(saved), _flat(current)
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     changed = [

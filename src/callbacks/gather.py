@@ -1,4 +1,4 @@
-"""Rows of an evaluation, collected from all processes."""
+"""Rows of an evaluation (answers or judged pairs), gathered from all processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.contracts import Batch, PreferenceBatch
 
 @dataclass(frozen=True)
 class Prediction:
-    """One example and what the model answered.
+    """One example and the model's answer.
 
     Attributes:
         index: The row in its split.
@@ -31,18 +31,18 @@ class Prediction:
     prediction: str
 
     def cells(self) -> dict[str, Any]:
-        """A row of a table that is to be looked at."""
+        """The columns of a row in a sample table."""
         references = "\n".join(self.references)
         return {"id": self.id, "prompt": self.prompt, "references": references, "prediction": self.prediction}
 
     def text(self) -> str:
-        """As Markdown."""
+        """The row as Markdown."""
         return f"{self.prompt}\n\n**{self.prediction}**"
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two answers to a prompt, and what a reward model gave to them.
+    """Two answers to a prompt and a reward model's scores of them.
 
     Attributes:
         index: The row in its split.
@@ -50,8 +50,8 @@ class JudgedPair:
         prompt: What both answer.
         chosen: The better answer.
         rejected: The other.
-        chosen_reward: Of the better one.
-        rejected_reward: Of the other.
+        chosen_reward: The reward of `chosen`.
+        rejected_reward: The reward of `rejected`.
     """
 
     index: int
@@ -63,11 +63,11 @@ class JudgedPair:
     rejected_reward: float
 
     def cells(self) -> dict[str, Any]:
-        """A row of a table that is to be looked at."""
+        """The columns of a row in a sample table."""
         return {name: value for name, value in asdict(self).items() if name != "index"}
 
     def text(self) -> str:
-        """As Markdown."""
+        """The row as Markdown."""
         answers = ((self.chosen_reward, self.chosen), (self.rejected_reward, self.rejected))
         return "\n\n".join([self.prompt, *(f"**{reward:.3f}** {answer}" for reward, answer in answers)])
 
@@ -76,7 +76,7 @@ Row = Prediction | JudgedPair
 
 
 def rows_of(outputs: Mapping[str, Any], batch: Any) -> Sequence[Row]:
-    """A step's outputs beside its batch, fillers left out: answers, or pairs where it gave rewards."""
+    """One row per example of a batch, without fillers: a JudgedPair if the step returned rewards, else a Prediction."""
     return _pairs_of(outputs, batch) if "chosen_rewards" in outputs else _predictions_of(outputs, batch)
 
 
@@ -92,7 +92,7 @@ def _pairs_of(outputs: Mapping[str, Any], batch: PreferenceBatch) -> list[Judged
 
 
 def _predictions_of(outputs: Mapping[str, Any], batch: Batch) -> list[Prediction]:
-    """A step's outputs beside its batch, fillers left out."""
+    """One Prediction per example of a batch, without fillers."""
     return [
         Prediction(index, name, prompt, references, prediction)
         for index, name, prompt, references, prediction, is_filler in zip(

@@ -1,4 +1,4 @@
-"""What a Module learned from, response by response."""
+"""A file of all responses that a Module trained on."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class RolloutLog(Callback):
     """Writes every response of every iteration to `rollouts.jsonl` in the run's directory.
 
     A line is `step`, the optimiser steps by then, and a `RolloutRecord`: iteration, index, prompt, response, score,
-    advantage and whether it ended. A run that goes on from a checkpoint takes back what was written after it. Modules
-    that make no rollouts are left alone.
+    advantage and whether it ended. A resumed run deletes the lines written after its checkpoint. Nothing is written
+    for Modules that make no rollouts.
     """
 
     def __init__(self) -> None:
         self._file: Path | None = None
-        self._size = 0  # bytes that belong to the run as far as it has come
+        self._size = 0  # length of the file, in bytes, at the run's current step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back what a checkpoint does not know of."""
-        directory = run_directory(trainer)  # every process must ask
+        """Open the file and cut off what was written after the checkpoint."""
+        directory = run_directory(trainer)  # a collective call: on every process
         if not isinstance(pl_module, ShowsRollouts) or not trainer.is_global_zero:
             return
         self._file = directory / "rollouts.jsonl"
@@ -41,7 +41,7 @@ class RolloutLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the iteration that this step began."""
+        """Write the responses of the iteration that this step started, if it started one."""
         if self._file is None or not isinstance(pl_module, ShowsRollouts):
             return
         lines = [{"step": trainer.global_step} | asdict(record) for record in pl_module.rollout_records()]
@@ -50,9 +50,9 @@ class RolloutLog(Callback):
         self._size = self._file.stat().st_size
 
     def state_dict(self) -> dict[str, Any]:
-        """How long the file is."""
+        """The file's length, in bytes."""
         return {"size": self._size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the file's length, to which `on_train_start` cuts it back."""
         self._size = max(int(state_dict["size"]), 0)

@@ -1,4 +1,4 @@
-"""The rows of a run, written down before they are handed to a logger that keeps them in memory."""
+"""A write-ahead log of metric rows, for a logger that keeps its rows in memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from src.writing import adding_to, whole_file
 
 @dataclass(frozen=True)
 class JournalRow:
-    """A row that was logged.
+    """One logged row of metrics.
 
     Attributes:
         number: How many rows of the run came before it.
-        place: The logger's own number for it.
+        place: Its step in the logger's own count (W&B's `_step`).
         step: The trainer's step, where one was given.
         metrics: What was logged.
     """
@@ -30,11 +30,11 @@ class JournalRow:
 
 
 class RowJournal:
-    """Rows as lines of JSON; what is written is there whatever becomes of this process.
+    """A JSON lines file of rows, which survives a kill of this process.
 
     Args:
         file: Made when the first row is written.
-        encode: Says how a value that is not JSON's is written.
+        encode: Converts a value that JSON does not know, as `default` of `json.dumps`.
     """
 
     def __init__(self, file: Path, encode: Callable[[Any], Any]) -> None:
@@ -42,12 +42,12 @@ class RowJournal:
         self._encode = encode
 
     def append(self, row: JournalRow) -> None:
-        """Write a row down."""
+        """Append a row."""
         with adding_to(self._file), self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(vars(row), default=self._encode) + "\n")
 
     def read(self) -> list[JournalRow]:
-        """All rows; a line that a killed process or a power cut left half written is none."""
+        """All rows; a line that was only partly written is skipped."""
         rows = []
         for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []:
             with suppress(ValueError, TypeError):
@@ -55,6 +55,6 @@ class RowJournal:
         return rows
 
     def keep(self, rows: list[JournalRow]) -> None:
-        """Forget all other rows, so that a kill leaves the file as it was or as it will be."""
+        """Replace the file's content by these rows, atomically."""
         with whole_file(self._file) as stream:
             stream.writelines(json.dumps(vars(row)) + "\n" for row in rows)

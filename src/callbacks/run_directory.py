@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and who may write there."""
+"""A run's directory, and a lock that keeps other runs out of a directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.writing import writing
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """The run's own directory; every process must ask, since rank 0 tells the others.
+    """The run's own directory; every process must call this, since rank 0 broadcasts it.
 
     That is the logger's directory, or one named after the logger's run where several runs share a directory (W&B).
     """
@@ -28,16 +28,16 @@ def run_directory(trainer: Trainer) -> Path:
 
 
 class DirectoryLock:
-    """Keeps a second run out of a directory for as long as this process lives or until it is released.
+    """An exclusive lock on a directory, held until it is released or this process ends.
 
-    A lock of the operating system's (POSIX record lock): it goes with the process however that ends, and is not passed
-    on to workers.
+    It is a POSIX record lock: the operating system releases it however the process ends, and child processes do not
+    inherit it.
 
     Args:
-        directory: Made where it is not there.
+        directory: The directory; made if it does not exist.
 
     Raises:
-        ParleyError: Another process has it, or it cannot be written.
+        ParleyError: Another process holds the lock, or the directory cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,10 +56,10 @@ class DirectoryLock:
                 f"another run ({holder}) writes to {directory}; wait for it, or give this one another "
                 "--trainer.default_root_dir."
             ) from error
-        with suppress(OSError):  # the name of the holder is a kindness, and the disk may be full
+        with suppress(OSError):  # the holder's name is optional, and the disk may be full
             os.truncate(self._file.fileno(), 0)
             os.write(self._file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""What a run is: settings, code and libraries, written to every logger at its start."""
+"""A record of a run's settings, commit and library versions, sent to every logger at its start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunRecord(Callback):
         self.config = config or {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it down, on rank 0."""
+        """Send the record to the loggers, on rank 0."""
         if not trainer.is_global_zero:
             return
         record = {"config": self.config, "git": git_state(), "environment": environment()}
@@ -35,7 +35,7 @@ class RunRecord(Callback):
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the code and whether files differ from it; empty outside a git checkout."""
+    """`commit` and `changed` (whether files differ from it) of the code; empty outside a git checkout."""
     directory = Path(src.__file__).parent
     try:
         commit = subprocess.run(

@@ -1,4 +1,4 @@
-"""Generated text beside its references, while training and at its end."""
+"""Tables of generated text beside its references: samples while training, all predictions after a test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SampleTable(Callback):
     They go to W&B as a table, to TensorBoard as text, and to `samples/step-….jsonl` in the run's directory.
 
     Args:
-        num_samples: The first so many of the split's examples that are validated.
+        num_samples: How many; the first of the split's examples that are validated.
     """
 
     def __init__(self, num_samples: int = 8) -> None:
@@ -41,7 +41,7 @@ class SampleTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first examples of the split so far: which are validated at all is only known at the end."""
+        """Keep the first `num_samples` examples seen so far, in the split's order."""
         seen = [*self._predictions, *rows_of(outputs, batch)]
         self._predictions = sorted(seen, key=lambda row: row.index)[: self.num_samples]
 
@@ -72,7 +72,7 @@ class PredictionWriter(Callback):
 
     Args:
         filename: In the run's directory.
-        quote_formulas: Put an apostrophe before what a spreadsheet would compute.
+        quote_formulas: Put an apostrophe before cells that a spreadsheet would take for formulas.
     """
 
     def __init__(self, filename: str = "predictions.csv", quote_formulas: bool = False) -> None:

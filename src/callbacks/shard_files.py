@@ -1,8 +1,8 @@
-"""A checkpoint as a directory, a file of each process's shards and one of the rest: whole or not there, like a file.
+"""A sharded checkpoint: a directory with a file of shards per process and one file of the rest, written atomically.
 
-Processes write beside each other and say nothing to each other meanwhile, so that a thread may do it; what tells that a
-process is done is a small file of its checksum. The first process waits for all of them, writes the list of files and
-gives the directory its name.
+Processes write in parallel without collective calls, so that a background thread may do it; each reports that it is
+done by a small file of its checksums. Rank 0 waits for all of them, writes the list of files and renames the directory
+to its final name.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from src.writing import ADVICE, sync_directory, system_reason, whole_file, writi
 log = logging.getLogger(__name__)
 LIST, REST = "files.json", "rest.pt"
 BLOCK = 2**22  # bytes read at a time
-PATIENCE = 1800.0  # seconds that the first process waits for another's shards
+PATIENCE = 1800.0  # seconds that rank 0 waits for another process's shards
 
 
 def temporary_name(path: Path, token: str) -> Path:
-    """What a checkpoint is called while it is written.
+    """The temporary path of a checkpoint while it is written.
 
     Args:
-        path: Its name to be.
-        token: Tells one writing from another.
+        path: Its final path.
+        token: Identifies this save.
     """
     return path.with_name(f".{path.name}.{token}.tmp")
 
@@ -47,11 +47,11 @@ def _shard_name(rank: int) -> str:
 
 @contextmanager
 def heard_by_first(path: Path, share: Share) -> Iterator[None]:
-    """Have the first process, which waits for this one's shards, hear of whatever goes wrong in the block.
+    """Report an exception in the block to rank 0, which waits for this process's shards.
 
     Args:
-        path: The checkpoint to be.
-        share: As which process.
+        path: The checkpoint's final path.
+        share: This process's part of the checkpoint.
     """
     try:
         yield
@@ -63,22 +63,22 @@ def heard_by_first(path: Path, share: Share) -> Iterator[None]:
                 "more; earlier ones are intact, go on with --ckpt_path last."
             )
         file = temporary_name(path, share.token) / f"{_shard_name(share.rank)}.json"
-        with suppress(Exception), whole_file(file) as stream:  # the first error is the one to be told
+        with suppress(Exception), whole_file(file) as stream:  # the first error is the one to report
             json.dump({"error": said}, stream)
         raise
 
 
 def write_shards(parts: Cut, path: Path, share: Share, advice: str) -> None:
-    """Write this process's shards; as the first one, wait for all others and give the directory its name.
+    """Write this process's shards; on rank 0, also wait for all others and rename the directory.
 
     Args:
-        parts: What is written.
-        path: The checkpoint to be.
-        share: As which process.
+        parts: The shards and the rest, as `cut` separated them.
+        path: The checkpoint's final path.
+        share: This process's part of the checkpoint.
         advice: What to do when it cannot be written.
 
     Raises:
-        ParleyError: This process, or to the first one any of them, could not write.
+        ParleyError: This process could not write; on rank 0, any process could not.
     """
     folder, name = temporary_name(path, share.token), _shard_name(share.rank)
     with heard_by_first(path, share):
@@ -97,10 +97,10 @@ def write_shards(parts: Cut, path: Path, share: Share, advice: str) -> None:
 
 
 class _Summing:
-    """A file that is only written to, one piece after the other, and the checksum of what is.
+    """A write-only stream that computes the SHA-256 of what is written.
 
     Args:
-        stream: The file.
+        stream: The file that it writes to.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -148,15 +148,15 @@ def _await(file: Path) -> dict[str, str]:
 
 
 def replace_checkpoint(temporary: Path, path: Path, advice: str = ADVICE) -> None:
-    """Give a checkpoint its name, which another may have had; `mend` undoes what a kill between leaves.
+    """Rename a checkpoint to its final path, replacing one that is there; `mend` repairs a kill in between.
 
     Args:
-        temporary: What it is called until now.
-        path: Its name to be.
-        advice: What to do when the system refuses.
+        temporary: Its temporary path.
+        path: Its final path.
+        advice: What to do when it cannot be renamed, for the message.
 
     Raises:
-        ParleyError: The system refuses.
+        ParleyError: The operating system refuses.
     """
     aside = _aside(path)
     with writing(path, advice):
@@ -173,7 +173,7 @@ def _aside(path: Path) -> Path:
 
 
 def mend(folder: Path) -> None:
-    """Remove what runs that were killed have left, and give back its name to what was about to be replaced."""
+    """Remove temporary files of killed runs, and restore a checkpoint that was set aside but not replaced."""
     for aside in folder.glob(".*.aside"):
         path = aside.with_name(aside.name[1:].removesuffix(".aside"))
         if path.exists():
@@ -186,9 +186,9 @@ def mend(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, file or directory, at one blow: a directory loses its name first.
+    """Delete a checkpoint, file or directory; a directory is renamed first, so that no half of one is left.
 
-    What the system does not let go stays, with a warning: it takes room, and harms nothing else.
+    What cannot be deleted stays, with a warning: it only takes space.
     """
     try:
         if not path.is_dir() or path.is_symlink():
@@ -201,7 +201,7 @@ def remove(path: Path) -> None:
             path = path.rename(nameless)
         shutil.rmtree(path)
     except FileNotFoundError:
-        pass  # it is gone
+        pass  # it is deleted already
     except OSError as error:
         log.warning("%s cannot be removed (%s); remove it by hand.", path, system_reason(error))
 
@@ -216,12 +216,12 @@ def checksum(file: Path) -> str:
 
 
 def is_in_shards(path: Path) -> bool:
-    """Whether this is the directory of a checkpoint, whole or not."""
+    """Whether the path is the directory of a sharded checkpoint, complete or not."""
     return path.is_dir() and path.suffix == ".ckpt"
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Why a directory is no checkpoint in shards that holds what was written, as a clause; None where it is one."""
+    """Why a directory is not an intact sharded checkpoint, as a clause; None if it is one."""
     try:
         files = json.loads((path / LIST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -237,12 +237,12 @@ def why_unreadable(path: Path) -> str | None:
 
 
 def read_shards(path: Path, map_location: Any, *, weights_alone: bool = False) -> dict[str, Any]:
-    """What a directory holds, as one file would, in memory.
+    """Read a sharded checkpoint into memory, joined as if it had been one file.
 
     Args:
-        path: Of which `why_unreadable` says nothing.
-        map_location: Where its tensors go.
-        weights_alone: Join the weights, and leave other tensors where they are (`join`).
+        path: A directory for which `why_unreadable` returns None.
+        map_location: The device of its tensors, as in `torch.load`.
+        weights_alone: Join only the weights (see `join`).
 
     Raises:
         ValueError: Its files do not make up a checkpoint.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: write a checkpoint, then leave."""
+"""SIGTERM, SIGINT and SIGUSR1 while training: write a checkpoint, then exit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class StopOnSignal(Callback):
-    """Ends training soon after a signal, with a checkpoint of that very moment.
+    """Ends training soon after a signal, with a checkpoint of the state at which it stopped.
 
     SIGINT (Ctrl-C) and SIGTERM end the run after the optimiser's step, or the validation batch, that is under way; a
     second one ends it at once. So does SIGUSR1, which SLURM sends ahead of the time limit
@@ -43,35 +43,35 @@ class StopOnSignal(Callback):
         self._outside_training: Handler = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See what SIGTERM does, before Lightning takes it."""
+        """Keep the handler of SIGTERM, before Lightning replaces it."""
         self._outside_training = signal.getsignal(signal.SIGTERM)
 
     def _as_outside_training(self) -> None:
-        """Let SIGTERM do what it did: Lightning's handler waits for the other processes, which may wait elsewhere."""
+        """Restore the handler of SIGTERM: Lightning's waits in a barrier that other processes may not reach."""
         if callable(self._outside_training):
             signal.signal(signal.SIGTERM, self._outside_training)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Until training there is nothing to keep."""
+        """Restore the handler of SIGTERM: before training there is nothing to save."""
         self._as_outside_training()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`parley validate` has nothing to keep."""
+        """In `parley validate`, restore the handler of SIGTERM: there is nothing to save."""
         if trainer.state.fn != "fit":
             self._as_outside_training()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`parley test` has nothing to keep."""
+        """In `parley test`, restore the handler of SIGTERM: there is nothing to save."""
         self._as_outside_training()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """`parley predict` has nothing to keep."""
+        """In `parley predict`, restore the handler of SIGTERM: there is nothing to save."""
         self._as_outside_training()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals, after Lightning has taken them."""
+        """Install our signal handlers, after Lightning has installed its own."""
         self._trainer = trainer
-        if trainer.received_sigterm:  # while Lightning had them
+        if trainer.received_sigterm:  # while Lightning's handler was installed
             self._received = signal.SIGTERM
             forget_sigterm(trainer)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -95,7 +95,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here, if any process was told to and no gradients are waiting."""
+        """Stop after this batch if any process received a signal and no accumulated gradients are pending."""
         received = self._received_by_any(trainer, pl_module)
         if received and not is_accumulating(trainer):
             self._stop(trainer, received)
@@ -109,7 +109,7 @@ class StopOnSignal(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop here; a resumed run starts the validation over."""
+        """Stop after this batch if any process received a signal; a resumed run starts the validation over."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             received = self._received_by_any(trainer, pl_module)
             if received:
@@ -128,7 +128,7 @@ class StopOnSignal(Callback):
         path = path or checkpoints.save(trainer)
         checkpoints.wait(trainer)
         if not trainer.is_global_zero:
-            raise StoppedBySignalError("", 0)  # one line and one status are enough
+            raise StoppedBySignalError("", 0)  # rank 0 alone prints the line and sets the exit status
         line = (
             f"stopped by {signal.Signals(received).name} at step {trainer.global_step}; go on with --ckpt_path {path}"
         )
@@ -137,16 +137,16 @@ class StopOnSignal(Callback):
         raise StoppedBySignalError(line, received)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self._give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self._give_back()
 
 
 def _requeue(job: str) -> str:
-    """Put a SLURM job back into the queue; say what came of it."""
+    """Requeue a SLURM job; returns the outcome as a clause."""
     if shutil.which("scontrol") is None:
         return f"job {job} was not requeued: there is no scontrol here"
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)

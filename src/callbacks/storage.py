@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running code, checked before they are trusted."""
+"""Checkpoint files: written atomically, loaded without running code, and checked by a digest."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _TO_GO_ON = {
 
 
 class CheckpointRefusedError(ParleyError):
-    """A file that is no checkpoint to be trusted.
+    """A file is not an intact checkpoint of Parley's.
 
     Args:
         path: The file.
@@ -65,11 +65,11 @@ class CheckpointRefusedError(ParleyError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name, syncs, renames; reads with `weights_only=True`.
+    """Writes to a temporary file, syncs and renames it; reads with `weights_only=True`.
 
-    Each file carries a digest of all that it holds, so that one which is damaged shows (`read_checkpoint`), whatever
-    torch makes of it; a directory of shards has a list of checksums. A kill while writing leaves the checkpoint before
-    it as it was. What is written while training goes on is a copy in memory, and one at a time.
+    Each file carries a digest of its content, by which `read_checkpoint` detects damage even where torch can load it;
+    a directory of shards has a list of checksums. A kill while writing leaves the previous checkpoint as it was.
+    Asynchronous saves write a copy in memory, one at a time.
     """
 
     def __init__(self) -> None:
@@ -77,16 +77,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._in_flight: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Writing | None = None) -> None:
-        """Write a checkpoint, once the one before is written.
+        """Write a checkpoint, after waiting for one in flight.
 
         Args:
-            checkpoint: What.
-            path: Where to.
-            storage_options: How; at once and into one file when left out.
+            checkpoint: Its content.
+            path: Its final path.
+            storage_options: Whether to write asynchronously or in shards; neither when left out.
 
         Raises:
-            ParleyError: The disk is full or cannot be written; what was there before is intact. Of what is written
-                while training goes on, the next call or `wait` says so.
+            ParleyError: The disk is full or cannot be written; what was there before is intact. For an asynchronous
+                save, the next call or `wait` raises it.
         """
         self.wait()
         how = storage_options or Writing()
@@ -105,7 +105,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         executor.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Until nothing is being written any more.
+        """Block until the checkpoint in flight is on disk.
 
         Raises:
             ParleyError: It could not be written.
@@ -115,13 +115,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             in_flight.result()
 
     def teardown(self) -> None:
-        """Wait."""
+        """Block until the checkpoint in flight is on disk."""
         self.wait()
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: Any = None
     ) -> Any:
-        """Read a checkpoint; a file that would run code is refused whatever `weights_only` says."""
+        """Read a checkpoint; a file that would run code is refused whatever `weights_only` is."""
         return read_checkpoint(path, map_location=map_location)
 
 
@@ -130,7 +130,7 @@ def _write(content: dict[str, Any] | Cut, path: Path, share: Share | None) -> No
         assert share is not None
         write_shards(content, path, share, ADVICE)
         return
-    if path.is_dir():  # which had shards
+    if path.is_dir():  # a sharded checkpoint of that name
         temporary = temporary_name(path, str(os.getpid()))
         _write_file(content, temporary)
         replace_checkpoint(temporary, path, ADVICE)
@@ -144,7 +144,7 @@ def _write_file(content: dict[str, Any], path: Path) -> None:
 
 
 def _copy(content: dict[str, Any] | Cut) -> dict[str, Any] | Cut:
-    """What training goes on to change, as it is now, on the CPU."""
+    """A copy on the CPU, which training does not change."""
     copy = copier("cpu")
     if isinstance(content, Cut):
         return Cut(map_leaves(content.rest, copy), map_leaves(content.own, copy))
@@ -153,19 +153,19 @@ def _copy(content: dict[str, Any] | Cut) -> dict[str, Any] | Cut:
 
 
 def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint that holds what was written, without running any code that may be in it.
+    """Read a checkpoint, checking that it is intact and without running code that may be in it.
 
-    There is one way to read, whatever for, since torch finds a tensor at one place when it maps the file and at another
-    when it copies records, and of these a damaged file may have one right.
+    Files are always memory-mapped to be checked, since torch locates a tensor differently with and without `mmap`, and
+    in a damaged file one of the two may be right.
 
     Args:
         path: The file, or the directory of its shards.
-        map_location: Where its tensors go.
-        mmap: Leave tensors on disk, in the system's cache, instead of in memory of this process. Of a directory the
-            weights are put together in memory; of its other tensors in shards there are type and shape alone.
+        map_location: The device of its tensors, as in `torch.load`.
+        mmap: Leave tensors memory-mapped instead of copying them. For a sharded checkpoint the weights are joined in
+            memory, and of other sharded tensors there are only dtype and shape.
 
     Raises:
-        ParleyError: It is not there, not a file, damaged, not one of Parley's, or has weights that are no numbers.
+        ParleyError: It does not exist, is not a file, is damaged, not one of Parley's, or has weights that are NaN.
     """
     in_shards = is_in_shards(Path(path))
     if reason := why_unreadable(Path(path)) if in_shards else _not_a_file(Path(path)):
@@ -177,7 +177,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
             digest = checkpoint.pop(DIGEST, None) if isinstance(checkpoint, dict) else None
             is_as_written = content_digest(checkpoint) == digest if digest is not None else _has_whole_records(path)
-    except Exception as error:  # of every kind, for a flipped bit may turn up anywhere in what reads it
+    except Exception as error:  # of any type: a flipped bit may fail anywhere in the reader
         raise CheckpointRefusedError(path, DAMAGED) from error
     if not isinstance(checkpoint, dict) or "parley" not in checkpoint:
         raise CheckpointRefusedError(path, "it was not written by Parley")
@@ -192,10 +192,10 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether what a user names means a checkpoint, one file or in shards, rather than a model directory or a hub name.
+    """Whether a path means a checkpoint (a file or a directory of shards) rather than a model directory or hub name.
 
     Args:
-        path: It need not be there, nor be whole: reading says what is wrong.
+        path: It need not exist or be intact; `read_checkpoint` checks that.
     """
     return path.is_file() or path.suffix == ".ckpt"
 
@@ -208,7 +208,7 @@ def _too_new(checkpoint: Mapping[str, Any]) -> str | None:
 
 
 def _not_a_file(path: Path) -> str | None:
-    """Why a path is no file that can be read, found out without opening it: a pipe would wait for ever."""
+    """Why a path is not a readable file, or None; without opening it, since opening a pipe would block."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character
@@ -226,17 +226,17 @@ def _none_there(path: Path) -> str:
 
 
 def _has_whole_records(path: str | Path) -> bool:
-    """Whether the zip archive's own checksums are right: all that checkpoints had before they carried a digest."""
+    """Whether the zip archive's own checksums are right; older checkpoints have no digest."""
     with zipfile.ZipFile(path) as archive:
         return archive.testzip() is None
 
 
 def lacking(checkpoint: Mapping[str, Any], places: Mapping[str, type]) -> str | None:
-    """What a checkpoint does not hold of what it should, as a clause.
+    """The first required entry that a checkpoint lacks, as a clause; None if it has all.
 
     Args:
-        checkpoint: Its contents.
-        places: Keys, joined by dots, and the type of what is there.
+        checkpoint: Its content.
+        places: The required keys, joined by dots, with the type of their values.
     """
     for place, kind in places.items():
         value: Any = checkpoint
@@ -248,7 +248,7 @@ def lacking(checkpoint: Mapping[str, Any], places: Mapping[str, type]) -> str | 
 
 
 def lacking_to_go_on(checkpoint: Mapping[str, Any]) -> str | None:
-    """What a checkpoint lacks for training to go on from it, as a clause."""
+    """The first entry that a checkpoint lacks for training to resume from it, as a clause; None if it has all."""
     if reason := lacking(checkpoint, _TO_GO_ON):
         return reason
     odd = [key for key, state in checkpoint["callbacks"].items() if not isinstance(state, dict)]
@@ -265,7 +265,7 @@ def _not_a_number(state: Mapping[Any, Any]) -> str | None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a file is a checkpoint that holds what was written."""
+    """Whether a file is an intact checkpoint."""
     try:
         read_checkpoint(path, mmap=True)
     except ParleyError:
@@ -276,12 +276,12 @@ def is_whole(path: str | Path) -> bool:
 def newest_that_will_do(
     files: Iterable[Path], reject: Callable[[Path], str | None], warn: Callable[[str], None]
 ) -> Path | None:
-    """The newest file that is not rejected.
+    """The newest file that is not rejected; None if all are.
 
     Args:
         files: Candidates.
-        reject: Says why a file will not do, as a clause; None when it will.
-        warn: Told of every file that was passed over.
+        reject: Returns why a file cannot be used, as a clause; None if it can.
+        warn: Called with a message for every file that was passed over.
     """
     for file in sorted(files, key=_age, reverse=True):
         reason = reject(file)
@@ -294,5 +294,5 @@ def newest_that_will_do(
 def _age(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
-    except OSError:  # a link that leads nowhere, or a file that is gone by now
+    except OSError:  # a broken link, or a file deleted meanwhile
         return 0

@@ -1,4 +1,4 @@
-"""How fast training goes, in tokens that are not padding."""
+"""Training throughput in tokens per second, padding not counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.internals import is_accumulating, logs_this_step
 
 
 def real_tokens(batch: Batch, *, is_encoder_decoder: bool) -> Tensor:
-    """Tokens of a batch that are not padding, prompt and target: a scalar on its device, which nobody waits for."""
+    """Tokens of a batch that are not padding, prompt and target: a scalar on its device, without synchronising it."""
     tokens = batch["attention_mask"].sum()
     return tokens + (batch["labels"] != IGNORE_INDEX).sum() if is_encoder_decoder else tokens
 
@@ -27,30 +27,30 @@ class Throughput(Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin; a run that goes on within an epoch does not start that epoch."""
+        """Start the count; `on_train_epoch_start` is not called when a run resumes within an epoch."""
         self._tokens, self._since = 0, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out validation and the time between epochs."""
+        """Restart the count, to leave out validation and the time between epochs."""
         self._tokens, self._since = 0, time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out validation within an epoch."""
+        """Restart the count, to leave out a validation within the epoch."""
         self._tokens, self._since = 0, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log at the trainer's interval."""
+        """Count the batch's tokens, and log at the trainer's interval."""
         if isinstance(pl_module, CountsTokens):
             self._tokens += pl_module.tokens(batch)
         else:
             self._tokens += real_tokens(batch, is_encoder_decoder=bool(pl_module.is_encoder_decoder))
         if is_accumulating(trainer) or not logs_this_step(trainer):
-            return  # as Lightning's own monitors ask
+            return  # the condition of Lightning's own monitors
         tokens = torch.as_tensor(self._tokens, dtype=torch.float32, device=pl_module.device)
         if trainer.world_size > 1:
             tokens = trainer.strategy.reduce(tokens, reduce_op="sum")
-        # `item` waits until the device has done what is counted.
+        # `item` synchronises, so that the time includes the work that is counted.
         pl_module.log("train/tokens_per_second", tokens.item() / (time.perf_counter() - self._since))
         self._tokens, self._since = 0, time.perf_counter()

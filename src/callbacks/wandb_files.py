@@ -1,8 +1,8 @@
-"""The rows that are in W&B's own files of a run, as far as they have reached the disk.
+"""Reads the rows of a run from W&B's own files, as far as they have reached the disk.
 
 W&B keeps a run's rows in memory and writes them in blocks of 32 KiB, so that a killed process leaves the beginning of
-what it had logged, often none of it. There is no public reader: this one knows the format, LevelDB's log of W&B's
-protocol buffers, and no other file does.
+what it had logged, often none of it. W&B has no public reader. The format is LevelDB's log of W&B's protocol buffers;
+it is known in this file only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BLOCK = 32768  # bytes; a record goes on in the next one
+BLOCK = 32768  # bytes; a record may continue in the next block
 PREAMBLE = 7  # bytes before the first block's records
 HEADER = struct.Struct("<IHB")  # checksum, length, which piece of a record it is
 WHOLE, FIRST, MIDDLE, LAST = range(1, 5)
@@ -26,8 +26,8 @@ def files_of(directory: Path, run_id: str) -> list[Path]:
     """The files of all processes that took part in a run.
 
     Args:
-        directory: W&B's, with a directory for each of these processes.
-        run_id: The run.
+        directory: W&B's directory, with a subdirectory for each of these processes.
+        run_id: The run's id.
     """
     name = glob.escape(run_id)
     return list(directory.glob(f"*run-*-{name}/run-{name}.wandb"))
@@ -40,7 +40,7 @@ def rows_on_disk(directory: Path, run_id: str) -> list[dict[str, Any]]:
 
 
 def rows_of(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one file, up to where a killed process left off; values of tables and the like are dictionaries."""
+    """The rows of one file, up to the first incomplete record; tables and other nested values are dictionaries."""
     for record in records_of(file):
         if record.WhichOneof("record_type") == "history":
             row: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def rows_of(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def records_of(file: Path) -> Iterator[Any]:
-    """W&B's records, up to the first that is not whole."""
+    """W&B's records, up to the first incomplete one."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for _, record in _framed(file):
@@ -62,9 +62,9 @@ def records_of(file: Path) -> Iterator[Any]:
 
 
 def trim(file: Path) -> None:
-    """Cut off the piece of a record that a killed process left at the end; a file without a record goes altogether.
+    """Cut off an incomplete record at the end of a file; delete a file that has no complete record.
 
-    `wandb sync` stops there, and uploads none of the run's later files.
+    `wandb sync` would stop at it, and upload none of the run's later files.
     """
     end = max((end for end, _ in _framed(file)), default=0)
     if not end:
@@ -74,7 +74,7 @@ def trim(file: Path) -> None:
 
 
 def _framed(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Where each whole record ends, and the record."""
+    """For each complete record, its end position in the file and its bytes."""
     data = file.read_bytes()
     position, pieces = PREAMBLE, b""
     while position + HEADER.size <= len(data):

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run, however often it is stopped and resumed."""
+"""Weights & Biases logging that continues the same W&B run when training is resumed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from src.errors import ParleyError
 from src.writing import writing
 
 log = logging.getLogger(__name__)
-RUN_ID = re.compile(r"(?!\.{1,2}$)[^/\\#?%:\x00-\x1f]{1,128}")  # as W&B has it, and the name of a directory here
-OF_WANDB = ("_step", "_runtime", "_timestamp", "_wandb")  # what it adds to a row or a summary itself
+RUN_ID = re.compile(r"(?!\.{1,2}$)[^/\\#?%:\x00-\x1f]{1,128}")  # W&B's rule, and a valid directory name
+OF_WANDB = ("_step", "_runtime", "_timestamp", "_wandb")  # keys that W&B itself adds to a row or a summary
 
 
 class WandbRun(WandbLogger):
     """Lightning's W&B logger, which goes offline by itself and continues the run that a checkpoint names.
 
-    Without an API key or a network it logs offline, says so once, and never asks for anything; `wandb sync` uploads
-    later. A resumed run keeps its id and goes on with W&B's steps. W&B keeps rows in memory, which a kill takes with
-    it: so each is written to `wandb-rows.jsonl` as well, and what W&B's files do not have, or online its server, is
-    sent again. What they have beyond the checkpoint is computed again, to the same values, and not sent twice.
+    Without an API key or a network it logs offline, says so once, and never prompts; `wandb sync` uploads later. A
+    resumed run keeps its id and continues W&B's steps. W&B keeps rows in memory and a kill loses them, so each row is
+    also written to `wandb-rows.jsonl`, and rows missing from W&B's files (online: from its server) are sent again. Rows
+    that W&B has from after the checkpoint are computed again, to the same values, and not sent twice.
 
     Args:
         project: W&B's project.
@@ -40,7 +40,7 @@ class WandbRun(WandbLogger):
         name: What W&B calls the run; W&B makes a name up when left out.
         id: The run's id; that of the environment (`WANDB_RUN_ID`, which a sweep's agent sets), else made up, when left
             out.
-        offline: Log offline in any case.
+        offline: Always log offline.
         log_model: Upload the final checkpoint as an artifact.
         **kwargs: For `wandb.init`, such as `entity`, `group` and `tags`.
     """
@@ -63,11 +63,11 @@ class WandbRun(WandbLogger):
         super().__init__(
             name=name, save_dir=save_dir, project=project, id=id or secrets.token_hex(4), offline=offline, **kwargs
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning passes it on, and W&B says that it does nothing
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it on, and W&B warns that it has no effect
         self.uploads_model = log_model
         self._continued = False
-        self._rows = 0  # of this run as far as it has come
-        self._held = 0  # rows that W&B has already and that are about to be computed again
+        self._rows = 0  # logged by this run up to its current step
+        self._held = 0  # rows that W&B has already and that will be computed again
 
     @property
     def version(self) -> str:
@@ -91,7 +91,7 @@ class WandbRun(WandbLogger):
         return super().experiment
 
     def _catch_up(self, run: Any) -> None:
-        """Go on where W&B's rows end, with those that a killed process had logged and W&B never got."""
+        """Continue after the last row that W&B has, first resending the rows that it lost when a process was killed."""
         if run.offline:
             own = Path(run.dir).parent
             for file in files_of(own.parent, self.version):
@@ -107,7 +107,7 @@ class WandbRun(WandbLogger):
         lost = [row for row in journal if row.place >= step and row.number < self._rows]
         self._journal.keep([*held, *lost])
         self._held = sum(row.number >= self._rows for row in held)
-        run.log({}, step=step)  # what is logged from here on counts from there
+        run.log({}, step=step)  # sets W&B's step for the next row
         for row in lost:
             run.log({}, step=row.place)
             super().log_metrics(_decoded(row.metrics), row.step)
@@ -116,7 +116,7 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Send a row, unless W&B has it from a process before this one."""
+        """Send a row, unless W&B has it already from before the run was resumed."""
         run = self.experiment
         if self._held:
             self._held -= 1
@@ -130,11 +130,18 @@ class WandbRun(WandbLogger):
         return RowJournal(Path(self._save_dir or ".") / self.version / "wandb-rows.jsonl", _encoded)
 
     def resume_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the run, and how many rows it has by now."""
+        """The state for a checkpoint: the run's id and the number of rows so far."""
         return {"id": self.version, "rows": self._rows}
 
     def continue_run(self, state: dict[str, Any]) -> None:
-        """Become the run that a checkpoint names; before anything is logged."""
+        """Take over the id and row count of a checkpoint's run; call it before anything is logged.
+
+        Args:
+            state: What `resume_state` returned.
+
+        Raises:
+            ParleyError: The checkpoint's id is not a valid W&B id.
+        """
         if not RUN_ID.fullmatch(str(state["id"])):
             raise ParleyError(
                 f"the checkpoint names a W&B run {state['id']!r}, which is no id of a run; --fresh_run true logs as a "
@@ -146,7 +153,7 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_checkpoint(self, path: Path) -> None:
-        """Upload a checkpoint as an artifact, where that was asked for."""
+        """Upload a checkpoint as an artifact, if `log_model` is set."""
         if not self.uploads_model:
             return
         import wandb
@@ -160,7 +167,7 @@ class WandbRun(WandbLogger):
 
 
 def _encoded(value: Any) -> Any:
-    """A table as what it is made of, and a number as Python's; other media are not kept."""
+    """Make a value JSON-serialisable: a table as columns and data, a tensor as a number, other media as None."""
     import wandb
 
     if isinstance(value, wandb.Table):
@@ -179,7 +186,7 @@ def _decoded(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _why_offline() -> str | None:
-    """Why W&B cannot be reached; None when it can, or when the user has settled it by WANDB_MODE."""
+    """Why W&B cannot be reached; None when it can, or when the user has set WANDB_MODE."""
     import wandb
 
     if "WANDB_MODE" in os.environ:
