@@ -1,4 +1,4 @@
-"""Options that `generate`, `chat` and `compare` share: which model, how it is asked, how it decodes."""
+"""Command-line options shared by several commands: the model, the prompt format, decoding, rewards."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ _NUMBERS: dict[str, tuple[type, str]] = {
 
 
 def number(kind: type[int] | type[float], allowed: Range = ANY) -> Callable[[str], float]:
-    """A number of the command line, for argparse's `type`.
+    """A parser of numbers on the command line, for argparse's `type`.
 
     Args:
-        kind: Whole numbers or any.
-        allowed: Where it must be.
+        kind: `int` or `float`.
+        allowed: The range that the number must be in.
+
+    Returns:
+        A function from text to number; it raises `argparse.ArgumentTypeError` for anything else.
     """
 
     def read(text: str) -> float:
@@ -59,7 +62,7 @@ def number(kind: type[int] | type[float], allowed: Range = ANY) -> Callable[[str
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where a model is and how to load it."""
+    """Add the options that say how to load a model."""
     group = parser.add_argument_group("model")
     group.add_argument("--base-model", metavar="DIR", help="of an adapter or checkpoint, its base if that has moved")
     group.add_argument("--gguf-file", metavar="NAME", help="the GGUF file in the model's directory")
@@ -69,14 +72,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_argument(parser: argparse._ActionsContainer) -> None:
-    """Whether a stranger's code may run."""
+    """Add `--trust-remote-code`."""
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code that a model's directory brings; off by default"
     )
 
 
 def add_style_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a model is asked."""
+    """Add the options for the prompt format."""
     group = parser.add_argument_group("how the model is asked")
     group.add_argument(
         "--format",
@@ -94,7 +97,7 @@ def add_style_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to decode; an option that is not given leaves no attribute."""
+    """Add the decoding options; one that is not given leaves no attribute in the namespace."""
     group = parser.add_argument_group(
         "decoding", "by the model's own settings where nothing is said, else greedy with 64 new tokens but for what is"
     )
@@ -120,7 +123,12 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace, name: str) -> FinishedModel:
-    """Load a model as the options say, without the libraries' asides."""
+    """Load a model as the options say.
+
+    Args:
+        args: With the options of `add_model_arguments`.
+        name: A checkpoint, an adapter or model directory, or a hub name.
+    """
     from src.inference.loading import load_finished
 
     return load_finished(
@@ -134,11 +142,11 @@ def load(args: argparse.Namespace, name: str) -> FinishedModel:
 
 
 def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = None) -> GenerationOptions:
-    """The model's own settings where nothing is said; else the preset with the command line's options over it.
+    """The decoding options: the model's own if none are given, else those of the preset, overridden by given ones.
 
     Args:
-        args: The command line's.
-        finished: The model. Without it mistakes show, before anything is loaded.
+        args: With the options of `add_decoding_arguments`.
+        finished: The model; None to check the options before a model is loaded.
     """
     from src.datamodules.templates import unescaped
     from src.inference.decoding import OWN, describe, with_changes, with_preset
@@ -159,10 +167,10 @@ def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = 
 
 
 def reward(text: str) -> Reward:
-    """The reward that a command line names; see `src.inference.rewards`.
+    """The reward named on the command line; see `src.inference.rewards`.
 
     Raises:
-        ParleyError: It names none, or its settings are not right.
+        ParleyError: There is no such reward, or its settings are wrong.
     """
     from src.commands.complaints import essence
     from src.inference.rewards import read_reward
@@ -174,7 +182,7 @@ def reward(text: str) -> Reward:
 
 
 def progress(items: Sequence[Any], title: str = "Generating") -> Iterable[Any]:
-    """Go over batches behind a bar on stderr, where that is a terminal."""
+    """Iterate with a progress bar on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

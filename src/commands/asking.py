@@ -1,4 +1,4 @@
-"""What `generate`, `compare` and `prefer` ask a model: prompts from files and datasets, solved examples before them."""
+"""Prompts for `generate`, `compare` and `prefer`: from files or datasets, with few-shot examples before them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ Shots = list[list["Example"]] | None
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> None:
-    """What to ask, besides a single prompt; of a dataset, the split of this name."""
+    """Add the options for prompts from files and datasets, and for few-shot examples.
+
+    Args:
+        parser: The command's parser.
+        split: The default of `--split`.
+    """
     count, seed = number(int, COUNT), number(int, SEED)
     group = parser.add_argument_group("what to ask")
     group.add_argument("--input", type=Path, metavar="FILE", help="prompts: a text file's lines, or a table's column")
@@ -76,7 +81,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> 
 
 
 def read_examples(args: argparse.Namespace) -> ExampleSet:
-    """What `--input` or `--data` names.
+    """Read the examples of `--input` or `--data`.
 
     Raises:
         ParleyError: Both or neither are given, or an option goes with the other one.
@@ -104,10 +109,10 @@ def read_examples(args: argparse.Namespace) -> ExampleSet:
 
 
 def check_misplaced(args: argparse.Namespace) -> None:
-    """Refuse options that say nothing about what is asked here.
+    """Refuse options that have no effect with the given source of prompts.
 
     Raises:
-        ParleyError: Names the option and what it goes with.
+        ParleyError: There is one; the message names it and the option that it belongs to.
     """
     if args.data and (args.column or args.reference_column):
         raise ParleyError("--column and --reference-column are for --input; --data knows its columns.")
@@ -127,7 +132,7 @@ def check_misplaced(args: argparse.Namespace) -> None:
 def prepare(
     args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet, options: GenerationOptions
 ) -> tuple[PromptEncoder, Shots, GenerationOptions]:
-    """How prompts become tokens, their solved examples, and the options with the stop sequence that these ask for."""
+    """The prompt encoder, each prompt's few-shot examples, and the options with the stop sequence these need."""
     from dataclasses import replace
 
     from src.datamodules.templates import unescaped
@@ -160,7 +165,7 @@ def prepare(
 def encode(
     args: argparse.Namespace, finished: FinishedModel, asked: ExampleSet, options: GenerationOptions
 ) -> tuple[list[list[int]], GenerationOptions]:
-    """Prompts as token ids, and the options with what the prompts ask for (few-shot examples have a stop sequence)."""
+    """Prompts as token ids, and the decoding options, to which few-shot examples add a stop sequence."""
     encoder, shots, options = prepare(args, finished, asked, options)
     return encoder.encode(asked.examples, shots), options
 

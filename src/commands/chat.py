@@ -74,8 +74,8 @@ def _loop(talk: Talk) -> None:
     from src.models.sources import first_line
 
     interactive = sys.stdin.isatty()
-    with contextlib.suppress(ValueError):  # outside the main thread there is nothing to be set
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on Ctrl-C is how one leaves
+    with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from now on Ctrl-C leaves the chat
 
     def write(text: str) -> None:
         say(text)
@@ -111,7 +111,7 @@ def _loop(talk: Talk) -> None:
                     return
             elif line.strip():
                 ask(line[1:] if line.startswith("//") else line)
-        except Exception as error:  # a talk outlives whatever fails in it: memory, characters, a library's own check
+        except Exception as error:  # no error in one answer ends the chat
             log.debug("%r failed", line, exc_info=True)
             sys.stdout.flush()
             notice(str(error) if isinstance(error, ParleyError) else f"that failed: {first_line(error)}")
@@ -122,7 +122,7 @@ def _numbered(answers: list[str]) -> list[str]:
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """What the user types, until the end of input."""
+    """The lines that the user types, until the end of input."""
     if interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives `input` its line editing)

@@ -1,7 +1,7 @@
-"""Compare several models on the same examples: their answers side by side, ROUGE of each, differences in points.
+"""Compare several models on the same examples: their answers side by side, their ROUGE, and the differences.
 
 A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name. They are loaded one after the
-other and decode alike, unless nothing is said and they have settings of their own.
+other and decode with the same options; without any options, each with its own generation settings.
 
   parley compare google/flan-t5-base models/adapter --data knkarthick/dialogsum --limit 100
   parley compare --name original=google/flan-t5-base --name peft=models/adapter --data knkarthick/dialogsum --row 0:10

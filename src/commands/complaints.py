@@ -1,4 +1,4 @@
-"""What libraries complain of when they are given the wrong settings, as one line for the user."""
+"""Turns the libraries' errors about wrong settings into one line for the user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOISE = (
     r"Expected a <class '(NoneType|list|tuple)'>"
 )
 
-# Modules whose complaints are about what they were told to do, and which setting tells them.
+# Modules whose exceptions are about settings, and the setting to name in the message.
 _BLAMED = {
     "torch.optim.lr_scheduler": "model.init_args.lr_scheduler",
     "torch.optim": "model.init_args.optimizer",
@@ -25,10 +25,10 @@ _BLAMED = {
 
 
 def complaint_about_settings(error: BaseException) -> str | None:
-    """What a library says is wrong with the settings, as one line.
+    """The message of a library's error about settings, as one line.
 
     Args:
-        error: What came out of a run. It is about settings where Lightning or an optimiser raised it itself.
+        error: What a run raised. It is about settings if Lightning, an optimiser or a schedule raised it itself.
 
     Returns:
         The line; None where the error is something else.
@@ -47,14 +47,14 @@ def complaint_about_settings(error: BaseException) -> str | None:
 
 
 def said_by_us(error: BaseException | None) -> ParleyError | None:
-    """The line meant for the user, where a library has wrapped it in an error of its own."""
+    """The ParleyError in a chain of exceptions, which a library may have wrapped in its own; None if there is none."""
     while error is not None and not isinstance(error, ParleyError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def misconfiguration(error: BaseException | None) -> str | None:
-    """What Lightning says is wrong with a setting, wherever it is in the chain of errors."""
+    """The first line of Lightning's MisconfigurationException in a chain of exceptions; None if there is none."""
     while error is not None:
         if isinstance(error, MisconfigurationException):
             line = str(error).splitlines()[0]
@@ -65,7 +65,7 @@ def misconfiguration(error: BaseException | None) -> str | None:
 
 
 def missing_package(error: BaseException | None) -> str | None:
-    """What a class of the configuration says it needs, where it is not installed."""
+    """The message of a configured class that needs a package that is not installed; None for other errors."""
     configured = None
     while error is not None:
         if found := re.match(r"Problem with given class_path '([\w.]+)'", str(error)):
@@ -77,7 +77,7 @@ def missing_package(error: BaseException | None) -> str | None:
 
 
 def essence(message: str) -> str:
-    """What a jsonargparse error says is wrong, and with which setting, as one line."""
+    """A jsonargparse error reduced to one line: the setting and what is wrong with it."""
     keys, inside = _innermost(message)
     name = ".".join(keys)
     lines = [line.strip(" -") for line in (inside.strip() or message).splitlines()]
@@ -100,7 +100,7 @@ def essence(message: str) -> str:
 
 
 def _about_class(class_path: str, said: str) -> str:
-    """What is wrong with what a class was given, by the class's short name and with the nearest name it has."""
+    """An error about a class's arguments, with the class's short name and the nearest existing argument."""
     short = class_path.rpartition(".")[2]
     if missing := re.match(r"the following arguments are required: (.+)", said):
         return f"{missing[1]} must be given to {short}"
@@ -113,7 +113,7 @@ def _about_class(class_path: str, said: str) -> str:
 
 
 def _innermost(message: str) -> tuple[list[str], str]:
-    """The keys that lead to the first thing that is wrong, and what is said of it."""
+    """The nested keys of the first wrong setting in a jsonargparse message, and the text about it."""
     keys: list[str] = []
     indentation, inside = -1, ""
     for line in message.splitlines():
@@ -131,7 +131,7 @@ def _innermost(message: str) -> tuple[list[str], str]:
 
 
 def _range_of(keys: list[str]) -> str:
-    """What numbers are allowed, where it is known."""
+    """The setting's allowed range, as text to append; empty if it has none."""
     for name, allowed in RANGES.items():
         if [part for part in name.split(".") if part != "init_args"] == keys:
             return f", {allowed}"

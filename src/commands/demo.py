@@ -1,7 +1,7 @@
-"""The whole road on the bundled sample, offline, in minutes: a model from scratch, fine-tuned, aligned, compared.
+"""Try everything on the bundled sample, offline, in minutes: a model from scratch, fine-tuned, aligned, compared.
 
-Every step is a command that you could type; it is shown before it runs. What remains lies in one directory, with a page
-about all of it.
+Every step is a command that you could type; it is shown before it runs. The results are in one directory, with an HTML
+report about them.
 
   parley demo          # a T5 from scratch, fine-tuning, LoRA, PPO against insults, before and after
   parley demo --all    # by RLOO, GRPO and DPO as well
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _take(count: int, step: Step) -> None:
-    """Run a step as a person would, having said what it is."""
+    """Log a step's title and command, and run it."""
     import shlex
 
     from src.cli import main

@@ -1,8 +1,8 @@
 """Write a run's checkpoint as a plain Hugging Face directory, or its adapter as a PEFT directory, with a model card.
 
-The card (README.md) says what the model was made of, how, and how good it was found to be: by a `parley test` of this
-checkpoint where --figures names its run or one lies beside the checkpoint's, else by validation. What Parley cannot
-know, such as licences, is marked to be filled in.
+The card (README.md) gives the base model, the training settings and the results: those of a `parley test` of this
+checkpoint where --figures names its run or one lies beside the checkpoint's, else those of validation. What Parley
+cannot know, such as licences, is marked to be filled in.
 
   parley export --checkpoint runs/version_0/checkpoints/best.ckpt --output models/summaries --figures runs/version_1
 """
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from src.reporting.card import model_card
     from src.writing import whole_file
 
-    tested = None if args.figures is None else _tested(args.figures)  # mistakes show before anything is written
+    tested = None if args.figures is None else _tested(args.figures)  # refuse a wrong run before anything is written
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", args.license):
         raise ParleyError(f"--license is {args.license!r}; give an identifier as the hub has it, such as apache-2.0.")
     if args.public and args.push_to_hub is None:
@@ -121,7 +121,7 @@ def _facts(args: argparse.Namespace, restored: Restored, adapter: str | None, te
 
 
 def _own_run(checkpoint: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The directory of the run that wrote a checkpoint, where it is still there, and its settings."""
+    """The directory and settings of the run that wrote a checkpoint; None and no settings if it cannot be found."""
     from src.reporting.runs import settings_of
 
     directory = checkpoint.parent.parent
@@ -135,7 +135,7 @@ def _own_run(checkpoint: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _validated(directory: Path | None, step: int | None) -> list[Figure]:
-    """What validation found after so many steps; nothing where there was none then."""
+    """The validation metrics logged at a step; empty if there was no validation then."""
     from src.reporting.card import Figure
     from src.reporting.runs import read_run
 
@@ -150,16 +150,16 @@ def _validated(directory: Path | None, step: int | None) -> list[Figure]:
         Figure(name, value)
         for name, curve in curves.items()
         for place, value in curve
-        if name.startswith("val/") and place == step - 1  # steps are logged as they are counted, from 0
+        if name.startswith("val/") and place == step - 1  # logged steps count from 0
     ]
 
 
 def _test_of(checkpoint: Path, directory: Path) -> Run | None:
-    """The newest test of this very checkpoint among the runs beside its own, and of what it holds now."""
+    """The newest `parley test` of this checkpoint among the runs beside its own, if newer than the checkpoint."""
     from src.reporting.runs import read_run, settings_of
 
     for file in sorted(directory.parent.glob("*/predictions.csv"), key=lambda one: -one.stat().st_mtime):
-        if file.stat().st_mtime < checkpoint.stat().st_mtime:  # of a file of this name that has been written anew
+        if file.stat().st_mtime < checkpoint.stat().st_mtime:  # the checkpoint was overwritten after this test
             break
         try:
             given = settings_of(file.parent).get("ckpt_path")
@@ -180,7 +180,7 @@ def _tested(directory: Path) -> Run:
 
 
 def _tested_figures(run: Run) -> tuple[list[Figure], int | None]:
-    """The figures of a test, those of ROUGE with intervals where there are predictions; of how many examples."""
+    """A test's metrics, ROUGE with confidence intervals where there are predictions, and the number of examples."""
     from src.inference.card_figures import rouge_with_intervals
     from src.reporting.card import Figure
 

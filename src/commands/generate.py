@@ -4,7 +4,7 @@ MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub 
 from standard input; many come from --input or --data. With --tour one prompt goes through every decoding preset. Where
 right answers are known they are shown beside the model's; --show-prompt shows what exactly the model is given.
 
-What goes to --output is kept in FILE.part as it comes: the same command goes on where it was stopped.
+Answers for --output are kept in FILE.part as they are generated: if stopped, the same command continues from there.
 
   parley generate runs/version_0/checkpoints/step=0001558.ckpt --data knkarthick/dialogsum --output answers.jsonl
   parley generate skt/kogpt2-base-v2 --prompt "이순신은" --preset top-k-top-p --seed 1
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _within_max_length(args: argparse.Namespace, options: GenerationOptions) -> GenerationOptions:
-    """With --max-length a prompt may fill the window but for the least that an answer can be."""
+    """With --max-length, reserve only the shortest possible answer, so that prompts may fill the rest of the window."""
     if args.max_length is None:
         return options
     return replace(options, max_new_tokens=max(options.min_new_tokens, 1))
@@ -177,7 +177,7 @@ def _show_prompt(prompt: ShownPrompt, id: str | None) -> None:
 
 
 def _show_one(finished: FinishedModel, item: Example, said: list[str]) -> None:
-    """A single answer as it is, for pipes; beside the right ones where these are known."""
+    """Print a single answer, bare (for pipes) or, where references are known, in a table beside them."""
     from src.models.endings import TURN_END, TURN_START
 
     if not any(text.strip() for text in said):

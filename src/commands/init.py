@@ -1,7 +1,7 @@
 """Make a small base model and its tokenizer from scratch, as a plain Hugging Face directory.
 
-The tokenizer (byte-level BPE) is trained on the corpus; the weights are random. Whatever takes a base model takes
-the directory: `--model.init_args.model_name_or_path DIR`.
+The tokenizer (byte-level BPE) is trained on the corpus; the weights are random. The directory can be used wherever a
+base model can: `--model.init_args.model_name_or_path DIR`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def up_to(most: int) -> Callable[[str], float]:
-    """A number that a model of this many can still be made with."""
+    """A parser of whole numbers from 1 to `most`, for argparse's `type`."""
     return number(int, Range(1, most=most))
 
 

@@ -1,6 +1,6 @@
-"""Look into a model: architecture, sizes, parameters, generation settings, tokenizer; an adapter, a checkpoint.
+"""Inspect a model, adapter or checkpoint: architecture, sizes, parameters, generation settings, tokenizer.
 
-MODEL is a model or adapter directory, a checkpoint (.ckpt) or a hub name. --lora puts a LoRA adapter on, to see how
+MODEL is a model or adapter directory, a checkpoint (.ckpt) or a hub name. --lora adds a LoRA adapter, to see how
 many parameters it would train.
 
   parley inspect google/flan-t5-base --lora "r=32,lora_alpha=32,target_modules=[q,v]"
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     for title, rows in found.sections.items():
         show([{title: name, "": _cell(value)} for name, value in rows.items() if value is not None])
         say("\n")
-    count = found.parameters  # as the published notebooks print them
+    count = found.parameters  # in the format of the published notebooks
     share = 100 * count.trainable / count.total if count.total else 0.0
     say(f"trainable model parameters: {count.trainable}\nall model parameters: {count.total}\n")
     say(f"percentage of trainable model parameters: {share:.2f}%\n")

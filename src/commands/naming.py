@@ -1,4 +1,4 @@
-"""Several models on a command line, and what each is called."""
+"""Names for the models given on a command line."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from src.errors import ParleyError
 
 
 def add_named_models(parser: argparse.ArgumentParser, called: str) -> None:
-    """The models by their places, and those with a name of their own.
+    """Add `MODEL...` and the repeatable `--name NAME=MODEL`.
 
     Args:
-        parser: Of a command.
-        called: What `--name` gives, for its help.
+        parser: The command's parser.
+        called: The help text of `--name`.
     """
     parser.add_argument("models", metavar="MODEL", nargs="*", help="checkpoints, directories or hub names")
     parser.add_argument("--name", dest="named", action="append", default=[], metavar="NAME=MODEL", help=called)
 
 
 def named_models(models: Sequence[str], named: Sequence[str], reserved: Collection[str] = ()) -> dict[str, str]:
-    """What each model is called, and where it is.
+    """A name for each model, mapped to its path or hub name.
 
     Args:
-        models: Those that are called by their places.
-        named: The others, each `NAME=MODEL`.
-        reserved: Names that are taken: the columns of the file that answers go to.
+        models: Models named after their paths (see `labels`).
+        named: Models with a given name, each `NAME=MODEL`.
+        reserved: Names that are taken by columns of the answers' file.
 
     Raises:
         ParleyError: A name is missing or taken, or the same model is given twice.
@@ -41,15 +41,15 @@ def named_models(models: Sequence[str], named: Sequence[str], reserved: Collecti
 
 
 def by_name(texts: Sequence[str], option: str, taken: Collection[str] = ()) -> dict[str, str]:
-    """What an option that may be repeated names.
+    """Parse the values of a repeatable `NAME=DIRECTORY` option, as a dictionary.
 
     Args:
         texts: Each `NAME=DIRECTORY`.
-        option: The option, for what is said of a mistake.
-        taken: Names that are something else's.
+        option: The option, for error messages.
+        taken: Names that are in use already.
 
     Raises:
-        ParleyError: One has no name or no directory, or a name that is taken.
+        ParleyError: A value has no name or no directory, or its name is taken.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -63,14 +63,14 @@ def by_name(texts: Sequence[str], option: str, taken: Collection[str] = ()) -> d
 
 
 def labels(names: Sequence[str], reserved: Collection[str] = ()) -> list[str]:
-    """Short names that tell models apart: the last part of a path where that does, all of it where not.
+    """Short names for models: the last parts of their paths where these differ, else the whole paths.
 
     Args:
         names: Paths and hub names.
-        reserved: What none may be called.
+        reserved: Names that may not be used; a model of that name gets the prefix `model:`.
 
     Raises:
-        ParleyError: The same model twice.
+        ParleyError: The same model is given twice.
     """
     if len(set(names)) < len(names):
         raise ParleyError("the same model is given twice; leave one of them out.")

@@ -1,4 +1,4 @@
-"""What every command prints: a table for a person, JSON for a program."""
+"""Output of the commands, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def show(rows: Sequence[Mapping[str, Any]], *, title: str | None = None, as_json
 
     Args:
         rows: What to print; the first row's keys are the columns. A cell that is missing or None stays blank.
-        title: A line above the table; no part of the JSON.
+        title: A line above the table; not part of the JSON.
         as_json: Print a JSON list instead of a table.
     """
     if as_json:
@@ -32,7 +32,7 @@ def show(rows: Sequence[Mapping[str, Any]], *, title: str | None = None, as_json
         return
     if not rows:
         return
-    # Texts of models and data are printed as they are: neither [bold] nor :dog: means anything in them.
+    # Texts of models and data are printed literally: rich must not interpret [bold] or :dog: in them.
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     shown = visible if console.is_terminal else str
     if not console.is_terminal:
@@ -43,7 +43,7 @@ def show(rows: Sequence[Mapping[str, Any]], *, title: str | None = None, as_json
         table.add_column(shown(str(key)), justify="right" if figures else "left", overflow="fold")
     for row in rows:
         table.add_row(*(shown(_cell(row.get(key))) for key in rows[0]))
-    if title is not None:  # not the table's own title, which wraps at the table's width
+    if title is not None:  # rich wraps a table's own title at the table's width
         console.print(shown(title))
     console.print(table)
 

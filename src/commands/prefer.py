@@ -1,8 +1,8 @@
 """Make preference pairs of a model's own answers: the best against the worst of each prompt's, by any reward.
 
 MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name. Answers are sampled, unless the
-decoding options say otherwise. What is generated is kept in FILE.part as it comes: the same command goes on where it
-was stopped. `PreferenceDataModule` reads the file, for `RewardModule` and `DPOModule`; so do TRL's trainers.
+decoding options say otherwise. Answers are kept in FILE.part as they are generated: if stopped, the same command
+continues from there. `PreferenceDataModule` reads the file, for `RewardModule` and `DPOModule`; so do TRL's trainers.
 
   parley prefer models/sft --data knkarthick/dialogsum --split train --reward ProfanityReward --output pairs.jsonl
 """
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> None:
     args.seed = getattr(args, "seed", 42)
     if not getattr(args, "do_sample", True) and getattr(args, "num_beams", 1) < args.num_generations:
         raise ParleyError("without sampling all answers to a prompt are one; leave --no-do-sample out, or add beams.")
-    arguments.decoding_options(args)  # mistakes show before anything is loaded
+    arguments.decoding_options(args)  # refuse wrong options before anything is loaded
     reward = arguments.reward(args.reward)
     asked = asking.read_examples(args)
     asked = replace(asked, examples=unique_prompts(asked.examples))
     if reward.needs_references and not all(example.references for example in asked.examples):
         raise ParleyError(f"{type(reward).__name__} needs right answers; name their columns with --reference-column.")
-    score_answers(reward, asked.examples[:1], [["An answer."]], 1)  # what a reward lacks shows before hours of answers
+    score_answers(reward, asked.examples[:1], [["An answer."]], 1)  # fail before generating, not after
     finished = arguments.load(args, args.model)
     reward.to(finished.device)
     start = time.perf_counter()

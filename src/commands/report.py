@@ -1,7 +1,7 @@
-"""One run or several as an HTML page: curves, answers before and after, last figures, settings, how to go on.
+"""Write a report of one or several runs as an HTML page: curves, answers, final metrics, settings, how to resume.
 
-RUN is a run's directory. The page is one file that asks nothing of any other place; it opens anywhere. Figures of the
-later runs have their difference from the first one's beside them.
+RUN is a run's directory. The page is one self-contained file that loads nothing from elsewhere. The metrics of the
+later runs are shown with their difference from the first run's.
 
   parley report runs/version_0 runs/version_1 --output report.html
 """

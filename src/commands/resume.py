@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Finds the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
     """Find the checkpoint that `--ckpt_path` means.
 
     Args:
-        asked: A file; `last`, the newest whole checkpoint of this recipe under the root; or `best`, the newest
-            `best.ckpt` likewise.
-        root: Where runs are.
-        settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's. A
-            directory that they give to `Checkpoints` is looked into too.
-        may_start_fresh: Whether a run without a checkpoint makes sense: to train, not to test.
+        asked: A file; `last`, the newest intact checkpoint of this recipe under the root; or `best`, the newest intact
+            `best.ckpt` of this recipe.
+        root: The directory of runs.
+        settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's.
+            The `dirpath` that they give to `Checkpoints` is searched too.
+        may_start_fresh: Whether the run may do without a checkpoint: true for training, false for testing.
 
     Returns:
         The file; None where `last` finds none, so that the run starts fresh.
 
     Raises:
-        ParleyError: The file is not there or damaged, or there is no best one.
+        ParleyError: The file is missing or damaged, or `best` (when not training, also `last`) finds none.
     """
     if asked not in ("last", "best"):
         checkpoint = read_checkpoint(asked, mmap=True)
@@ -51,7 +51,7 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
 
 
 def _named(settings: dict[str, Any]) -> list[Path]:
-    """The directories that callbacks are told to write to."""
+    """The callbacks' `dirpath` settings."""
     callbacks = _at(settings, ("trainer", "callbacks"))
     named = (_at(callback, ("init_args", "dirpath")) for callback in callbacks or ())
     return [Path(path) for path in named if path]

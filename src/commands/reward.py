@@ -1,7 +1,7 @@
-"""Show what a reward says of texts: the reward, every label of a classifier, toxicity; or of two columns of a file.
+"""Score texts, or one or two columns of a file: the reward, every label of a classifier, toxicity.
 
-REWARD is a class of rewards (ProfanityReward), YAML of one, a recipe, or a classifier's directory. With two columns of
-answers to the same prompts, before and after, it says by how much the mean and its spread changed.
+REWARD is a reward's class (ProfanityReward), YAML of one, a recipe, or a classifier's directory. Of two columns of
+answers to the same prompts (before and after training) it shows how much mean and standard deviation changed.
 
   parley reward ProfanityReward "You are a fool." "Good morning."
   parley reward models/classifier --input runs/x/before_after.csv --column response_before --column response_after
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _columns(args: argparse.Namespace) -> dict[str, list[Example]]:
-    """The answers of each column; an example's target is the answer to score."""
+    """The answers of each column, as Examples whose target is the answer to score."""
     from src.contracts import Example
     from src.inference.examples import from_file
 

@@ -1,4 +1,4 @@
-"""ROUGE of a predictions file, several prediction columns side by side.
+"""Compute ROUGE for a predictions file, several prediction columns side by side.
 
 The file is CSV, TSV, JSONL or Parquet. Scores are F-measures from 0 to 1, with stemming, as `rouge_score` and the
 `evaluate` library give them. Where a row has several references (a column given more than once, or a list in a cell) a
@@ -98,7 +98,7 @@ def _title(table: PredictionTable) -> str:
 def _difference_row(difference: Difference, keys: Sequence[str]) -> dict[str, str]:
     row = {"column": f"{difference.system} - {difference.over}"}
     for key in keys:
-        row[key] = f"{round(difference.points[key], 2) + 0.0:+.2f}"  # + 0.0: no "-0.00"
+        row[key] = f"{round(difference.points[key], 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
         if difference.interval:
             low, high = difference.interval[key]
             row[key] += f" [{low:+.2f}, {high:+.2f}]"

@@ -1,9 +1,9 @@
-"""Serve models over HTTP as the OpenAI API has it, so that its clients talk to them.
+"""Serve models over HTTP with the OpenAI API, so that its clients can use them.
 
-A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name; of either architecture. Requests
-that are there at the same time are answered in one batch. What a request does not say is as the decoding options below,
-or as the model's own settings. At / there is a page to talk and compare in a browser. SIGTERM and Ctrl-C finish what is
-under way.
+A MODEL is a checkpoint (.ckpt), an adapter directory, a model directory or a hub name; of either architecture.
+Simultaneous requests are answered in one batch. The decoding options below, or else the model's own settings, are the
+defaults for what a request leaves out. At / there is a page to chat and compare in a browser. On SIGTERM and Ctrl-C the
+requests under way are finished first.
 
   parley serve runs/demo/model --votes votes.jsonl
   parley serve google/flan-t5-base --adapter summaries=models/dialogsum-lora --port 8001
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from src.serving.page import add_page
     from src.serving.server import bound, serve
 
-    arguments.decoding_options(args)  # mistakes show before anything is loaded
+    arguments.decoding_options(args)  # refuse wrong options before anything is loaded
     if getattr(args, "num_return_sequences", 1) != 1:
         raise ParleyError("how many answers there are is the client's to say (n); leave --num-return-sequences out.")
     if args.max_answers > args.max_batch:

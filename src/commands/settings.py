@@ -1,6 +1,6 @@
-"""What numbers a run's settings may have, checked when the configuration is read.
+"""Ranges of a run's numeric settings, checked when the configuration is read.
 
-Classes check what they alone know; here is what Lightning, torch and numpy would find out late, or never.
+Parley's classes check their own arguments; here are those that Lightning, torch and numpy would check late or never.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from src.ranges import ANY, COUNT, NOT_NEGATIVE, OR_NO_LIMIT, POSITIVE, SHARE, U
 
 OPTIMIZER, SCHEDULE = (f"model.init_args.{part}.init_args" for part in ("optimizer", "lr_scheduler"))
 RANGES = {
-    "seed_everything": Range(0, 2**32),  # numpy's
+    "seed_everything": Range(0, 2**32),  # what numpy takes
     **{f"data.init_args.{name}": allowed for name, allowed in DATA.items()},
     **{f"model.init_args.generation.{name}": allowed for name, allowed in DECODING.items()},
     **{f"model.init_args.rollout.{name}": allowed for name, allowed in ROLLOUT.items()},
@@ -78,13 +78,13 @@ RANGES = {
 
 
 class Setting(NamedTuple):
-    """A leaf of the configuration.
+    """A single value of the configuration.
 
     Attributes:
-        name: Dotted, from the top; a list's items are named as the list, objects in it by their class, and what an
-            epoch has as the whole of it.
-        value: What it has.
-        default: Its class's default; None where there is none.
+        name: Its path, dotted. Items of a list have the list's name, objects in a list that of their class, and values
+            by epoch (`{4: 2}`) the mapping's.
+        value: Its value.
+        default: The default in its class; None where there is none.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Setting(NamedTuple):
 
 
 def restore_nulls(settings: Namespace) -> None:
-    """Make null of what the command line called null, of which jsonargparse makes the text `None` two classes deep.
+    """Turn the text `None` back into null: jsonargparse makes text of a null two classes deep on the command line.
 
     Args:
         settings: As parsed; changed in place.
@@ -107,13 +107,13 @@ def restore_nulls(settings: Namespace) -> None:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse numbers out of range and switches that Parley cannot do without.
+    """Refuse numbers out of range, and values that switch off what Parley needs.
 
     Args:
         settings: The configuration of a subcommand, nested.
 
     Raises:
-        ParleyError: Names the setting, its value and what it may be.
+        ParleyError: There is one; the message names the setting, its value and what it may be.
     """
     for name, value, default in _leaves(settings):
         allowed = RANGES.get(name, ANY)
@@ -137,7 +137,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _refuse_strategy(strategy: Any) -> None:
-    """Refuse the other ways to share a model out, which nothing here is tried with."""
+    """Refuse strategies that shard a model in another way than Parley's own, which are untested here."""
     name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy)
     short = name.rpartition(".")[2].lower()
     if short.startswith(("fsdp", "deepspeed", "modelparallel")):
@@ -154,7 +154,7 @@ def _leaves(tree: Any, name: str = "", default: Any = None) -> Iterator[Setting]
             if key == "init_args" and isinstance(value, Mapping):
                 for own, argument in value.items():
                     yield from _leaves(argument, f"{inner}.{own}", defaults.get(own))
-            elif isinstance(key, int):  # figures by the epoch that they begin with
+            elif isinstance(key, int):  # a mapping from epoch to value
                 yield Setting(f"{name}'s epoch", key)
                 yield from _leaves(value, name)
             else:
@@ -173,7 +173,7 @@ def _leaves(tree: Any, name: str = "", default: Any = None) -> Iterator[Setting]
 
 
 def parameters_of(class_path: Any) -> dict[str, inspect.Parameter]:
-    """The arguments of a class by name, those of its bases too; none where they cannot be looked at."""
+    """The arguments of a class and its bases, by name; empty if the class cannot be imported or inspected."""
     if not isinstance(class_path, str):
         return {}
     try:
@@ -181,12 +181,12 @@ def parameters_of(class_path: Any) -> dict[str, inspect.Parameter]:
         makers = [vars(base)["__init__"] for base in reversed(inspect.getmro(named)) if "__init__" in vars(base)]
         parameters = [item for maker in makers for item in inspect.signature(maker).parameters.items()]
     except (ImportError, AttributeError, TypeError, ValueError):
-        return {}  # a function, or one that is not there
+        return {}  # a function, or it does not exist
     unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {name: one for name, one in parameters if name != "self" and one.kind not in unnamed}
 
 
 def _defaults(class_path: Any) -> dict[str, Any]:
-    """What the arguments of a class are where they are left out."""
+    """The default values of a class's arguments."""
     parameters = parameters_of(class_path).items()
     return {name: one.default for name, one in parameters if one.default is not inspect.Parameter.empty}

@@ -1,7 +1,7 @@
-"""Show what a model's tokenizer makes of texts: tokens, ids, what each decodes to, and whether the text comes back.
+"""Show how a model's tokenizer splits texts: tokens, ids, what each decodes to, and whether decoding gives the text.
 
-MODEL is a model or adapter directory, a checkpoint (.ckpt) or a hub name; nothing but its tokenizer is read. Texts come
-after it, from --input or from standard input. A second model by --beside is shown next to it.
+MODEL is a model or adapter directory, a checkpoint (.ckpt) or a hub name; only its tokenizer is read. Texts are
+arguments, or come from --input or standard input. --beside MODEL shows a second tokenizer's result next to it.
 
   parley tokenize google/flan-t5-base "안녕하세요"  --beside skt/kogpt2-base-v2
   parley tokenize google/flan-t5-base --look-up 3 --look-up "▁the"

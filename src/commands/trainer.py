@@ -40,15 +40,15 @@ CALLBACKS = Path(src.__file__).parents[1] / "configs" / "callbacks.yaml"
 
 
 class SettingsFile(SaveConfigCallback):
-    """`config.yaml` in the run's own directory, whatever the logger."""
+    """Writes `config.yaml` to the run's own directory, whatever the logger."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it, unless this is a run that must lock its directory first."""
+        """Write it, except in `fit`, where the directory must be locked first."""
         if stage != "fit":
             self._write(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it: the directory is this run's, for every callback has been set up."""
+        """Write it: all callbacks' `setup` has run by now, and so the directory is locked."""
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
@@ -59,10 +59,10 @@ class SettingsFile(SaveConfigCallback):
 
 
 class ParleyCLI(LightningCLI):
-    """LightningCLI in subclass mode; the DataModule prepares for the Module's model."""
+    """LightningCLI in subclass mode; the DataModule gets the model's name from the Module."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name the model once."""
+        """Pass the Module's model settings on to the DataModule, so that they are given once."""
         for name in ("model_name_or_path", "gguf_file", "trust_remote_code"):
             parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
 
@@ -87,16 +87,16 @@ class ParleyCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Read the configuration, and refuse what would go wrong later."""
+        """Read the configuration and check it (`check_settings`)."""
         super().parse_arguments(parser, args)
         restore_nulls(self.config)
         check_settings(self.config[self.config["subcommand"]].as_dict())
 
     def _parse_ckpt_path(self) -> None:
-        """The configuration stands: a checkpoint does not silently replace what was asked for."""
+        """Override LightningCLI's reading of hyperparameters from the checkpoint: the configuration alone holds."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle which checkpoint is meant before anything heavy starts."""
+        """Find the checkpoint to resume from, before anything heavy is loaded."""
         settings = self.config[self.subcommand]
         settings.trainer.callbacks = _one_of_each(settings.trainer.callbacks)
         self._settings = json.loads(json.dumps(self._plain_settings(), default=str))
@@ -132,9 +132,9 @@ class ParleyCLI(LightningCLI):
 
 
 def _one_of_each(given: Any) -> Any:
-    """Put together what several files say of one callback of ours: two would each keep checkpoints and records.
+    """Merge several configurations of the same Parley callback, which would otherwise run twice.
 
-    A later file wins where it says something; what it leaves at the default stays as the earlier one had it.
+    The later one wins; an argument that it leaves at the default keeps the earlier one's value.
     """
     if not isinstance(given, list):
         return given
@@ -142,7 +142,7 @@ def _one_of_each(given: Any) -> Any:
     for number, callback in enumerate(given):
         name = callback.class_path
         if not name.startswith(f"{src.callbacks.__name__}."):
-            name = str(number)  # of others there may be several: EarlyStopping on two metrics
+            name = str(number)  # other callbacks may occur twice, such as EarlyStopping on two metrics
         elif name in kept:
             parameters = inspect.signature(getattr(src.callbacks, name.rsplit(".", 1)[1])).parameters
             for setting, value in callback.get("init_args", {}).items():
@@ -154,7 +154,7 @@ def _one_of_each(given: Any) -> Any:
 
 
 def _going_on(logger: Any, checkpoint: Path) -> Any:
-    """The loggers of a resumed run: ours go on where the run that wrote the checkpoint was."""
+    """The loggers of a resumed run: Parley's own continue the log of the run that wrote the checkpoint."""
     if isinstance(logger, (list, tuple)):
         return [_going_on(one, checkpoint) for one in logger]
     if isinstance(logger, src.callbacks.RunLogger) and checkpoint.parent.name == "checkpoints":
@@ -181,17 +181,25 @@ def _with_atomic_checkpoints(config: dict[str, Any]) -> list[Any]:
 
 
 def run(name: str, words: list[str]) -> int:
-    """Run a subcommand of LightningCLI with the words after it.
+    """Run a subcommand of LightningCLI.
+
+    Args:
+        name: `fit`, `validate`, `test` or `predict`.
+        words: The command-line arguments after it.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
-        ParleyError: The configuration is not right.
+        ParleyError: The configuration is wrong, or the run failed for a reason that the user can mend.
+        StoppedBySignalError: Training was stopped by a signal.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     end_with_parent()
     _quieten()
     StrategyRegistry.register("sharded", ShardedStrategy, description=ShardedStrategy.__doc__, override=True)
     parser_kwargs: dict[str, Any] = {"exit_on_error": False, "prog": "parley"}
-    # DDP starts its other processes with these words, the first of which must be a file that Python can run.
+    # DDP starts its other processes with sys.argv, the first of which must be a file that Python can run.
     _read_yaml_with_care()
     _refuse_unreadable(words)
     argv, sys.argv = sys.argv, [str(Path(src.__file__).with_name("__main__.py")), name, *words]
@@ -226,7 +234,7 @@ def run(name: str, words: list[str]) -> int:
 
 
 def _read_yaml_with_care() -> None:
-    """Let configurations be refused that would be read wrongly, or for ever."""
+    """Make jsonargparse check every YAML text by `check_yaml` before it is loaded."""
     load = getattr(get_loader("yaml"), "without_care", get_loader("yaml"))
 
     def load_checked(text: str) -> Any:
@@ -241,7 +249,7 @@ def _read_yaml_with_care() -> None:
 
 
 def _refuse_unreadable(words: Sequence[str]) -> None:
-    """Read the files of settings once before anything is made of them, for a line that names the file."""
+    """Read the configuration files once before jsonargparse does, for error messages that name the file."""
     names = [word.partition("=")[2] for word in words if word.startswith("--config=")]
     names += [name for option, name in pairwise(words) if option in ("-c", "--config")]
     for path in (Path(name).expanduser() for name in names):
@@ -250,12 +258,12 @@ def _refuse_unreadable(words: Sequence[str]) -> None:
 
 
 def _quieten() -> None:
-    """Leave out what the libraries say that nobody can act on."""
+    """Suppress messages and warnings of the libraries that a user cannot act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "💡" not in record.getMessage())
     logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
         lambda record: "`weights_only` was not set" not in record.getMessage()
     )
-    # Packed rows come without a mask on purpose.
+    # Packed rows have no attention mask on purpose.
     logging.getLogger("transformers.modeling_utils").addFilter(
         lambda record: "passing in an `attention_mask`" not in record.getMessage()
     )
@@ -265,5 +273,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode")  # PPO's policy, on purpose
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # no block writes into it
-    # Our metrics are over all processes by the time they are logged.
+    # Our metrics are reduced over all processes before they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")

@@ -1,4 +1,4 @@
-"""Texts of models, data and files on a terminal, where some characters are orders and not text."""
+"""Escapes control characters in texts of models, data and files before they reach a terminal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 import sys
 from typing import TextIO
 
-# Controls but for tab and line end; C1; marks that turn the direction of writing; line separators; half characters.
+# C0 controls except tab and line feed; C1 controls; bidirectional marks; line separators; lone surrogates.
 _ORDERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""Show what a terminal would obey: the escape character as `\x1b`, a right-to-left override as `\u202e`.
+    r"""Escape control characters: the escape character as `\x1b`, a right-to-left override as `\u202e`.
 
     Args:
         text: Any text; its tabs and line ends stay.
@@ -20,22 +20,22 @@ def visible(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A text as `visible`, its line ends too."""
+    """A text as `visible` returns it, with line ends escaped too."""
     return visible(text).replace("\n", "\\n")
 
 
 def visible_on(stream: TextIO, text: str) -> str:
-    """A text as it is, unless the stream is a terminal."""
+    """A text for a stream: escaped as by `visible` if the stream is a terminal, else unchanged."""
     return visible(text) if stream.isatty() else text
 
 
 def visible_json(text: str) -> str:
-    """JSON that says the same, without what a terminal would obey."""
+    """The same JSON with control characters as JSON escapes."""
     return _ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def say(text: str) -> None:
-    """Write to standard output: to a file as it is, to a terminal so that nothing of it is obeyed."""
+    """Write to standard output, with control characters escaped if that is a terminal."""
     sys.stdout.write(visible_on(sys.stdout, text))
 
 
