@@ -1,4 +1,4 @@
-"""Answers to many prompts, and files of them."""
+"""Generates answers to many prompts and writes them to files."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def answer_all(
 
     Args:
         finished: The model.
-        prompts: Token ids.
-        options: How to decode. A prompt's seeded samples depend on its number in `prompts`, not on its batch.
+        prompts: The token ids of each prompt.
+        options: How to decode. With a seed, a prompt's samples depend on its index in `prompts`, not on its batch.
         batch_size: Prompts at a time.
-        track: Goes over the batches, for instance behind a progress bar.
-        journal: Takes each batch's answers as they come; those that it has are not generated again.
-        max_length: Tokens of prompt and answer together at most, as transformers counts them: of an encoder-decoder
-            those of the answer and the one that it begins from. It takes the place of `options.max_new_tokens`, and a
-            batch then has prompts of one length.
-        echo: Give each prompt and its answer as one text. Decoder-only models.
+        track: Wraps the iteration over batches, for instance in a progress bar.
+        journal: Stores each batch's answers; answers that it has already are not generated again.
+        max_length: The most tokens of prompt and answer together, as transformers counts them: for an encoder-decoder,
+            the answer's and the decoder's start token. It replaces `options.max_new_tokens`, and a batch then has
+            prompts of equal length.
+        echo: Return each prompt and its answer as one text; decoder-only models only.
 
     Returns:
         For each prompt, in the order given, its `num_return_sequences` answers.
@@ -90,7 +90,7 @@ def answer_all(
 def _batches(
     order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, *, alike: bool
 ) -> list[list[int]]:
-    """Numbers of prompts cut into batches, of prompts of one length where they are to be alike."""
+    """Cut prompt indices into batches; if `alike`, each batch has prompts of equal length."""
     groups = [list(group) for _, group in groupby(order, key=lambda number: len(prompts[number]))]
     return [
         group[start : start + batch_size]
@@ -102,10 +102,10 @@ def _batches(
 def within(
     options: GenerationOptions, max_length: int, prompt: Sequence[int], finished: FinishedModel
 ) -> GenerationOptions:
-    """The options with as many new tokens as prompt and answer together may have.
+    """The options with `max_new_tokens` set so that prompt and answer together have at most `max_length` tokens.
 
     Raises:
-        ParleyError: None is left, or the model has not so many positions.
+        ParleyError: No token is left for the answer, or the model has fewer positions than `max_length`.
     """
     if finished.positions is not None and max_length > finished.positions:
         raise ParleyError(
@@ -119,21 +119,21 @@ def within(
 
 
 def prediction_columns(answers: Sequence[str], name: str = "prediction") -> dict[str, str]:
-    """One answer as `prediction`, several as `prediction1`, `prediction2`, ..."""
+    """Answers by column: one answer as `prediction`, several as `prediction1`, `prediction2`, ..."""
     if len(answers) == 1:
         return {name: answers[0]}
     return {f"{name}{number}": text for number, text in enumerate(answers, start=1)}
 
 
 def check_output(path: Path | None, *sources: str | Path | None) -> None:
-    """Refuse, before anything is generated, a file that could not be written.
+    """Refuse an output file that could not be written, before anything is generated.
 
     Args:
-        path: The file to be.
+        path: The file to write.
         *sources: Files that are read, which it must not replace.
 
     Raises:
-        ParleyError: Another kind of file, no such directory, or one of the sources.
+        ParleyError: It has another suffix, its directory does not exist, or it is one of the sources.
     """
     if path is None:
         return
@@ -153,8 +153,8 @@ def write_answers(
     Args:
         path: `.jsonl`, with the references as a list, or `.csv`, with a column for each.
         examples: The prompts.
-        columns: For each of them its answers by column.
-        quote_formulas: In CSV, put an apostrophe before what a spreadsheet would compute.
+        columns: For each prompt its answers by column.
+        quote_formulas: In CSV, put an apostrophe before cells that a spreadsheet would take for formulas.
 
     Returns:
         The reference columns' names.

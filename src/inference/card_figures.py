@@ -1,4 +1,4 @@
-"""How good a model was found to be, with how sure that is, for its card."""
+"""Test results with confidence intervals, for a model card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ RESAMPLES = 1000
 def rouge_with_intervals(file: Path, tokenizer: TokenizerName = "standard") -> tuple[int, dict[str, tuple[float, ...]]]:
     """ROUGE of a test's predictions, the mean over examples, each with its 95 % confidence interval.
 
-    The interval is a bootstrap's over examples (Efron, 1979): as many are drawn with replacement, a thousand times.
+    The interval is from 1,000 bootstrap resamples of the examples (Efron, 1979).
 
     Args:
         file: `predictions.csv` of `parley test`.
-        tokenizer: What a word is.
+        tokenizer: How ROUGE splits texts into words.
 
     Returns:
-        How many examples, and for each ROUGE key the mean and the interval's ends; none where there are no references.
+        The number of examples, and for each ROUGE key the mean and the interval's ends; 0 and no keys where there are
+        no references.
 
     Raises:
         ParleyError: The file is malformed.

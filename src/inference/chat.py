@@ -1,4 +1,4 @@
-"""A talk with a model: what was said, what of it fits the window, the next answer."""
+"""A conversation with a model: its history, what of it fits the context window, and the next answer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from src.writing import whole_file
 
 @dataclass
 class Exchange:
-    """A question and its answers.
+    """A question and its candidate answers.
 
     Attributes:
         question: What the user said.
-        answers: What the model said; several where candidates were asked for.
-        chosen: Which of them the talk goes on with.
+        answers: The model's answers; several if candidates were asked for.
+        chosen: The index of the answer that the conversation continues from.
     """
 
     question: str
@@ -35,24 +35,24 @@ class Exchange:
 
     @property
     def answer(self) -> str:
-        """The answer that the talk goes on with."""
+        """The answer that the conversation continues from."""
         return self.answers[self.chosen]
 
 
 @dataclass
 class Talk:
-    """A talk with one model.
+    """A conversation with one model.
 
     Attributes:
         finished: The model.
-        style: How it is asked; resolved, not `auto`.
+        style: The prompt format; resolved, not `auto`.
         options: How it decodes; may change between questions.
-        system: What the model is told first.
-        context: Tokens to look at at most, where that is to be less than the model can.
-        memory: Exchanges to look back at, at most; as many as fit when None.
-        candidates: Answers a question; as the options say when None.
-        exchanges: What was said.
-        forgotten: How many of them no longer fit.
+        system: The system prompt.
+        context: The size of the context window in tokens, if it is to be less than the model's.
+        memory: The most earlier exchanges in a prompt; as many as fit when None.
+        candidates: The number of answers to a question; that of the options when None.
+        exchanges: The history.
+        forgotten: How many exchanges, from the first on, no longer fit the window.
     """
 
     finished: FinishedModel
@@ -64,11 +64,11 @@ class Talk:
     candidates: int | None = None
     exchanges: list[Exchange] = field(default_factory=list)
     forgotten: int = 0
-    _draws: int = 0  # so that a seeded talk draws anew for each answer
+    _draws: int = 0  # answers so far, so that with a seed each answer is sampled differently
 
     @property
     def decoding(self) -> GenerationOptions:
-        """The options with the candidates in them: without plain sampling these are beams."""
+        """The options with the number of candidates: these are samples if sampling without beams, else beams."""
         if self.candidates is None:
             return self.options
         if self.options.do_sample and self.options.num_beams == 1:
@@ -77,15 +77,16 @@ class Talk:
         return replace(self.options, num_beams=beams, num_return_sequences=self.candidates)
 
     def ask(self, question: str, *, write: Callable[[str], object], forgot: Callable[[int], object]) -> Exchange:
-        """Get an answer; only a whole one becomes part of the talk.
+        """Generate an answer; it is added to the conversation only when complete.
 
         Args:
-            question: What the user says.
-            write: Takes the text as it comes where there is one answer without beams, and is not called otherwise.
-            forgot: Told how many exchanges just fell out of the window.
+            question: The user's text.
+            write: Called with each piece of text as it is generated, if there is one answer without beam search; not
+                called otherwise.
+            forgot: Called with the number of exchanges that no longer fit the window as of this question.
 
         Raises:
-            ParleyError: The question alone does not fit.
+            ParleyError: The question alone does not fit the window.
         """
         ids, forgotten = self._prompt(question)
         if forgotten > self.forgotten:
@@ -111,15 +112,15 @@ class Talk:
         return exchange
 
     def reset(self) -> None:
-        """Forget everything that was said."""
+        """Delete the history."""
         self.exchanges.clear()
         self.forgotten = 0
 
     def retry(self, ask: Callable[[str], object]) -> None:
-        """Ask the last question again; where no new answer comes of it, the old one stays.
+        """Ask the last question again; if that fails, the old answer stays.
 
         Args:
-            ask: Puts a question, by `ask` in the end.
+            ask: Asks a question by calling `Talk.ask`.
 
         Raises:
             ParleyError: Nothing has been said yet.
@@ -136,14 +137,14 @@ class Talk:
             raise
 
     def turns(self, first: int = 0) -> list[Turn]:
-        """What was said from an exchange on, after the system's words."""
+        """The system prompt and the conversation's turns, from exchange number `first` on."""
         said = [Turn("system", self.system)] if self.system is not None else []
         for exchange in self.exchanges[first:]:
             said += [Turn("user", exchange.question), Turn("assistant", exchange.answer)]
         return said
 
     def save(self, file: Path) -> None:
-        """Write the talk: `.jsonl` with a role and a content a line, anything else as text.
+        """Write the conversation: to `.jsonl` as one `role` and `content` per line, to any other file as text.
 
         Raises:
             ParleyError: The file cannot be written.
@@ -156,7 +157,7 @@ class Talk:
             stream.writelines(f"{line}\n" for line in lines)
 
     def _prompt(self, question: str) -> tuple[list[int], int]:
-        """The token ids of as much of the talk as fits, and how many exchanges do not."""
+        """The token ids of as much of the conversation as fits, and how many exchanges do not."""
         room = self._room()
         remembered = len(self.exchanges) if self.memory is None else self.memory
         for first in range(self.forgotten, len(self.exchanges) + 1):
@@ -167,7 +168,7 @@ class Talk:
         raise ParleyError(f"that is {len(ids)} tokens and there is room for {room}; say it shorter.")
 
     def _room(self) -> int | None:
-        """Tokens that a prompt may have."""
+        """The most tokens that a prompt may have; None for any number."""
         windows = [size for size in (self.finished.positions, self.context) if size is not None]
         if not windows:
             return None

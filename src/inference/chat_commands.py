@@ -1,4 +1,4 @@
-"""What a user can do in a talk besides talking."""
+"""The slash commands of `parley chat`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class ChatCommands:
     """Carries out the slash commands.
 
     Args:
-        talk: The talk.
-        ask: Puts a question and shows the answer.
-        write: Shows what was asked for.
-        notice: Shows what happened.
+        talk: The conversation.
+        ask: Asks a question and shows the answer.
+        write: Shows a command's output.
+        notice: Shows a message about what was done.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ChatCommands:
         """Carry out a line that begins with a slash.
 
         Returns:
-            Whether the talk goes on.
+            False if the command ends the chat.
 
         Raises:
             ParleyError: There is no such command, or it cannot be done.
@@ -76,7 +76,7 @@ class ChatCommands:
         return True
 
     def _decode(self, options: GenerationOptions, candidates: int | None) -> GenerationOptions:
-        """Decode so from now on, unless the options and the candidates contradict each other."""
+        """Set options and candidates, after checking that they do not contradict each other; returns their merge."""
         decoding = replace(self.talk, options=options, candidates=candidates).decoding
         self.talk.options, self.talk.candidates = options, candidates
         return decoding

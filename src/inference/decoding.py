@@ -1,4 +1,4 @@
-"""Decoding presets, and changing one option of many."""
+"""Decoding presets, and changes to single decoding options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.models.generation import GenerationOptions, ModelOptions
 from src.models.responses import Model
 from src.yaml_files import read_yaml
 
-# In the order of the published tour; others follow by name.
+# The presets of the published notebook's tour of decoding, in its order; others follow by name.
 TOUR = (
     "greedy",
     "beams-5",
@@ -26,13 +26,13 @@ TOUR = (
     "top-p",
     "top-k-top-p",
 )
-OWN = "model"  # the preset that is no file
-KEPT = ("max_new_tokens", "min_new_tokens", "bad_words", "stop_strings", "seed")  # what a preset need not speak of
+OWN = "model"  # the preset that stands for the model's own settings and has no file
+KEPT = ("max_new_tokens", "min_new_tokens", "bad_words", "stop_strings", "seed")  # kept unless a preset sets them
 SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def presets_directory() -> Path:
-    """Where the named presets are: `configs/decoding` of the repository."""
+    """The directory of the named presets: `configs/decoding` of the repository."""
     return Path(__file__).resolve().parents[2] / "configs" / "decoding"
 
 
@@ -40,7 +40,7 @@ def preset_names() -> list[str]:
     """The named presets, those of the published tour first, in its order.
 
     Raises:
-        ParleyError: This is not a clone of the repository.
+        ParleyError: The directory has no presets, as outside a clone of the repository.
     """
     found = sorted(file.stem for file in presets_directory().glob("*.yaml"))
     if not found:
@@ -51,13 +51,13 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name_or_path: str) -> dict[str, Any]:
-    """A preset's options as its YAML file has them.
+    """The options in a preset's YAML file.
 
     Args:
         name_or_path: The name of a file in `configs/decoding`, or a path to another.
 
     Raises:
-        ParleyError: There is none, or it holds something else than decoding options.
+        ParleyError: There is no such preset, or it holds anything but decoding options.
     """
     named = presets_directory() / f"{name_or_path}.yaml"
     file = named if re.fullmatch(r"[\w-]+", name_or_path) and named.is_file() else Path(name_or_path).expanduser()
@@ -77,7 +77,7 @@ def check_option(name: str, value: Any, place: str = "") -> None:
     """Refuse an option that does not exist, or a value of another type.
 
     Raises:
-        ParleyError: Says which, and what there is instead.
+        ParleyError: There is no such option, or its value has the wrong type; the message says what is allowed.
     """
     hints = get_type_hints(GenerationOptions)
     if name not in hints:
@@ -95,7 +95,7 @@ def check_option(name: str, value: Any, place: str = "") -> None:
 
 
 def parse_option(name: str, text: str) -> Any:
-    """An option's value from text as a user types it; texts of a list are separated by commas.
+    """Parse an option's value from text that a user typed; items of a list are separated by commas.
 
     Raises:
         ParleyError: There is no such option, or the text is not a value of it.
@@ -108,7 +108,7 @@ def parse_option(name: str, text: str) -> Any:
 
 
 def _value(text: str) -> Any:
-    """The number or the word of YAML that a text is; otherwise the text."""
+    """A text as a number, boolean or None if it is one of these; otherwise the text."""
     words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -119,12 +119,12 @@ def _value(text: str) -> Any:
 
 
 def with_preset(options: GenerationOptions, name_or_path: str, model: Model | None = None) -> GenerationOptions:
-    """Decode as a preset says; lengths, bans, stops and seed stay as they are unless it speaks of them.
+    """Apply a preset; lengths, banned words, stop strings and seed are kept unless the preset sets them.
 
     Args:
-        options: As they are.
-        name_or_path: A named preset, a file, or `model` for the model's own settings, its lengths among them.
-        model: Whose settings `model` means; before it is loaded the options stay as they are.
+        options: The current options.
+        name_or_path: A named preset, a file, or `model` for the model's own settings, lengths included.
+        model: The model whose settings `model` stands for; if None, `model` leaves the options unchanged.
     """
     if name_or_path == OWN:
         return (
@@ -137,10 +137,10 @@ def with_preset(options: GenerationOptions, name_or_path: str, model: Model | No
 
 
 def with_changes(options: GenerationOptions, changes: Mapping[str, Any]) -> GenerationOptions:
-    """Change some options; temperature, top_k or top_p without a word on do_sample switch sampling on.
+    """Change some options; temperature, top_k or top_p without do_sample switch sampling on.
 
     Raises:
-        ParleyError: The result contradicts itself.
+        ParleyError: The resulting options contradict each other.
     """
     changes = dict(changes)
     if "do_sample" not in changes and any(name in changes for name in SAMPLING):

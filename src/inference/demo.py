@@ -1,4 +1,4 @@
-"""The whole road offline: from nothing to a summariser, then to one that leaves the insults out."""
+"""The steps of `parley demo`: train a summariser from scratch, then align it against repeating insults."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ METHODS = (*ONLINE, "dpo")
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the demo's.
+    """One command of the demo.
 
     Attributes:
         title: What it does.
-        words: What a person would type after `parley`.
-        look: What to look at in what it prints.
+        words: The command-line arguments after `parley`.
+        look: What to look for in its output.
     """
 
     title: str
@@ -38,18 +38,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Aligned:
-    """What a method made of the summariser, on the held-out dialogues.
+    """An alignment method's results on the held-out dialogues.
 
     Attributes:
-        method: Its name.
-        toxicity_before: Mean of the summariser's answers.
-        toxicity_after: Mean of the aligned one's.
-        fall: By how many per cent it fell.
-        fall_low: Lower end of its 95 % interval.
-        fall_high: Upper end of it.
-        rouge1_before: Of the summariser.
-        rouge1_after: Of the aligned one.
-        kl: From the summariser, in nats.
+        method: The method's name.
+        toxicity_before: Mean toxicity of the summariser's answers.
+        toxicity_after: Mean toxicity of the aligned model's answers.
+        fall: By how many per cent toxicity fell.
+        fall_low: Lower end of the 95 % interval of `fall`.
+        fall_high: Upper end of that interval.
+        rouge1_before: ROUGE-1 of the summariser.
+        rouge1_after: ROUGE-1 of the aligned model.
+        kl: KL divergence of the aligned model from the summariser, in nats.
     """
 
     method: str
@@ -65,12 +65,12 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Changed:
-    """A dialogue whose summary alignment changed.
+    """A dialogue with two models' summaries of it.
 
     Attributes:
-        prompt: What was asked.
-        before: The summariser's answer.
-        after: The aligned one's.
+        prompt: The dialogue in its prompt template.
+        before: The earlier model's summary.
+        after: The later model's summary.
     """
 
     prompt: str
@@ -79,14 +79,14 @@ class Changed:
 
 
 class Demo:
-    """The road's steps, and what lies at its end.
+    """The demo's steps and their results.
 
     Args:
-        directory: Where all of it goes; an earlier demo there is replaced.
-        methods: Which of `METHODS` align the summariser; none where the rewards' packages are not installed.
+        directory: The output directory; an earlier demo in it is replaced.
+        methods: Which of `METHODS` align the summariser; none are used if alt-profanity-check is not installed.
 
     Raises:
-        ParleyError: This is not a clone of the repository, so that the recipes are not at hand.
+        ParleyError: The recipes are not there, as outside a clone of the repository.
     """
 
     def __init__(self, directory: Path, methods: Sequence[str] = ("ppo",)) -> None:
@@ -99,9 +99,9 @@ class Demo:
         self.methods = tuple(methods) if importlib.util.find_spec("profanity_check") else ()
 
     def steps(self) -> Iterator[Step]:
-        """The commands, one after another; each must have run before the next is asked for."""
+        """Yield the commands in order; each must have run before the next is taken from the iterator."""
         for earlier in ("before", "fit", "after", "lora", *(f"{method}{end}" for method in METHODS for end in _RUNS)):
-            shutil.rmtree(self.directory / earlier, ignore_errors=True)  # a run's files are added to: this is another
+            shutil.rmtree(self.directory / earlier, ignore_errors=True)  # a run would append to the earlier files
         (self.directory / "pairs.jsonl").unlink(missing_ok=True)
         base, model = self._at("base"), self._at("model")
         data = ("--data.init_args.path", self._sample)
@@ -181,15 +181,15 @@ class Demo:
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The path of the HTML report."""
         return self.directory / "report.html"
 
     def rouge1(self, name: str) -> float:
-        """ROUGE-1 of the test in this part of the demo."""
+        """ROUGE-1 of the test run of this name (`before` or `after`)."""
         return self._figures(name)["test/rouge1"]
 
     def aligned(self) -> list[Aligned]:
-        """What each method made of the summariser."""
+        """The results of each alignment method."""
         found = []
         for method in self.methods:
             figures = self._figures(f"{method}-test")
@@ -213,7 +213,7 @@ class Demo:
         return [Changed(row["query"], row["response_before"], row["response_after"]) for row in rows]
 
     def summaries(self, count: int) -> list[Changed]:
-        """Some held-out dialogues, with what the model said before it was trained and after."""
+        """Some held-out dialogues, with the model's summaries before and after fine-tuning."""
         before, after = (_read(self._run(name) / "predictions.csv") for name in ("before", "after"))
         chosen = range(0, len(after), max(1, len(after) // max(count, 1)))[:count]
         return [Changed(after[i]["prompt"], before[i]["prediction"], after[i]["prediction"]) for i in chosen]
@@ -281,7 +281,7 @@ _RUNS = ("", "-test")
 
 
 def _short(path: Path) -> str:
-    """A path as a person would type it from here."""
+    """A path relative to the working directory, if it is below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

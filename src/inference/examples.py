@@ -1,4 +1,4 @@
-"""What to ask a finished model: a text, a file of prompts, a split of a dataset."""
+"""Prompts for a finished model: a text, a file of prompts, a split of a dataset."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from src.files import ROW_SUFFIXES, read_rows, read_text, refuse_surrogates
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Examples to ask.
+    """Examples to generate answers for.
 
     Attributes:
         examples: In the order of their source; without references where none are known.
-        turns: Whether prompt and answer are two turns of a talk.
-        trained: Whether the prompts are such as a DataModule trains on.
+        turns: Whether prompt and answer are turns of a conversation.
+        trained: Whether the prompts have the form that a DataModule trains on.
     """
 
     examples: list[Example]
@@ -35,7 +35,7 @@ class ExampleSet:
 
 
 def from_text(text: str, template: str | None = None) -> ExampleSet:
-    """One prompt; with a template, the template filled with it.
+    """One prompt, filled into the template if one is given.
 
     Raises:
         ParleyError: The text or the template is malformed.
@@ -56,15 +56,15 @@ def from_file(
     """Prompts from a file: a text file's lines or parts, or a column of a table.
 
     Args:
-        path: `.txt`, or a table as `read_rows` takes it.
+        path: A table as `read_rows` takes it, or any other file, read as text.
         column: The column with prompts; `prompt` when left out.
         references: Columns with right answers; a cell may be a list of texts.
-        template: Filled with each prompt.
-        may_be_empty: Take empty cells too, as an answer may be.
-        separator: What parts the prompts of a text file; None where the file, but for a line end at its end, is one.
+        template: A template that each prompt is filled into.
+        may_be_empty: Allow empty cells, for columns of answers.
+        separator: The text between the prompts of a text file; None to read the whole file as one prompt.
 
     Raises:
-        ParleyError: The file or a column is missing, or there is nothing in it.
+        ParleyError: The file or a column is missing, or the file has no prompts.
     """
     if path.suffix.lower() not in ROW_SUFFIXES and path.is_file():
         if column or references:
@@ -84,7 +84,7 @@ def from_file(
 
 
 def _parts(text: str, separator: str | None) -> list[str]:
-    """A text file's prompts; the line end at the end of the file, or of a line, is no part of them."""
+    """Split a text file into prompts, without the line end at the end of the file or of each line."""
     if separator == "\n":
         return [line.rstrip("\r") for line in text.split("\n")]
     text = text.replace("\r\n", "\n").removesuffix("\n")
@@ -106,13 +106,13 @@ def _example(rows: Rows, number: int, column: str, references: Sequence[str], ma
 def from_dataset(
     path: str, split: str, *, template: str | None = None, seed: int = 42, rows: str | None = None
 ) -> ExampleSet:
-    """A split of DialogSum, ChatbotData or conversations, or anything with such columns, as the DataModule gives it.
+    """A split of DialogSum, ChatbotData or conversations, or of data with such columns, as the DataModule reads it.
 
     Args:
-        path: Whatever the DataModules take.
+        path: The `path` of the DataModules.
         split: A name, or a part such as `test[:100]`.
         template: A template's name or text; the DataModule's own when left out.
-        seed: By which the DataModule deals one table into splits.
+        seed: The seed with which the DataModule splits a single table.
         rows: Only these, by their numbers in the source (`DialogueDataModule.numbered`), each with its own reference.
 
     Raises:
@@ -146,7 +146,7 @@ def from_dataset(
 
 
 def _columns(path: str, split: str) -> set[str] | None:
-    """The columns of a source; None for a web address, which only ChatbotData takes."""
+    """The column names of a source; None for a URL, which only ChatbotData takes."""
     if is_url(path):
         return None
     if file := only_table(path):
@@ -156,19 +156,19 @@ def _columns(path: str, split: str) -> set[str] | None:
         rows = read_split(path, split)
     except ParleyError as error:
         try:
-            rows = read_split(path, "train")  # out of which a split that is not there may be dealt
+            rows = read_split(path, "train")  # a missing split may be cut from it
         except ParleyError:
             raise error from None
     return set(rows.rows[0]) if rows.rows else set()
 
 
 def _filled(template: str | None, text: str) -> str:
-    """A template with every field filled with the text; the text itself where there is none."""
+    """A template with the text in every field; the text itself without a template."""
     if template is None:
         return text
     known = named_templates().get(template, template)
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(known) if name}
     except ValueError:
-        fields = set()  # resolve_template says what is wrong
+        fields = set()  # resolve_template raises the error
     return fill(resolve_template(template, fields), dict.fromkeys(fields, text))

@@ -1,4 +1,4 @@
-"""A run's checkpoint as a directory that stock libraries load."""
+"""Exports a run's checkpoint as a directory that transformers or PEFT can load."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MODEL_PREFIX = "model."
 
 @dataclass(frozen=True)
 class Restored:
-    """A trained model out of a checkpoint.
+    """A trained model restored from a checkpoint.
 
     Attributes:
         model: The whole model, or a `PeftModel` on its base.
         tokenizer: Its tokenizer.
         base: The directory or hub name that training started from.
-        step: Optimiser steps; None where the checkpoint does not say.
+        step: Optimiser steps done; None if the checkpoint does not record them.
     """
 
     model: PreTrainedModel | PeftModel
@@ -52,15 +52,15 @@ def restore(path: str | Path, *, base_model: str | None = None, trust_remote_cod
 
     Args:
         path: The checkpoint.
-        base_model: Where its base is now, if it has moved.
-        trust_remote_code: Run the code that its base's directory brings, as the user asked.
+        base_model: The base's current path, if it has moved.
+        trust_remote_code: Allow code from the base's directory to run.
 
     Raises:
-        ParleyError: The base is not to be found, or is another one; or weights are not finite.
+        ParleyError: The base cannot be found, or has other weights than the one trained on; or weights are not finite.
     """
     checkpoint = read_checkpoint(path, mmap=True)
     description, saved = checkpoint["parley"], checkpoint["parley"]["base"]
-    outputs = description.get("outputs")  # of a reward model
+    outputs = description.get("outputs")  # only a reward model has them
     base, gguf_file, adapter = base_model or saved["name"], saved.get("gguf_file"), description.get("adapter")
     state = {
         name.removeprefix(MODEL_PREFIX): tensor
@@ -106,7 +106,7 @@ def _tokenizer(
 
 
 def _config(saved: dict[str, Any], base: str, trusted: bool) -> PreTrainedConfig:
-    """A whole model's configuration; its class is the base's where that brings code which is trusted."""
+    """A whole model's configuration; of the class in the base's own code, where it has any and that is trusted."""
     options = {key: value for key, value in saved.items() if key != "model_type"}
     has_code = bool(options.get("auto_map"))
     if has_code and not trusted and saved["model_type"] not in CONFIG_MAPPING:
@@ -115,7 +115,7 @@ def _config(saved: dict[str, Any], base: str, trusted: bool) -> PreTrainedConfig
         return AutoConfig.for_model(saved["model_type"], **options)
     of_base = load_config(base, trust_remote_code=True)
     config = type(of_base)(**options)
-    config.name_or_path, config.auto_map = of_base.name_or_path, of_base.auto_map  # where the code is
+    config.name_or_path, config.auto_map = of_base.name_or_path, of_base.auto_map  # the location of the code
     return config
 
 
@@ -138,12 +138,15 @@ def export(
         checkpoint: A run's checkpoint.
         output: The directory to write.
         merge: Fold an adapter into its base and write the whole model.
-        base_model: Where the base is now, if it has moved.
-        overwrite: Replace a directory that has something in it.
-        trust_remote_code: Run the code that the base's directory brings, as the user asked.
+        base_model: The base's current path, if it has moved.
+        overwrite: Replace a directory that is not empty.
+        trust_remote_code: Allow code from the base's directory to run.
 
     Returns:
-        What was restored and written.
+        The restored model.
+
+    Raises:
+        ParleyError: The checkpoint or its base cannot be used, or the directory cannot be written.
     """
     restored = restore(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     if isinstance(restored.model, PeftModel) and not merge:

@@ -1,4 +1,4 @@
-"""What there is to say of a model, an adapter or a checkpoint before it is used."""
+"""Describes a model, an adapter or a checkpoint: sizes, settings, tokenizer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SHOWN = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_m
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The description of a model.
 
     Attributes:
-        sections: By title, what is said of each subject; a value is text, a number, or None where there is nothing.
-        parameters: How many there are, and how many a training would change.
+        sections: Tables by title, each from property to value: text, a number, or None.
+        parameters: The number of parameters, and how many of them would be trained.
     """
 
     sections: dict[str, dict[str, Any]]
@@ -45,14 +45,14 @@ def inspect_model(
     gguf_file: str | None = None,
     trust_remote_code: bool = False,
 ) -> Inspection:
-    """Look into a model directory, an adapter directory, a checkpoint or a hub model.
+    """Describe a model directory, an adapter directory, a checkpoint or a hub model.
 
     Args:
-        name_or_path: Which.
-        lora: An adapter to put on, to see how much of the model it trains.
+        name_or_path: Its path or hub name.
+        lora: An adapter to add, to see how much of the model it trains.
         base_model_name: For an adapter or a checkpoint, its base where that has moved.
         gguf_file: The GGUF file's name within the directory.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
         ParleyError: It cannot be found or read, or the adapter does not fit.

@@ -1,4 +1,4 @@
-"""Answers as they come, beside the file that they are for, so that what was stopped can be taken up again."""
+"""Stores answers as they are generated, so that an interrupted command can be resumed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class AnswerJournal:
-    """`FILE.part`: a line that says of what, then a line for each batch of answers, written as a whole or not at all.
+    """The file `OUTPUT.part`: a header line that identifies the job, then one line per batch of answers.
 
     Args:
-        output: The file that the answers are for.
+        output: The final file of the answers; the journal lies beside it.
         finished: The model.
-        prompts: Token ids, each prompt's.
+        prompts: The token ids of each prompt.
         options: How answers are decoded.
-        *further: What else answers depend on.
+        *further: Whatever else the answers depend on.
 
     Raises:
-        ParleyError: There is one already, of another model, other prompts or other options; or it cannot be written.
+        ParleyError: The file exists with answers of another model, prompts or options; or it cannot be written.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class AnswerJournal:
             log.info("%d of %d prompts are answered in %s; going on.", len(self.answers), len(prompts), self.file)
 
     def add(self, numbers: Sequence[int], answers: Sequence[list[str]]) -> None:
-        """Write down a batch's answers.
+        """Append a batch's answers.
 
         Args:
-            numbers: Which prompts.
-            answers: Of each of them.
+            numbers: The indices of the prompts.
+            answers: The answers to each of them.
 
         Raises:
-            ParleyError: The file cannot be written; what is in it stays.
+            ParleyError: The file cannot be written; its previous content stays.
         """
         self._write({"numbers": list(numbers), "answers": list(answers)}, "a")
         self.answers |= dict(zip(numbers, answers, strict=True))
 
     def finish(self) -> None:
-        """Take it away: the answers are in their file."""
+        """Delete the journal, once the answers are in their final file."""
         self.file.unlink(missing_ok=True)
 
     def _write(self, line: dict[str, Any], mode: str) -> None:
@@ -83,7 +83,7 @@ class AnswerJournal:
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Its whole lines; what a kill left of one is cut off."""
+        """Its complete lines; an incomplete last line, which a kill may leave, is cut off."""
         if not self.file.is_file():
             return []
         data = self.file.read_bytes()

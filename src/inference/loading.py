@@ -1,4 +1,4 @@
-"""A finished model from wherever it is: a run's checkpoint, an adapter, a model directory, the hub."""
+"""Loads a model for generation: from a run's checkpoint, an adapter, a model directory or the hub."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class FinishedModel:
     """A model to generate with.
 
     Attributes:
-        model: In evaluation mode, its adapter folded in where that can be done.
+        model: In evaluation mode, its adapter merged where possible.
         tokenizer: Its tokenizer.
-        name: What the user called it.
+        name: The path or hub name that the user gave.
     """
 
     model: PreTrainedModel | PeftModel
@@ -42,12 +42,12 @@ class FinishedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of its weights."""
         return next(self.model.parameters()).device
 
     @property
     def positions(self) -> int | None:
-        """The tokens that it can look at, prompt and answer together if it has no encoder; None where any number."""
+        """The number of positions (prompt and answer together if it has no encoder); None if it has no limit."""
         return positions(self.model)
 
 
@@ -67,11 +67,11 @@ def load_finished(
         base_model: For a checkpoint or an adapter, its base where that has moved.
         gguf_file: The GGUF file's name within the model's directory.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is CUDA where there is one.
-        dtype: Of the weights: `float32`, `bfloat16` or `float16`.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        dtype: The weights' type: `float32`, `bfloat16` or `float16`.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
-        ParleyError: It cannot be found or read, has weights that are not finite, or an option does not go with it.
+        ParleyError: It cannot be found or read, has weights that are not finite, or an option does not apply to it.
     """
     place, where = Path(name_or_path).expanduser(), _device(device)
     weights = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
@@ -92,7 +92,7 @@ def load_finished(
             if base_model and not is_adapter(place):
                 raise ParleyError(f"{name_or_path} is a whole model; leave --base-model out (it is for adapters).")
             _refuse_run(place)
-            exact = None if is_adapter(place) else weights  # an adapter's base is known by its exact weights
+            exact = None if is_adapter(place) else weights  # the base is checked by a fingerprint
             model = load_model(
                 name_or_path,
                 gguf_file=gguf_file,
@@ -108,7 +108,7 @@ def load_finished(
 
 
 def _refuse_run(place: Path) -> None:
-    """Say which checkpoints a run's directory has, if it is one."""
+    """Refuse the directory of a run, naming one of its checkpoints."""
     if place.is_dir() and not (place / "config.json").is_file() and not is_adapter(place):
         checkpoints = sorted(place.glob("checkpoints/*.ckpt")) or sorted(place.glob("*.ckpt"))
         if checkpoints:

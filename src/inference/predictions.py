@@ -1,6 +1,6 @@
 """Reads chosen text columns of a predictions file: CSV, TSV, JSONL or Parquet.
 
-Every complaint names the file, the place in it and what to do.
+Every error message names the file, the line or row, and what to do.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from src.files import FileRow, read_rows
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """Texts of a file, column by column.
+    """The predictions and references of a file.
 
     Attributes:
-        predictions: For each prediction column its texts, one a row.
-        references: For each row its one or more references.
+        predictions: The texts of each prediction column, one per row.
+        references: The references of each row, one or more.
     """
 
     predictions: dict[str, list[str]]
@@ -37,14 +37,14 @@ def read_predictions(
     *,
     allow_empty: bool = False,
 ) -> PredictionTable:
-    """Read a file with predictions and what they should have been.
+    """Read predictions and their references from a file.
 
     Args:
         path: A file as `read_rows` takes it: `.csv`, `.tsv`, `.jsonl` or `.parquet`.
-        reference_columns: Columns that hold references; all of them count for a row. A JSONL or Parquet cell may also
-            be a list of texts.
-        prediction_columns: Columns that hold predictions, one text a cell.
-        allow_empty: Take an empty prediction for what a model said, instead of refusing it.
+        reference_columns: Columns of references; a row's references are those of all of them. A JSONL or Parquet cell
+            may also be a list of texts.
+        prediction_columns: Columns of predictions, one text per cell.
+        allow_empty: Accept empty predictions.
 
     Raises:
         ParleyError: The file cannot be read, lacks a column, or a cell is empty or not text.
@@ -76,7 +76,7 @@ def _texts(row: FileRow, column: str, where: str) -> list[str]:
 
 
 def _text(cell: Any, column: str, where: str, allow_empty: bool | None = None) -> str:
-    """The cell as text; `allow_empty` is None where an empty one is never right."""
+    """The cell as text; `allow_empty` is None for references, which must not be empty."""
     if cell is None or cell != cell:  # NaN is the one value that differs from itself
         raise ParleyError(f"{where}: column {column!r} has no value; fill it or drop the row.")
     if not isinstance(cell, str):

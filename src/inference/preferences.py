@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own answers: the best and the worst of each prompt's by a reward."""
+"""Makes preference pairs of a model's own answers: per prompt, those with the highest and the lowest reward."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ScoredPair:
         example: The prompt.
         chosen: The best answer.
         rejected: The worst.
-        score_chosen: What the reward gave the best.
-        score_rejected: What it gave the worst.
+        score_chosen: The reward of the best answer.
+        score_rejected: The reward of the worst answer.
     """
 
     example: Example
@@ -35,13 +35,13 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What came of a set of prompts.
+    """The pairs of a set of prompts, and how many prompts gave none.
 
     Attributes:
         pairs: In the order of the prompts.
-        ties: Prompts whose answers all have one score, or nearly, or one text.
+        ties: Prompts whose best and worst answer have (nearly) the same score, or the same text.
         unusable: Prompts with fewer than two answers that are not empty and have a score.
-        mean_score: Of all answers that have one.
+        mean_score: The mean score of all answers with a finite one.
     """
 
     pairs: list[ScoredPair]
@@ -51,7 +51,7 @@ class Chosen:
 
 
 def unique_prompts(examples: Sequence[Example]) -> list[Example]:
-    """Each prompt once, with all its right answers."""
+    """The examples with repeated prompts merged; the merged one has all their references."""
     by_prompt: dict[str, Example] = {}
     for example in examples:
         known = by_prompt.get(example.prompt)
@@ -70,14 +70,17 @@ def score_answers(
     batch_size: int,
     track: Callable[[Sequence[range]], Iterable[range]] = iter,
 ) -> list[list[float]]:
-    """What a reward gives each answer.
+    """Score every answer.
 
     Args:
         reward: The reward.
         examples: The prompts.
-        answers: Of each prompt, all as many.
+        answers: The answers to each prompt, equally many for all.
         batch_size: Prompts at a time.
-        track: Goes over the batches, for instance behind a progress bar.
+        track: Wraps the iteration over batches, for instance in a progress bar.
+
+    Returns:
+        The scores of each prompt's answers.
 
     Raises:
         ParleyError: The reward needs references that are not there, or fails.
@@ -101,13 +104,13 @@ def choose_pairs(
     scores: Sequence[Sequence[float]],
     min_difference: float = 0.0,
 ) -> Chosen:
-    """Best against worst; of equals the one that came first.
+    """Pair the best with the worst answer of each prompt; of equally good ones the first is taken.
 
     Args:
         examples: The prompts.
-        answers: Of each prompt.
-        scores: Of each answer; one that is not finite counts for none.
-        min_difference: Of the two scores; less is a tie.
+        answers: The answers to each prompt.
+        scores: The score of each answer; answers whose score is not finite are left out.
+        min_difference: The least difference of the two scores; pairs below it are ties.
     """
     pairs, ties, unusable = [], 0, 0
     finite = [score for row in scores for score in row if math.isfinite(score)]
@@ -133,7 +136,7 @@ def write_pairs(path: Path, pairs: Sequence[ScoredPair], *, margins: bool) -> No
     Args:
         path: The file.
         pairs: The pairs.
-        margins: Add by how much the better score is better, which a reward model's loss then asks for.
+        margins: Add the difference of the scores as `margin`, which a reward model's loss then uses.
 
     Raises:
         ParleyError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""From what a user asks to the token ids that a model continues: styles, turns, few-shot examples, the window."""
+"""Encodes prompts as token ids: prompt formats, turns, few-shot examples, truncation to the context window."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from src.models.texts import text_ids
 log = logging.getLogger(__name__)
 
 Style = Literal["auto", "plain", "published", "chat", "raw"]
-SHOT_SEPARATOR = "\n\n\n\n\n"  # published: a newline, the stop sequence, a newline
+SHOT_SEPARATOR = "\n\n\n\n\n"  # as in the published notebook: a newline, the stop sequence, a newline
 STOP_SEQUENCE = "\n\n\n"
 
 
 def resolve_style(style: Style, finished: FinishedModel, *, turns: bool, trained: bool) -> Style:
-    """Choose what `auto` means.
+    """Choose the prompt format for a model.
 
     Args:
-        style: As a user gives it. A DataModule's formats, and `raw`: a decoder-only model goes on where the prompt
-            ends.
+        style: As a user gives it: a DataModule's format, or `raw`, where a decoder-only model continues the bare
+            prompt.
         finished: The model.
-        turns: Whether prompt and answer are two turns of a talk.
-        trained: Whether prompts are such as a DataModule trains on; `auto` then follows it, and is `raw` otherwise.
+        turns: Whether prompt and answer are turns of a conversation.
+        trained: Whether prompts have the form that a DataModule trains on; `auto` then picks its format, else `raw`
+            where that format would be `plain`.
 
     Raises:
-        ParleyError: The model cannot be asked in this style.
+        ParleyError: The model does not support this style.
     """
     tokenizer, has_encoder = finished.tokenizer, finished.is_encoder_decoder
     if style == "raw" and not has_encoder:
@@ -47,25 +48,25 @@ def resolve_style(style: Style, finished: FinishedModel, *, turns: bool, trained
 
 
 def few_shot(prompt: str, shots: Sequence[Example], separator: str = SHOT_SEPARATOR) -> str:
-    """Put solved examples before a prompt: each prompt, its answer, the separator.
+    """Put few-shot examples before a prompt: for each its prompt, its answer and the separator.
 
-    With the template `flan` and a blank at its end this is the published few-shot prompt. An answer is kept from its
-    prompt by a blank where nothing else does.
+    With the template `flan` and a blank at its end this is the published few-shot prompt. A blank separates an answer
+    from its prompt unless the prompt ends in white space.
 
     Args:
-        prompt: What is asked.
+        prompt: The prompt to answer.
         shots: Solved examples, in the same template.
-        separator: What ends an example.
+        separator: The text after each example.
     """
     solved = [f"{shot.prompt}{'' if shot.prompt[-1:].isspace() else ' '}{shot.target}{separator}" for shot in shots]
     return "".join(solved) + prompt
 
 
 def choose_shots(pool: Sequence[Example], count: int, asked: Example) -> list[Example]:
-    """The first examples of a pool that are not the one asked for.
+    """The first `count` examples of a pool whose prompts differ from the one asked.
 
     Raises:
-        ParleyError: There are not so many.
+        ParleyError: The pool has too few.
     """
     shots = [example for example in pool if example.prompt != asked.prompt][:count]
     if len(shots) < count:
@@ -74,13 +75,12 @@ def choose_shots(pool: Sequence[Example], count: int, asked: Example) -> list[Ex
 
 
 def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> list[int]:
-    """The token ids of a talk, up to where the model's answer begins.
+    """The token ids of a conversation, up to where the model's answer begins.
 
     Args:
-        turns: Ending with the user's.
+        turns: The turns; the last is the user's.
         finished: The model.
-        style: As training encodes a talk in this format; an encoder-decoder, and a model that goes on where the text
-            ends (`raw`), reads it as one text.
+        style: The format, encoded as in training; an encoder-decoder, or `raw`, gets the conversation as one text.
 
     Raises:
         ParleyError: The chat template fails.
@@ -93,13 +93,14 @@ def turn_ids(turns: Sequence[Turn], finished: FinishedModel, style: Style) -> li
 
 
 def text_prompt_ids(text: str, finished: FinishedModel, style: Style, *, named: bool = False) -> list[int]:
-    """A text as training encodes it; `raw` without the newline that closes a prompt.
+    """A text as training encodes it; for `raw` without the newline that ends a prompt.
 
     Args:
         text: The text.
         finished: The model.
         style: `plain` or `raw`.
-        named: Take the names of special tokens in the text for the tokens; the text then says how it begins.
+        named: Encode the names of special tokens in the text as these tokens; a BOS token that the text begins with
+            is then not doubled.
     """
     tokenizer, has_encoder = finished.tokenizer, finished.is_encoder_decoder
     if named:
@@ -116,19 +117,19 @@ def text_prompt_ids(text: str, finished: FinishedModel, style: Style, *, named: 
 
 
 def _closed(text: str, finished: FinishedModel, style: Style) -> str:
-    """A prompt with the newline that closes it in training, where it does."""
+    """A prompt with the newline that ends it in training, if the style has one."""
     closes = style == "plain" and not finished.is_encoder_decoder and not text[-1:].isspace()
     return f"{text}\n" if closes else text
 
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """What a model is given.
+    """A prompt as the model gets it.
 
     Attributes:
-        text: To the character; names of special tokens among it where turns, or what was cut, are only there as tokens.
-        tokens: How many, those among them that the tokenizer puts around a text.
-        whole: How many there were before the prompt was cut to the window.
+        text: Its exact text. For turns and truncated prompts it is decoded from the tokens, special ones by name.
+        tokens: The number of tokens, including those that the tokenizer adds.
+        whole: The number of tokens before the prompt was truncated.
     """
 
     text: str
@@ -138,16 +139,16 @@ class ShownPrompt:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns prompts into token ids that fit the model's window.
+    """Encodes prompts as token ids that fit the model's context window.
 
     Attributes:
         finished: The model.
-        style: Resolved, not `auto`.
-        max_new_tokens: What the answer needs of the window.
-        max_source_length: Tokens of a prompt at most; as many as fit when None.
-        system: For chat templates, what the model is told before everything else.
-        separator: What ends a few-shot example, where it is part of a text.
-        special_tokens: Take the names of special tokens in prompts for the tokens, which are text otherwise.
+        style: The prompt format; resolved, not `auto`.
+        max_new_tokens: The part of the window reserved for the answer.
+        max_source_length: The most tokens of a prompt; as many as fit when None.
+        system: The system prompt, for chat templates.
+        separator: The text after each few-shot example, where prompts are single texts.
+        special_tokens: Encode the names of special tokens in prompts as these tokens; they are plain text otherwise.
     """
 
     finished: FinishedModel
@@ -168,11 +169,11 @@ class PromptEncoder:
             raise ParleyError(f"max_source_length is {self.max_source_length}; it must be 2 or more.")
         if self.system is not None and self.style != "chat":
             raise ParleyError("only a chat template has a place for --system; this model is not asked by one.")
-        self.limit  # noqa: B018  (refuses at once what cannot fit)
+        self.limit  # noqa: B018  (raises at once if nothing can fit)
 
     @property
     def limit(self) -> int | None:
-        """Tokens of a prompt at most.
+        """The most tokens that a prompt may have; None for any number.
 
         Raises:
             ParleyError: The answer alone fills the window.
@@ -188,11 +189,14 @@ class PromptEncoder:
         return left if self.max_source_length is None else min(left, self.max_source_length)
 
     def encode(self, examples: Sequence[Example], shots: Sequence[Sequence[Example]] | None = None) -> list[list[int]]:
-        """Token ids of each prompt; those that are too long are cut as in training, and counted in the log.
+        """The token ids of each prompt; too long ones are truncated as in training, and their number is logged.
 
         Args:
-            examples: What is asked.
-            shots: For each of them its solved examples.
+            examples: The prompts.
+            shots: The few-shot examples of each prompt; none when left out.
+
+        Raises:
+            ParleyError: A prompt has no tokens, or a chat template fails.
         """
         shots = shots or [()] * len(examples)
         whole = [self._ids(example, before) for example, before in zip(examples, shots, strict=True)]
@@ -209,12 +213,12 @@ class PromptEncoder:
         shots: Sequence[Sequence[Example]] | None,
         encoded: Sequence[Sequence[int]],
     ) -> list[ShownPrompt]:
-        """What the model is given for each prompt, for a person to read.
+        """Each prompt as the model gets it, for a person to read.
 
         Args:
             examples: As for `encode`.
             shots: As for `encode`.
-            encoded: What `encode` gave.
+            encoded: What `encode` returned.
         """
         found = []
         for example, before, ids in zip(examples, shots or [()] * len(examples), encoded, strict=True):
@@ -243,13 +247,13 @@ class PromptEncoder:
         return text_prompt_ids(text, self.finished, self.style, named=self.special_tokens)
 
     def _talk(self, example: Example) -> tuple[Turn, ...]:
-        """A prompt that is a talk, with the system's words where it has none of its own."""
+        """A prompt's conversation, with the system prompt in front unless it has its own."""
         if self.system is None or example.turns[0].role == "system":
             return example.turns
         return (Turn("system", self.system), *example.turns)
 
     def _fit(self, example: Example, ids: list[int]) -> list[int]:
-        """A talk without its oldest turns; what is too long in any case is cut."""
+        """Drop a conversation's oldest turns until it fits; truncate what is still too long."""
         for talk in shortened(self._talk(example)) if example.turns else ():
             if self.limit is None or len(ids) <= self.limit:
                 break

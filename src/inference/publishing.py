@@ -1,4 +1,4 @@
-"""An exported directory on the Hugging Face hub."""
+"""Uploads an exported directory to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from src.models.sources import first_line
 
 
 def check_account(repository: str) -> None:
-    """Find out, before there is anything to send, whether the hub would take it.
+    """Check repository name, token and connection, before anything is exported.
 
     Args:
         repository: `OWNER/NAME`.
 
     Raises:
-        ParleyError: That is no name of a repository, there is no token, or the hub does not answer or know it.
+        ParleyError: The name is invalid, there is no token, or the hub does not answer or does not accept the token.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
@@ -31,7 +31,7 @@ def check_account(repository: str) -> None:
         raise ParleyError("there is no token for the hub; run `hf auth login`, or set HF_TOKEN.")
     try:
         HfApi().whoami()
-    except Exception as error:  # of every kind, since the hub's client has other HTTP libraries in other releases
+    except Exception as error:  # of any type: the hub's client changed its HTTP library between releases
         raise ParleyError(
             f"the hub cannot be asked ({first_line(error).rstrip('.')}); see to the network and the token, "
             "or leave --push-to-hub out."
@@ -39,20 +39,20 @@ def check_account(repository: str) -> None:
 
 
 def publish(directory: str | Path, repository: str, *, public: bool = False) -> str:
-    """Put a directory on the hub, as one commit.
+    """Upload a directory to the hub, as one commit.
 
-    A repository that is there keeps what it has of other names, and is as public as it was.
+    An existing repository keeps its other files and its visibility.
 
     Args:
-        directory: What `export` wrote.
-        repository: `OWNER/NAME`; made where it is not there.
-        public: Whether everybody may see a repository that is made.
+        directory: The directory that `export` wrote.
+        repository: `OWNER/NAME`; created if it does not exist.
+        public: Whether a new repository is public.
 
     Returns:
         The repository's address.
 
     Raises:
-        ParleyError: It was not taken; the directory stays.
+        ParleyError: The upload failed; the directory stays.
     """
     from huggingface_hub import HfApi
 
@@ -64,7 +64,7 @@ def publish(directory: str | Path, repository: str, *, public: bool = False) -> 
         hub.upload_folder(
             repo_id=repository, folder_path=directory, commit_message=f"Write what Parley {__version__} exported"
         )
-    except Exception as error:  # as above
+    except Exception as error:  # of any type, as in check_account
         raise ParleyError(
             f"{directory} is written, but the hub did not take it ({first_line(error).rstrip('.')}); "
             f"try again with: hf upload {repository} {directory}"

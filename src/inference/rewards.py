@@ -1,4 +1,4 @@
-"""Rewards on the command line: how they are named, and what they say of texts."""
+"""Rewards on the command line: how to name one, and scores of texts by it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Measured", "MeasuredText", "Reward", "Rewarder", "changes", "read_re
 
 
 def read_reward(text: str) -> Reward:
-    """Make the reward that a command line names.
+    """Instantiate the reward that is named on the command line.
 
     Args:
-        text: A reward's class, YAML of one, a file of settings with a reward in it, or a classifier.
+        text: A reward's class, YAML of one, a configuration file with a reward in it, or a classifier.
 
     Raises:
-        ParleyError: It names none.
-        argparse.ArgumentError: Its settings are not right.
+        ParleyError: There is no such reward.
+        argparse.ArgumentError: Its settings are wrong.
     """
     from jsonargparse import ArgumentParser
 
@@ -61,7 +61,7 @@ def _named(text: str) -> dict[str, Any]:
 
 
 def _in_settings(path: Path) -> dict[str, Any]:
-    """The reward of a recipe, or of a file that has nothing else."""
+    """The reward's settings in a recipe, or in a file that holds nothing else."""
     settings = read_yaml(path)
     for keys in (("model", "init_args", "reward"), ("reward",), ()):
         found: Any = settings
@@ -74,15 +74,15 @@ def _in_settings(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MeasuredText:
-    """What is said of one answer.
+    """The scores of one answer.
 
     Attributes:
-        id: Its row's name.
-        prompt: What it answers.
+        id: The row's name.
+        prompt: The prompt that it answers.
         text: The answer.
-        reward: What the reward gives it; None where a classifier has several labels and none is named.
-        labels: Of a classifier, every label's logit and probability.
-        toxicity: From 0 to 1, where it is measured.
+        reward: The reward's score; None for a classifier with several labels of which none is chosen.
+        labels: For a classifier, every label's logit and probability.
+        toxicity: From 0 to 1; None if it is not measured.
     """
 
     id: str
@@ -95,18 +95,18 @@ class MeasuredText:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is said of some answers."""
+    """The scores of several answers."""
 
     rows: list[MeasuredText]
 
     def figures(self, name: str) -> list[float]:
-        """The `reward` or `toxicity` of each; empty where there is none."""
+        """The `reward` or `toxicity` of each answer; empty if any has none."""
         found = [getattr(row, name) for row in self.rows]
         return [] if None in found else found
 
     @property
     def summary(self) -> dict[str, float]:
-        """Mean and population standard deviation of each figure."""
+        """The number of answers, and mean and population standard deviation of reward and toxicity."""
         summary: dict[str, float] = {"number": len(self.rows)}
         for name in ("reward", "toxicity"):
             if figures := self.figures(name):
@@ -115,12 +115,12 @@ class Measured:
 
 
 class Rewarder:
-    """Asks a reward about answers.
+    """Scores answers by a reward.
 
     Args:
         reward: The reward.
         toxicity: Measure toxicity too.
-        by: The directory of the classifier that says what is toxic; alt-profanity-check when left out.
+        by: The directory of the toxicity classifier; alt-profanity-check when left out.
     """
 
     def __init__(self, reward: Reward, *, toxicity: bool = False, by: str | None = None) -> None:
@@ -128,7 +128,7 @@ class Rewarder:
         self.toxicity = ToxicityMeasurement(by, text="response") if toxicity else None
 
     def measure(self, examples: Sequence[Example]) -> Measured:
-        """What is said of each example's target.
+        """Score each example's target.
 
         Raises:
             ParleyError: The reward needs references that are not there, or fails.
@@ -153,12 +153,12 @@ class Rewarder:
         )
 
     def _is_settled(self, labels: dict[str, tuple[float, float]]) -> bool:
-        """Whether it is known which label of a classifier is the reward."""
+        """Whether it is determined which label of a classifier is the reward."""
         return getattr(self.reward, "label", None) is not None or len(labels) < 2
 
 
 def changes(before: Measured, after: Measured) -> dict[str, Change]:
-    """By how many per cent mean and standard deviation of each figure fell from one column to another."""
+    """By how many per cent mean and standard deviation of reward and toxicity fell from `before` to `after`."""
     found: dict[str, Change] = {}
     for name in ("reward", "toxicity"):
         pair = before.figures(name), after.figures(name)

@@ -1,4 +1,4 @@
-"""ROUGE of several systems on the same examples, and how sure one can be of the difference between two."""
+"""ROUGE of several systems on the same examples, and confidence intervals of their differences."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from src.metrics.rouge_scorer import BEST_KEYS, ROUGE_KEYS, ExampleScorer
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one system is than another, in points (100 times the difference of the scores).
+    """The difference between two systems' mean scores, in points (100 times the scores).
 
     Attributes:
-        system: Whose scores these are.
-        over: Whose scores are taken off.
-        points: For each ROUGE key the difference.
-        interval: For each ROUGE key the 95 % confidence interval, where one was asked for.
+        system: The system whose scores are the minuend.
+        over: The system whose scores are subtracted.
+        points: The difference for each ROUGE key.
+        interval: The 95 % confidence interval for each ROUGE key; None if none was asked for.
     """
 
     system: str
@@ -34,9 +34,9 @@ class Scores:
     """Scores of every system on every example.
 
     Attributes:
-        systems: Names.
-        keys: ROUGE keys.
-        values: `(systems, examples, keys)`, each 0 to 1.
+        systems: The systems' names.
+        keys: The ROUGE keys.
+        values: (systems, examples, keys) scores from 0 to 1.
     """
 
     systems: tuple[str, ...]
@@ -44,19 +44,19 @@ class Scores:
     values: NDArray[np.float64]
 
     def means(self) -> dict[str, dict[str, float]]:
-        """For each system its mean over examples of each key."""
+        """Each system's mean over examples of each key."""
         means = self.values.mean(axis=1)
         return {
             name: dict(zip(self.keys, row.tolist(), strict=True)) for name, row in zip(self.systems, means, strict=True)
         }
 
     def differences(self, *, resamples: int = 0, seed: int = 0) -> list[Difference]:
-        """Every later system against every earlier one.
+        """The differences of every later system to every earlier one.
 
         Args:
-            resamples: How often to draw as many examples with replacement, the same for all systems (paired
-                bootstrap; Koehn, 2004, https://aclanthology.org/W04-3250), for intervals; 0 for none.
-            seed: What the draws depend on.
+            resamples: Resamples of the paired bootstrap (Koehn, 2004, https://aclanthology.org/W04-3250) that gives the
+                intervals; 0 for no intervals.
+            seed: The seed of the resampling.
         """
         means = self.values.mean(axis=1)
         resampled = self._resampled_means(resamples, seed)
@@ -98,13 +98,13 @@ def score_systems(
     """Score every system's predictions.
 
     Args:
-        predictions: For each system its texts, one an example.
-        references: For each example its references.
-        scorer: What scores one example.
-        track: Goes over the example numbers, for instance behind a progress bar.
+        predictions: The texts of each system, one per example.
+        references: The references of each example.
+        scorer: Scores a single example.
+        track: Wraps the iteration over examples, for instance in a progress bar.
 
     Returns:
-        The scores, `..._best` among them where an example has several references.
+        The scores, including `..._best` keys if any example has several references.
     """
     several = any(len(texts) > 1 for texts in references)
     keys = ROUGE_KEYS + BEST_KEYS if several else ROUGE_KEYS

@@ -1,4 +1,4 @@
-"""Text as it is generated."""
+"""Streams text while it is generated."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream(BaseStreamer):
-    """Hands text on as soon as it is certain; all of it together is what `generate_text` returns.
+    """Passes text on as soon as it is final; the pieces together are what `generate_text` returns.
 
-    transformers' `TextStreamer` waits for the end of a word. This one waits only for the rest of a character whose
-    bytes are spread over tokens (any Korean syllable may be), of a stop string, and of white space at the end.
+    transformers' `TextStreamer` waits for the end of a word. This one holds back only incomplete characters, whose
+    bytes are spread over several tokens (as in Korean), possible beginnings of a stop string, and trailing white space.
 
     Args:
         tokenizer: The model's.
-        write: Takes each piece.
+        write: Called with each piece.
         endings: The tokens that end an answer.
-        stop_strings: What ends the answer and is no part of it.
-        prefix: Token ids that the answer goes on from, so that a blank between the two is kept; needs `strip` off.
-        strip: Leave white space out at both ends, as `generate_text` does.
+        stop_strings: Texts that end an answer and are not part of it.
+        prefix: Token ids that the answer continues, so that a blank between the two is kept; needs `strip` off.
+        strip: Strip white space at both ends, as `generate_text` does.
     """
 
     def __init__(
@@ -51,24 +51,24 @@ class TextStream(BaseStreamer):
 
     @property
     def has_stopped(self) -> bool:
-        """Whether a stop string has come."""
+        """Whether the text contains a stop string."""
         text = self._decoded() if self.stop_strings else ""
         return any(stop in text for stop in self.stop_strings)
 
     def put(self, value: Tensor) -> None:
-        """Take the prompt, and then token after token."""
+        """Receive tokens from `generate`: first the prompt, which is skipped, then the answer's."""
         if not self.saw_prompt:
             self.saw_prompt = True
             return
         self.add(value.flatten().tolist())
 
     def add(self, ids: Sequence[int]) -> None:
-        """Take tokens of the answer."""
+        """Add tokens of the answer, and pass on the text that is final."""
         self.ids += ids
         self._show(self._certain(self._decoded()))
 
     def end(self) -> None:
-        """Hand on what was held back."""
+        """Pass on the text that was held back."""
         self._show(self._stripped(until_stop(self._decoded(), self.stop_strings)))
 
     def _decoded(self) -> str:

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a text, token by token, and whether the text comes back."""
+"""Shows how a tokenizer splits a text, and whether decoding restores the text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Token:
 
     Attributes:
         id: Its number in the vocabulary.
-        token: As the vocabulary spells it.
-        text: What it decodes to by itself; a character that several tokens share shows as `�` in each.
+        token: Its spelling in the vocabulary.
+        text: What it decodes to by itself; a character spread over several tokens shows as `�` in each.
         special: Whether it is one of the special tokens.
     """
 
@@ -36,10 +36,10 @@ class TokenisedText:
     """A text and its tokens.
 
     Attributes:
-        text: As it was given.
-        tokens: In their order, special ones included.
-        back: What the tokens decode to, without the special ones.
-        lost: Characters that do not come back; blanks, case and Unicode's forms of one character do not count.
+        text: The given text.
+        tokens: Its tokens, including special ones.
+        back: What the tokens decode to, without special ones.
+        lost: The number of characters that decoding does not restore, ignoring blanks, case and Unicode normalisation.
     """
 
     text: str
@@ -49,7 +49,7 @@ class TokenisedText:
 
     @property
     def survived(self) -> str:
-        """`exactly`; `but for blanks or case`; or how many characters are lost."""
+        """`exactly`, `but for blanks or case`, or how many characters are lost."""
         if self.back == self.text:
             return "exactly"
         return f"{self.lost} characters are lost" if self.lost else "but for blanks or case"
@@ -58,7 +58,7 @@ class TokenisedText:
 def read_tokenizer_of(
     name_or_path: str, *, gguf_file: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of whatever there is: a checkpoint, an adapter, a model directory, a hub name.
+    """Load the tokenizer of a checkpoint, an adapter or model directory, or a hub name.
 
     Raises:
         ParleyError: There is none, or it cannot be read.
@@ -73,12 +73,12 @@ def read_tokenizer_of(
 
 
 def tokenise(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> TokenisedText:
-    """Cut a text into tokens, as training and generation do: the name of a special token in it stays text.
+    """Tokenise a text as training and generation do: names of special tokens in it stay plain text.
 
     Args:
-        text: What people wrote.
+        text: The text.
         tokenizer: The model's.
-        special: With the tokens that the tokenizer puts around a text.
+        special: Add the tokens that the tokenizer puts around a text.
     """
     [ids] = text_ids([text], tokenizer, special=special)
     back = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -87,7 +87,7 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = T
 
 
 def named(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Token]:
-    """Token ids with what they stand for."""
+    """Describe token ids."""
     specials = set(special_names(tokenizer))
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
     texts = [str(tokenizer.decode([id], clean_up_tokenization_spaces=False)) for id in ids]
@@ -95,10 +95,10 @@ def named(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Token]
 
 
 def look_up(asked: str, tokenizer: PreTrainedTokenizerBase) -> Token:
-    """A token by its id or by its spelling.
+    """Find a token by its id or by its spelling.
 
     Args:
-        asked: A number is an id; anything else a spelling, in the vocabulary's way (`▁the`) or in plain letters.
+        asked: An id, or a spelling, either as in the vocabulary (`▁the`) or as plain text.
         tokenizer: The model's.
 
     Raises:
