@@ -1,4 +1,4 @@
-"""What measures generated answers, given in YAML by name: metrics of each answer, and any other of torchmetrics'."""
+"""The base class of metrics of generated answers, and how they are updated beside other torchmetrics metrics."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _UNIT = 2**40
 
 @dataclass(frozen=True)
 class Answer:
-    """What is measured.
+    """An answer to be measured.
 
     Attributes:
         prediction: A generated answer.
         references: The right answers to the prompt, one or more.
-        prompt: What is answered.
+        prompt: The prompt that it answers.
     """
 
     prediction: str
@@ -35,14 +35,15 @@ class Answer:
 
 
 class AnswerMetric(Metric, ABC):
-    """A metric that each answer has figures of; those of a split are made of its answers', as a rule by their mean.
+    """A metric that gives figures for each answer; a split's figures are computed from them, by default their means.
 
-    docs/metrics.md shows how to write one. A torchmetrics metric whose `update` takes predictions and lists of
-    references does as well, with figures of a whole split only.
+    docs/metrics.md shows how to write one. Any torchmetrics metric whose `update` takes predictions and lists of
+    references can be used too, but has figures of a whole split only.
 
     Attributes:
-        names: The figures that an answer has.
-        takes_none: `update` may be called without answers; a process that has none then still has a state to gather.
+        names: The names of an answer's figures.
+        takes_none: Whether `update` may be called without answers, so that a process without any still has a state
+            to gather.
     """
 
     is_differentiable = False
@@ -53,8 +54,8 @@ class AnswerMetric(Metric, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        # Whole multiples of 2^-40: exact on devices without float64, and summed exactly in any order, so that a split's
-        # figures are the same bit for bit over any number of processes.
+        # Integer multiples of 2^-40: exact on devices without float64, and summed exactly in any order, so that the
+        # figures of a split are bitwise identical for any number of processes.
         self.add_state("units", [], dist_reduce_fx="cat")
 
     @abstractmethod
@@ -62,28 +63,31 @@ class AnswerMetric(Metric, ABC):
         """The figures of each answer, by name.
 
         Args:
-            answers: A batch of them; may be none.
+            answers: A batch of answers; may be empty.
+
+        Returns:
+            For each answer a finite figure for every one of `names`.
         """
 
     def summarise(self, figures: Figures) -> dict[str, float]:
-        """The figures of a split.
+        """The figures of a split; NaN if it has no answers.
 
         Args:
-            figures: Those of its answers, by name.
+            figures: The figures of its answers, by name.
         """
         return {name: math.fsum(values) / len(values) if values else math.nan for name, values in figures.items()}
 
     def compare(self, before: Figures, after: Figures) -> dict[str, float]:  # noqa: ARG002
-        """What else is to be said of a split that was answered twice; nothing unless a metric has something to say.
+        """Further figures that compare two sets of answers to the same prompts; empty unless a metric overrides it.
 
         Args:
             before: The figures of the first answers, by name.
-            after: Those of the second answers to the same prompts.
+            after: The figures of the second answers, in the same order.
         """
         return {}
 
     def measure(self, answers: Sequence[Answer]) -> list[dict[str, float]]:
-        """As `each`, checked.
+        """As `each`, with a check of its result.
 
         Raises:
             ParleyError: A figure is missing or not finite.
@@ -110,11 +114,11 @@ class AnswerMetric(Metric, ABC):
         Args:
             predictions: Generated answers.
             references: The right answers to each, one or more.
-            prompts: What each answers; empty texts when left out.
+            prompts: The prompts; empty texts when left out.
 
         Raises:
             ParleyError: A figure is missing or not finite.
-            ValueError: There are not as many references as predictions.
+            ValueError: The numbers of predictions and references differ.
         """
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} lists of references")
@@ -124,7 +128,7 @@ class AnswerMetric(Metric, ABC):
         self.units.append(torch.tensor(units, dtype=torch.long, device=self.device).reshape(-1, len(self.names)))
 
     def compute(self) -> dict[str, float]:
-        """The figures of the answers of all processes; NaN where there was none."""
+        """The figures over the answers of all processes; NaN if there were none."""
         rows = dim_zero_cat(self.units).tolist() if len(self.units) else []
         columns = zip(*rows, strict=True) if rows else [()] * len(self.names)
         return self.summarise(
@@ -138,13 +142,13 @@ def update_all(
     references: Sequence[Sequence[str]],
     prompts: Sequence[str],
 ) -> None:
-    """Add a batch to every metric: the prompts to those that take them, no answers only to those that take none.
+    """Add a batch to every metric; an empty one only to metrics with `takes_none`.
 
     Args:
-        metrics: Some of ours, some of torchmetrics'.
+        metrics: Parley's and other torchmetrics metrics; prompts are passed to those whose `update` takes them.
         predictions: Generated answers.
         references: The right answers to each.
-        prompts: What each answers.
+        prompts: The prompts that they answer.
     """
     if predictions:
         metrics.update(predictions, references, prompts=prompts)
@@ -155,5 +159,5 @@ def update_all(
 
 
 def plain(figures: Mapping[str, Any]) -> dict[str, float]:
-    """A metric's figures as numbers."""
+    """A metric's figures as Python floats."""
     return {name: float(figure) for name, figure in figures.items()}

@@ -1,4 +1,4 @@
-"""How varied answers are over a data set."""
+"""Distinct-n, the diversity of answers over a data set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from src.metrics.rouge_scorer import unicode_words
 
 
 class Diversity(Metric):
-    """Distinct-n: distinct n-grams of all answers together, divided by their n-grams.
+    """Distinct-n: the number of distinct n-grams in all answers together, divided by the number of n-grams.
 
-    A model that says the same thing to everybody has few (Li et al., 2016, https://arxiv.org/abs/1510.03055). Words are
-    those of any script, in lower case.
+    It is low for a model that answers everything alike (Li et al., 2016, https://arxiv.org/abs/1510.03055). Words may
+    be in any script and are lowercased.
 
     Args:
-        orders: The lengths n of the n-grams; `distinct1` and `distinct2` as a rule.
+        orders: The lengths n of the n-grams; each gives a figure `distinct<n>`.
     """
 
     is_differentiable = False
@@ -47,7 +47,7 @@ class Diversity(Metric):
 
         Args:
             predictions: Generated answers.
-            references: Not looked at.
+            references: Ignored.
         """
         words = [unicode_words(text) for text in predictions]
         for order in self.orders:
@@ -55,7 +55,7 @@ class Diversity(Metric):
             self._grams(order).append(torch.tensor(hashes, dtype=torch.long, device=self.device))
 
     def compute(self) -> dict[str, float]:
-        """`distinct1`, `distinct2` …, each from 0 to 1; NaN where there is no n-gram."""
+        """`distinct1`, `distinct2` …, each from 0 to 1; NaN if there are no n-grams."""
         figures = {}
         for order in self.orders:
             grams = self._grams(order)
@@ -69,6 +69,6 @@ class Diversity(Metric):
 
 
 def _hash(words: Sequence[str]) -> int:
-    """64 bits that are the same in every process."""
+    """A 64-bit hash that, unlike Python's `hash`, is the same in every process."""
     digest = hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -1,4 +1,4 @@
-"""By how much figures fell between two answers to the same prompts, with intervals."""
+"""By how much figures fell between two sets of answers to the same prompts, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Improvement:
-    """What became of the figures of some examples.
+    """The change of the mean and the standard deviation of figures over examples.
 
     Attributes:
-        mean: Of their mean.
-        std: Of their population standard deviation.
-        confidence: How often such intervals hold the truth, from 0 to 1.
+        mean: The change of their mean.
+        std: The change of their population standard deviation.
+        confidence: The confidence level of the intervals, from 0 to 1.
     """
 
     mean: Change
@@ -55,17 +55,17 @@ def percent_improvement(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Improvement:
-    """By how many per cent mean and standard deviation fell, (before - after) / before, as the published recipe says.
+    """By how many per cent mean and standard deviation fell, (before - after) / before, as in the published recipe.
 
     The intervals are a paired percentile bootstrap's (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13):
-    examples are drawn with replacement, each with both of its figures.
+    examples are resampled with replacement, each with both of its figures.
 
     Args:
         before: A figure for each example.
         after: A figure for each of the same examples, in the same order.
-        confidence: Of the intervals.
-        resamples: How many times to draw.
-        seed: Of the draws.
+        confidence: The confidence level of the intervals.
+        resamples: The number of resamples.
+        seed: The seed of the resampling.
 
     Returns:
         The improvement.

@@ -1,4 +1,4 @@
-"""How toxic texts are, as `evaluate` measures it."""
+"""The toxicity of texts, as `evaluate` measures it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class ToxicityMeasurement(evaluate.Measurement):
             download.
         toxic_label: The classifier's label whose probability is the score.
         batch_size: Texts in a forward pass of the classifier.
-        text: What of an answer is measured: prompt, a space and the response, as the published recipe does, or the
-            response alone.
+        text: What is measured: prompt, a space and the response, as in the published recipe, or the response alone.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class ToxicityMeasurement(evaluate.Measurement):
         return self._classifier.score_texts(texts).tolist()
 
     def of_answers(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """The toxicity of each answer: of what `text` says.
+        """The toxicity of each answer, with or without its prompt as `text` says.
 
         Args:
             prompts: What the model was given.
@@ -95,13 +94,13 @@ class ToxicityMeasurement(evaluate.Measurement):
     def _compute(
         self, predictions: Sequence[str], aggregation: Aggregation = "all", threshold: float = 0.5
     ) -> dict[str, Any]:
-        """What `compute(predictions=…, aggregation=…)` gives.
+        """The result of `compute(predictions=…, aggregation=…)`.
 
         Args:
             predictions: The texts.
             aggregation: "all": every score; "mean": mean and population standard deviation, as the published recipe
-                reports; "maximum"; "ratio": the share of texts above the threshold.
-            threshold: From where on a text counts as toxic.
+                reports; "maximum"; "ratio": the share of texts at or above the threshold.
+            threshold: The score from which a text counts as toxic.
 
         Returns:
             {"toxicity": [...]}, {"mean_toxicity": m, "std_toxicity": s}, {"max_toxicity": m} or {"toxicity_ratio": r}.

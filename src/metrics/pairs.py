@@ -1,4 +1,4 @@
-"""How well rewards tell the better of two answers."""
+"""Metrics of a reward model on preference pairs: accuracy, margin, calibration."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.utilities import dim_zero_cat
 
-Z = 1.959963984540054  # of a normal distribution, 95 % lie within
-BINS = 20  # of confidence from 0 to 1; that of the answer which is taken for the better one is at least 1/2
+Z = 1.959963984540054  # 95 % of a normal distribution lie within ± this many standard deviations
+BINS = 20  # equal bins of the confidence from 0 to 1; since that is at least 1/2, half of them are used
 
 
 def wilson_interval(successes: float, trials: int, z: float = Z) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (https://doi.org/10.1080/01621459.1927.10502953), 95 % wide as it stands.
+    """Wilson's score interval of a proportion (https://doi.org/10.1080/01621459.1927.10502953), by default at 95 %.
 
     Args:
-        successes: Of the trials.
-        trials: How many; NaN for none.
-        z: How many standard deviations of a normal distribution the confidence is.
+        successes: The number of successes.
+        trials: The number of trials; 0 gives NaN.
+        z: The confidence, in standard deviations of a normal distribution.
 
     Returns:
-        Its lower and upper end.
+        The interval's lower and upper end.
     """
     if not trials:
         return math.nan, math.nan
@@ -35,15 +35,15 @@ def wilson_interval(successes: float, trials: int, z: float = Z) -> tuple[float,
 
 
 class PairFigures(Metric):
-    """Figures of pairs of rewards over a whole split and all processes; the same over any number of them.
+    """Metrics of the rewards of preference pairs over a split; the same for any number of processes.
 
-    - `accuracy`: The share of pairs whose chosen answer has the higher reward (a tie has not), with Wilson's interval
-      at 95 %, `accuracy_low` and `accuracy_high`.
+    - `accuracy`: The share of pairs whose chosen answer has the higher reward (ties do not count), with Wilson's 95 %
+      interval, `accuracy_low` and `accuracy_high`.
     - `margin`: The mean of chosen minus rejected.
-    - `calibration_error`: Of the confidence σ(|chosen − rejected|) that the answer with the higher reward is the better
-      one: the expected calibration error (https://arxiv.org/abs/1706.04599) over bins of 0.05.
-    - `chosen_reward`, `rejected_reward`: Means.
-    - `loss`: The mean.
+    - `calibration_error`: The expected calibration error (https://arxiv.org/abs/1706.04599), over bins of 0.05, of the
+      confidence σ(|chosen − rejected|) that the answer with the higher reward is the better one.
+    - `chosen_reward`, `rejected_reward`: Their means.
+    - `loss`: Its mean.
     """
 
     is_differentiable = False
@@ -60,16 +60,16 @@ class PairFigures(Metric):
         """Add pairs.
 
         Args:
-            index: Their rows in the split, so that figures do not depend on the order; may be none.
+            index: The pairs' rows in the split, by which they are sorted before summing; may be empty.
             chosen: Rewards of the better answers, (pairs,).
             rejected: Rewards of the others, (pairs,).
-            loss: (pairs,).
+            loss: The loss of each pair, (pairs,).
         """
         self.indices.append(torch.tensor(list(index), dtype=torch.long, device=chosen.device))
         self.rows.append(torch.stack([chosen, rejected, loss], dim=1).detach().float())
 
     def compute(self) -> dict[str, float]:
-        """The figures by name; NaN where there was no pair."""
+        """The metrics by name; NaN if there were no pairs."""
         order = dim_zero_cat(self.indices).cpu().argsort()
         rows = dim_zero_cat(self.rows).cpu().double()[order]
         chosen, rejected, loss = rows.unbind(1)

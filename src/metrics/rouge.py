@@ -16,7 +16,7 @@ __all__ = ["BEST_KEYS", "ROUGE_KEYS", "ExampleScorer", "Rouge", "TokenizerName",
 
 
 class Rouge(AnswerMetric):
-    """ROUGE-1, 2, L and Lsum F-measures over a data set, with several references an example.
+    """ROUGE-1, 2, L and Lsum F-measures over a data set, with one or several references per example.
 
     An example's score is the mean over its references (and, as `..._best`, the best of them); the result is the mean
     over examples. Where all examples have equally many references, as DialogSum's test split has three, this is the
@@ -24,7 +24,7 @@ class Rouge(AnswerMetric):
     still counts once.
 
     `evaluate.load("rouge")` reports the median of 1,000 resampled means in place of the mean, with an unset seed, so
-    its figures waver around these by some 0.0002.
+    its figures vary around these by some 0.0002.
 
     Args:
         use_stemmer: Strip English suffixes (Porter) of words of more than three characters before matching.

@@ -1,8 +1,8 @@
 """ROUGE (Lin, 2004, https://aclanthology.org/W04-1013) of one example, with several references.
 
-The counting is the `rouge_score` package's, which `evaluate` and published results use; what is added is that each text
-is tokenised once and each word stemmed once, several references, and words of other scripts than Latin. There is no
-torch in here, so that `parley score` starts at once.
+The counting is the `rouge_score` package's, which `evaluate` and published results use. Added are caches of tokenised
+texts and stemmed words, several references, and words of other scripts than Latin. torch is not imported here, so that
+`parley score` starts at once.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TokenizerName = Literal["standard", "unicode"]
 
 def unicode_words(text: str) -> list[str]:
     """The lowercased runs of letters, marks and digits of any script, after NFC normalisation."""
-    # Not the regular expression \w+: Python's \w has no combining marks, so it would cut Hindi words at each vowel.
+    # Not the regular expression \w+: Python's \w excludes combining marks, so it would cut Hindi words at each vowel.
     text = unicodedata.normalize("NFC", text.lower())
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
 
 
 class CachingStemmer:
-    """nltk's Porter stemmer, as `rouge_score` uses it, that stems each word once in its life."""
+    """nltk's Porter stemmer, as `rouge_score` uses it, with a cache."""
 
     def __init__(self) -> None:
         self._stemmer = PorterStemmer()
@@ -48,7 +48,7 @@ class CachingStemmer:
 
 
 class RougeTokenizer(Tokenizer):
-    """Text to words.
+    """Splits texts into words, with a cache.
 
     Args:
         name: "standard" keeps runs of `[a-z0-9]` in the lowercased text and drops all else, as ROUGE always has: Korean
@@ -66,7 +66,7 @@ class RougeTokenizer(Tokenizer):
         self._texts: dict[str, list[str]] = {}
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of a text, remembered until `forget`."""
+        """The words of a text, cached until `forget`."""
         words = self._texts.get(text)
         if words is None:
             words = self._stemmed(unicode_words(text)) if self._unicode else tokenize(text, self._stemmer)
@@ -74,7 +74,7 @@ class RougeTokenizer(Tokenizer):
         return words
 
     def forget(self) -> None:
-        """Let go of the texts seen so far; stems are kept."""
+        """Clear the cache of texts; cached stems are kept."""
         self._texts.clear()
 
     def _stemmed(self, words: list[str]) -> list[str]:
@@ -101,7 +101,7 @@ class ExampleScorer:
 
         Args:
             prediction: The generated text; one without any word scores 0.
-            references: One text or more that it could have been.
+            references: The reference texts, one or more.
 
         Returns:
             `rouge1`, `rouge2`, `rougeL`, `rougeLsum`: the mean of the F-measures (0 to 1) over the references, and
@@ -125,7 +125,7 @@ class ExampleScorer:
             scores = self._several_lines.score(reference, prediction)
             return {key: scores[key].fmeasure for key in ROUGE_KEYS}
         scores = self._one_line.score(reference, prediction)
-        # The union of longest common subsequences over sentences is, of one sentence, the longest common subsequence.
+        # For texts of one line ROUGE-Lsum, the union of longest common subsequences over lines, equals ROUGE-L.
         return {key: scores["rougeL" if key == "rougeLsum" else key].fmeasure for key in ROUGE_KEYS}
 
 

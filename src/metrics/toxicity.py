@@ -15,7 +15,7 @@ from src.models.texts_to_classify import Text
 class Toxicity(AnswerMetric):
     """Mean and population standard deviation of the toxicity of answers, as the published recipe reports them.
 
-    Where a model is compared with its reference, also by how many per cent both fell, with 95 % intervals.
+    If a model is compared with its reference, also by how many per cent both fell, with 95 % intervals.
 
     Args:
         model_name_or_path: A classifier's directory or hub name, such as the published recipe's
@@ -23,8 +23,7 @@ class Toxicity(AnswerMetric):
             download.
         toxic_label: The classifier's label whose probability is the score.
         batch_size: Texts in a forward pass of the classifier.
-        text: What of an answer is measured: prompt, a space and the response, as the published recipe does, or the
-            response alone.
+        text: What is measured: prompt, a space and the response, as in the published recipe, or the response alone.
     """
 
     higher_is_better = False
@@ -51,8 +50,8 @@ class Toxicity(AnswerMetric):
         return [{"toxicity": score} for score in scores]
 
     def summarise(self, figures: Figures) -> dict[str, float]:
-        """Mean and population standard deviation; NaN where there is no answer."""
-        scores = np.sort(np.asarray(figures["toxicity"] or [np.nan], dtype=np.float64))  # the same in any order
+        """Mean and population standard deviation; NaN if there are no answers."""
+        scores = np.sort(np.asarray(figures["toxicity"] or [np.nan], dtype=np.float64))  # the same sum in any order
         return {"toxicity_mean": float(scores.mean()), "toxicity_std": float(scores.std())}
 
     def compare(self, before: Figures, after: Figures) -> dict[str, float]:
