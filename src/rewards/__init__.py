@@ -1,4 +1,4 @@
-"""Rewards: `(prompts, responses) -> Tensor (batch,)`, any tokenizer, any model or none."""
+"""Rewards: callables `(prompts, responses) -> Tensor (batch,)` on texts, independent of the policy's tokenizer."""
 
 from src.rewards.base import Reward, check_scores, score_responses
 from src.rewards.classifier import ClassifierReward

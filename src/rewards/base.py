@@ -1,4 +1,4 @@
-"""What a reward is: text in, one score a text out."""
+"""The base class of rewards, and the call that checks their scores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from src.errors import ParleyError
 
 
 class Reward(ABC):
-    """Scores responses; the higher, the more PPO makes of their like.
+    """Scores responses; online methods train the policy towards higher scores.
 
-    A reward of one's own is a subclass with `__call__`, named in YAML by `class_path`; the arguments of its `__init__`
-    are set there too, so they want type hints. See docs/rewards.md.
+    Your own reward is a subclass with `__call__`, named in YAML by `class_path`; the arguments of its `__init__` are
+    set there too, so they need type hints. See docs/rewards.md.
 
     Attributes:
         needs_references: Whether `__call__` takes a third argument, `references: list[list[str]]`, the reference texts
@@ -40,10 +40,10 @@ class Reward(ABC):
         """
 
     def to(self, device: torch.device | str) -> Reward:  # noqa: ARG002
-        """Compute on this device from now on; a reward without a model has nothing to move.
+        """Move the reward to a device; without a model there is nothing to move.
 
         Args:
-            device: Where to.
+            device: The device to compute on.
 
         Returns:
             Itself.
@@ -53,9 +53,9 @@ class Reward(ABC):
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Within the block everything is computed and made in float32, whatever precision a policy trains in around it.
+    """Within the block compute and create tensors in float32, without the autocast of the surrounding training.
 
-    In bfloat16 a score of 3.5 has steps of 0.016, which is more than what many answers differ by.
+    In bfloat16 scores near 3.5 have steps of 0.016, more than many answers differ by.
     """
     default = torch.get_default_dtype()
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def score_responses(
     responses: Sequence[str],
     references: Sequence[Sequence[str]] | None = None,
 ) -> Tensor:
-    """Call a reward in full precision, with references where it needs them, and check what it gives.
+    """Call a reward in float32, with references if it needs them, and check its result.
 
     Args:
         reward: The reward.
@@ -82,7 +82,7 @@ def score_responses(
         references: The reference texts of each response; needed by some rewards only.
 
     Returns:
-        Shape (batch,), float32; scores may be NaN or infinite, for the caller to count.
+        Shape (batch,), float32; scores may be NaN or infinite, which the caller must handle.
 
     Raises:
         ParleyError: The reward needs references that are not there, raises, or its scores cannot be used.
@@ -102,14 +102,14 @@ def score_responses(
         except (ParleyError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if not texts[1]:  # asked about nothing: that is the caller's question, not the reward's fault
+            if not texts[1]:  # an empty batch is the caller's fault, not the reward's
                 raise
             raise ParleyError(_what_failed(reward, texts, name, error)) from error
         return check_scores(scores, len(texts[1]), name)
 
 
 def _what_failed(reward: Reward, texts: list[Any], name: str, error: Exception) -> str:
-    """Say on which response a reward raised: the first that it raises on alone."""
+    """An error message that names the response on which the reward fails, found by scoring each alone."""
     where = f"{len(texts[1])} responses together"
     for row, response in enumerate(texts[1]):
         try:
@@ -121,18 +121,18 @@ def _what_failed(reward: Reward, texts: list[Any], name: str, error: Exception) 
 
 
 def check_scores(scores: Any, batch: int, name: str = "the reward") -> Tensor:
-    """Bring a reward's answer into the form of the contract.
+    """Check a reward's result and convert it to a float32 tensor.
 
     Args:
         scores: A tensor of shape (batch,), or as many numbers in a list, tuple or array.
         batch: How many responses were scored.
-        name: Of the reward, for the complaint.
+        name: The reward's name, for error messages.
 
     Returns:
-        Shape (batch,), float32, detached, on the device that it came on. NaN and infinity pass.
+        Shape (batch,), float32, detached, on the device of `scores`. NaN and infinity pass.
 
     Raises:
-        ParleyError: The answer is of another type or shape.
+        ParleyError: The result has another type or shape.
     """
     wanted = f"return one number for each response, a tensor of shape ({batch},)"
     if not isinstance(scores, Tensor):

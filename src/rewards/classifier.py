@@ -1,4 +1,4 @@
-"""Scores by a sequence classifier."""
+"""A reward by a sequence classifier."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class ClassifierReward(Reward):
     """The score that a sequence classifier gives to one of its labels.
 
     The defaults are the published recipe's: the `nothate` logit on prompt and response. The classifier is loaded at the
-    first call. A text longer than it can read loses its beginning, never the response at its end.
+    first call. A text that is too long is truncated at its beginning, so that the response at its end is kept.
 
     Args:
         model_name_or_path: A classifier's directory or hub name.
-        label: Whose score is the reward, by the classifier's own name for it; null for a classifier with one output.
-        output: The raw logit, or its probability: softmax over the labels, a sigmoid where the classifier has one
-            output or allows several labels at once. Logits go on growing where probabilities saturate.
+        label: The label whose score is the reward, as the classifier names it; null for a classifier with one output.
+        output: The logit, or the probability: softmax over the labels, or sigmoid if the classifier has one output or
+            is multi-label. Logits keep growing where probabilities saturate.
         text: What is classified: prompt, a space and the response, or the response alone.
         batch_size: Texts in a forward pass.
-        max_length: Tokens of a text at most; as many as the classifier can read when left out.
-        trust_remote_code: Run the code that the classifier's directory brings.
+        max_length: The most tokens of a text; the classifier's own limit when left out.
+        trust_remote_code: Allow code from the classifier's directory to run.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ClassifierReward(Reward):
         self._loaded: _Classifier | None = None
 
     def to(self, device: torch.device | str) -> ClassifierReward:
-        """Run the classifier on this device from now on."""
+        """Move the classifier to a device, also if it is loaded later."""
         self._device = torch.device(device)
         if self._loaded is not None:
             self._loaded.model.to(self._device)
@@ -71,7 +71,7 @@ class ClassifierReward(Reward):
     @torch.no_grad()
     @full_precision()
     def score_texts(self, texts: Sequence[str]) -> Tensor:
-        """Score texts as they are: the name of a special token in one, such as `</s>`, is text like any other.
+        """Score texts; names of special tokens in them, such as `</s>`, are treated as plain text.
 
         Args:
             texts: What to classify; may be empty strings.
@@ -90,14 +90,14 @@ class ClassifierReward(Reward):
     @torch.no_grad()
     @full_precision()
     def labels(self, prompts: Sequence[str], responses: Sequence[str]) -> list[dict[str, tuple[float, float]]]:
-        """Every label's logit and probability, whichever of them is the reward.
+        """Every label's logit and probability.
 
         Args:
             prompts: What the model was given.
             responses: What it answered, one for each prompt.
 
         Returns:
-            For each response the labels by name.
+            For each response the pairs (logit, probability) by label name.
 
         Raises:
             ParleyError: The classifier cannot be loaded.
@@ -109,7 +109,7 @@ class ClassifierReward(Reward):
         return [dict(zip(names, zip(*pair, strict=True), strict=True)) for pair in pairs]
 
     def _logits(self, texts: Sequence[str]) -> Tensor:
-        """Of every label, shape (texts, labels)."""
+        """The logits of all labels, shape (texts, labels), computed in batches of similar length."""
         classifier = self._classifier()
         logits = torch.zeros(len(texts), classifier.model.config.num_labels, device=self._device)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -126,7 +126,7 @@ class ClassifierReward(Reward):
 
 
 class _Classifier:
-    """A loaded classifier: its model, and how it reads texts."""
+    """A loaded classifier and its text encoder."""
 
     def __init__(self, name: str, max_length: int | None, trusted: bool) -> None:
         try:
@@ -142,7 +142,7 @@ class _Classifier:
         self.reader = reader_of(self.model, tokenizer, max_length)
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """What the classifier says of a batch of texts, shape (batch, labels)."""
+        """The logits of a batch of texts, shape (batch, labels), float32."""
         encoded = self.reader.tokenizer.pad({"input_ids": self.reader.ids(texts)}, return_tensors="pt")
         return self.model(**encoded.to(self.model.device)).logits.float()
 
@@ -153,7 +153,7 @@ class _Classifier:
 
 
 def _load(name: str, trusted: bool) -> Any:
-    """A classifier's directory, or that of an adapter which Parley wrote."""
+    """Load a classifier, or an adapter of one that Parley wrote."""
     from transformers import AutoModelForSequenceClassification
 
     from src.models.adapters import classifier_outputs

@@ -1,4 +1,4 @@
-"""Scores by alt-profanity-check: a trained classifier of offensive language that needs no download."""
+"""A reward by alt-profanity-check, a trained classifier of offensive language that needs no download."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ProfanityReward(Reward):
     """How inoffensive a text is, by `alt-profanity-check` (a linear SVM on word counts, for English, on the CPU).
 
     Args:
-        output: `probability`: 1 - the probability of being offensive, from 0 to 1. `log_odds`: log((1 - p) / p), from
-            about -9 to 9, which still tells texts apart that all have a probability near 0.
+        output: `probability`: 1 - p, where p is the probability of being offensive. `log_odds`: log((1 - p) / p), from
+            about -9 to 9, which still distinguishes texts whose p is near 0.
         text: What is scored: the response alone, or prompt, a space and the response.
     """
 
@@ -51,7 +51,7 @@ def profanity_probability(texts: Sequence[str]) -> Tensor:
     Raises:
         ParleyError: alt-profanity-check is not installed.
     """
-    with warnings.catch_warnings():  # its model was pickled by another scikit-learn and reads alike
+    with warnings.catch_warnings():  # its model was pickled by another version of scikit-learn, which does no harm
         warnings.filterwarnings("ignore", message="Trying to unpickle estimator")
         try:
             profanity_check = importlib.import_module("profanity_check")

@@ -1,4 +1,4 @@
-"""Rewards that read text and need no classifier: references, length."""
+"""Rewards without a classifier: ROUGE against references, and length."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class RougeReward(Reward):
 
     Args:
         rouge_type: rouge1, rouge2, rougeL or rougeLsum.
-        use_stemmer: Bring English words to their stem first.
-        tokenizer: standard sees English letters and digits only; unicode sees words of any script.
-        aggregate: Of several references: the mean score, or the best one.
+        use_stemmer: Stem English words before matching.
+        tokenizer: `standard` keeps a-z and 0-9 only; `unicode` keeps words of any script.
+        aggregate: With several references, take the mean of their scores or the best.
     """
 
     needs_references = True
@@ -39,7 +39,7 @@ class RougeReward(Reward):
         self._key = rouge_type if aggregate == "mean" else f"{rouge_type}_best"
         self._scorer = ExampleScorer(use_stemmer, tokenizer)
 
-    def __call__(  # type: ignore[override]  # as `needs_references` says
+    def __call__(  # type: ignore[override]  # the third argument is announced by `needs_references`
         self,
         prompts: list[str],  # noqa: ARG002
         responses: list[str],
@@ -51,12 +51,12 @@ class RougeReward(Reward):
 
 
 class LengthReward(Reward):
-    """1 for a response of so many words, falling to 0 in a straight line on both sides.
+    """1 for a response of `target` words, falling linearly to 0 for shorter and longer ones.
 
     Args:
-        target: Words, as separated by white space.
-        falloff: How many words too few or too many bring the score to 0; as many as `target` when left out, so that an
-            empty response scores 0.
+        target: The number of words, separated by white space.
+        falloff: The difference in words at which the score reaches 0; `target` when left out, so that an empty response
+            scores 0.
     """
 
     def __init__(self, target: int, falloff: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Several rewards as one."""
+"""A weighted sum of rewards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.rewards.base import Reward, score_responses
 class WeightedSum(Reward):
     """The weighted sum of several rewards.
 
-    It needs references where any of them does.
+    It needs references if any of them does.
 
     Args:
         rewards: The rewards.
@@ -35,7 +35,7 @@ class WeightedSum(Reward):
         return total
 
     def to(self, device: torch.device | str) -> WeightedSum:
-        """Move all of them."""
+        """Move all rewards to a device."""
         for reward in self.rewards:
             reward.to(device)
         return self
