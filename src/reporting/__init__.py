@@ -1,1 +1,1 @@
-"""What came of runs, as a page to look at."""
+"""Reports of runs: an HTML page, and model cards."""

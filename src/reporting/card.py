@@ -1,4 +1,4 @@
-"""A model card: what the model was made of, how, how good it was found to be, and what it is not."""
+"""A model card: origin, training, evaluation, licences and limits of a model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import yaml
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 UNKNOWN = "not known to Parley: fill it in"
-# Settings that say how a model was trained; what is left at null is left out.
+# Settings listed under training, unless they are null or empty.
 TOLD = ("model.init_args.", "data.init_args.")
 TOLD_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured.
+    """A measured metric.
 
     Attributes:
-        name: Of the metric.
-        value: On average.
-        interval: The ends of the 95 % confidence interval, where there is one.
+        name: The metric's name.
+        value: Its mean.
+        interval: The ends of its 95 % confidence interval, if there is one.
     """
 
     name: str
@@ -34,24 +34,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is written from.
+    """The facts that a card states.
 
     Attributes:
-        name: Of the model.
+        name: The model's name.
         base: The directory or hub name that training started from.
-        adapter: PEFT's name of the kind where the directory holds an adapter alone, such as `lora`.
-        is_encoder_decoder: Of the architecture.
-        parameters: Of the model, or of the adapter.
-        version: Of Parley.
-        run: The run's directory, where it is known.
-        step: Optimiser steps; None where nobody counted.
-        settings: The run's, flattened; empty where they are not known.
-        template: What the prompts were made by, as text.
-        figures: Of a test, or of validation.
-        examples: That the figures are of.
-        is_tested: Whether the figures are of a test.
-        tested_on: The data that they are of, which need not be the data that was trained on.
-        tested_split: Which of its splits.
+        adapter: PEFT's name of the adapter type, such as `lora`, if the directory holds only an adapter.
+        is_encoder_decoder: Whether the model has an encoder.
+        parameters: The number of parameters of the model, or of the adapter.
+        version: Parley's version.
+        run: The run's directory; None if it is not known.
+        step: Optimiser steps done; None if not known.
+        settings: The run's settings, flattened; empty if not known.
+        template: The text of the prompt template; None if not known.
+        figures: The metrics of a test, or of validation.
+        examples: The number of examples that they are over; None if not known.
+        is_tested: Whether they are of a test.
+        tested_on: The data that was tested on, which may be other than the training data.
+        tested_split: The split of it that was tested on.
         license: The identifier that the user gave.
     """
 
@@ -73,34 +73,34 @@ class CardFacts:
     license: str = "unknown"
 
     def setting(self, name: str) -> Any:
-        """One of the settings; None where it is not known."""
+        """A setting by its name; None if it is not known."""
         return self.settings.get(name)
 
     @property
     def method(self) -> str | None:
-        """The Module's class; None where the run is not known."""
+        """The Module's class; None if the run is not known."""
         path = self.setting("model.class_path")
         return None if path is None else str(path).rpartition(".")[2]
 
     @property
     def data(self) -> str | None:
-        """Where the data was from, by its last part where that is a place on this machine."""
+        """The training data, as `shown_place`; None if it is not known."""
         path = self.setting("data.init_args.path")
         return None if path is None else shown_place(str(path))
 
 
 def shown_place(name: str) -> str:
-    """A hub name or web address as it is; of a path, its last part alone, since the rest is nobody's business."""
+    """A hub name or URL unchanged; of a local path only the last part, which gives nothing private away."""
     if "://" in name or (HUB_NAME.fullmatch(name) and not Path(name).expanduser().exists()):
         return name
     return Path(name).expanduser().name or name
 
 
 def model_card(facts: CardFacts) -> str:
-    """The card, as Markdown with the hub's metadata before it.
+    """Write the card, as Markdown with the hub's metadata in front.
 
     Args:
-        facts: What it says.
+        facts: The facts to state.
     """
     parts = [
         f"---\n{yaml.safe_dump(_metadata(facts), allow_unicode=True, sort_keys=False)}---\n",

@@ -1,4 +1,4 @@
-"""One HTML page about one run or several: everything in one file, nothing is asked of any other place."""
+"""A self-contained HTML report of one run or several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from src.reporting.plots import COLORS, Picture, curves, figure_text, histogram, trade_off
 from src.reporting.runs import Answer, Run, differing_settings
 
-# What people look at first, in this order; every other curve is folded away below.
+# Metrics shown first, in this order; all others are in a collapsed section below.
 FIRST = (
     "train/loss",
     "val/loss",
@@ -50,11 +50,11 @@ PAID, HAD = "objective/kl", "env/reward_mean"
 
 @dataclass(frozen=True)
 class Plotted:
-    """A picture and what it shows.
+    """A plot of a metric.
 
     Attributes:
-        name: The metric.
-        picture: Its drawing.
+        name: The metric's name.
+        picture: The drawing.
         note: A sentence below it.
     """
 
@@ -64,7 +64,7 @@ class Plotted:
 
     @property
     def marks(self) -> str:
-        """What can be read off, by colour, as JSON."""
+        """The points for the tooltips, by colour, as JSON."""
         by_color: dict[str, list[tuple[float, float, str]]] = {}
         for mark in self.picture.marks:
             by_color.setdefault(mark.color, []).append((mark.x, mark.y, mark.text))
@@ -73,12 +73,12 @@ class Plotted:
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure to begin with.
+    """A key figure at the top of the page.
 
     Attributes:
-        label: What it is.
-        value: As a person reads it.
-        note: What it was before, or its interval.
+        label: Its label.
+        value: Its formatted value.
+        note: The value before training, or the confidence interval.
     """
 
     label: str
@@ -88,12 +88,12 @@ class Headline:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """A prompt and what each run's model said to it.
+    """A prompt and the answers of the runs' models.
 
     Attributes:
-        prompt: What was asked.
-        references: Right answers.
-        texts: One a run; None where it was not asked this.
+        prompt: The prompt.
+        references: The reference answers.
+        texts: One answer per run; None for a run that was not asked this prompt.
     """
 
     prompt: str
@@ -102,11 +102,11 @@ class SideBySide:
 
 
 def render(runs: Sequence[Run], num_examples: int) -> str:
-    """Write the page.
+    """Render the page as HTML.
 
     Args:
-        runs: What it is about; the first is what the others are compared with.
-        num_examples: Answers to show, and what training changed in each run.
+        runs: The runs; the others are compared with the first.
+        num_examples: How many answers, judged pairs and changed answers to show.
     """
     folder = Path(__file__).parent
     environment = Environment(
@@ -141,7 +141,7 @@ def render(runs: Sequence[Run], num_examples: int) -> str:
 
 
 def side_by_side(runs: Sequence[Run]) -> list[SideBySide]:
-    """Answers to the prompts that most runs were asked, in the order of the first of them."""
+    """Answers by prompt, those that most runs were asked first, otherwise in the runs' order."""
     said: list[dict[str, Answer]] = [{answer.prompt: answer for answer in run.answers} for run in runs]
     prompts = dict.fromkeys(prompt for answers in said for prompt in answers)
     shared = sorted(prompts, key=lambda prompt: -sum(prompt in answers for answers in said))
@@ -154,7 +154,7 @@ def side_by_side(runs: Sequence[Run]) -> list[SideBySide]:
 
 
 def headlines(run: Run) -> Iterator[Headline]:
-    """What a person asks of a run first, of the test where there was one and else of the last validation."""
+    """The key figures of a run: of its test if there was one, else of its last validation."""
     figures = run.figures
     split = "test" if any(name.startswith("test/") for name in figures) else "val"
 
@@ -181,13 +181,13 @@ def headlines(run: Run) -> Iterator[Headline]:
 
 
 def phase_seconds(run: Run) -> dict[str, float]:
-    """Seconds of an iteration by phase: means over those that were logged."""
+    """Seconds per iteration of each phase: means of the logged `time/…`."""
     times = {name.removeprefix("time/"): curve for name, curve in run.curves.items() if name.startswith("time/")}
     return {name: sum(value for _, value in curve) / len(curve) for name, curve in times.items()}
 
 
 def _plots(runs: Sequence[Run]) -> Iterator[Plotted]:
-    """Every metric that some run measured more than once, the first ones first."""
+    """Plots of every metric that some run logged more than once, those of `FIRST` first."""
     names = sorted({name for run in runs for name in run.curves})
     order = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
     for name in order:
@@ -197,12 +197,12 @@ def _plots(runs: Sequence[Run]) -> Iterator[Plotted]:
 
 
 def _frontier(runs: Sequence[Run]) -> Iterator[Plotted]:
-    """Reward against KL, of the rollouts of online methods."""
+    """A plot of reward against KL, for online methods."""
     named = {}
     for number, run in enumerate(runs):
         had = dict(run.curves.get(HAD, ()))
         points = [(step, paid, had[step]) for step, paid in run.curves.get(PAID, ()) if step in had]
-        rollouts = {point[1:]: point for point in reversed(points)}  # every minibatch says the same of its rollout
+        rollouts = {point[1:]: point for point in reversed(points)}  # the minibatches of a rollout log the same values
         if len(rollouts) > 1:
             named[number] = sorted(rollouts.values())
     if named:
@@ -211,7 +211,7 @@ def _frontier(runs: Sequence[Run]) -> Iterator[Plotted]:
 
 
 def _histograms(run: Run, number: int) -> Iterator[Plotted]:
-    """Reward and toxicity of the same prompts' answers before and after."""
+    """Histograms of reward and toxicity before and after training, on the same prompts."""
     for name in HISTOGRAMS:
         pairs = [change.figures[name] for change in run.changes if name in change.figures]
         pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
@@ -240,8 +240,8 @@ def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
 
 
 def _commands(run: Run) -> Iterator[tuple[str, str]]:
-    """What would repeat a run, and what would go on from where it is."""
-    if run.settings and run.parameters:  # it trained
+    """The commands that repeat, resume and export a run."""
+    if run.settings and run.parameters:  # it was a training run
         fit = ["parley", "fit", "-c", str(Path(run.name) / "config.yaml")]
         yield "repeat", shlex.join(fit)
         if run.checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Curves, histograms and scatters as SVG, to stand in a page: its colours, and figures to be read off."""
+"""Line plots, histograms and scatter plots as SVG, in the page's colours and with points for tooltips."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MAX_POINTS = 400
 COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#57606a", "#0a7ea4")
 INK, RULE = "#656d76", "#d0d7de"
 VARIABLES = {INK: "var(--quiet)", RULE: "var(--rule)"} | {color: f"var(--run-{i})" for i, color in enumerate(COLORS)}
-SIZE = (331.0, 166.0)  # points, which are the units of the drawing
+SIZE = (331.0, 166.0)  # points, the unit of the drawing
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a picture, as a person reads it.
+    """A point of a plot with its tooltip.
 
     Attributes:
-        x: Place in the drawing, from the left.
-        y: Place in the drawing, from the top.
-        color: As CSS.
-        text: What it says.
+        x: Distance from the left of the drawing, in points.
+        y: Distance from the top of the drawing, in points.
+        color: Its colour, as CSS.
+        text: The tooltip's text.
     """
 
     x: float
@@ -37,11 +37,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing and what can be read off it.
+    """A plot and its tooltips.
 
     Attributes:
-        svg: An `<svg>` element whose colours are the page's, text kept as text.
-        marks: Its points.
+        svg: An `<svg>` element in the page's colours (CSS variables), with text as text.
+        marks: Its points with tooltips.
     """
 
     svg: str
@@ -49,17 +49,17 @@ class Picture:
 
 
 def color_of(number: int) -> str:
-    """A run's colour, by its place among the runs."""
+    """A run's colour, by its index among the runs."""
     return COLORS[number % len(COLORS)]
 
 
 def figure_text(value: float) -> str:
-    """Four significant digits, as a person reads them."""
+    """A number with four significant digits, or as a whole number from 10,000."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def thin(curve: Curve, most: int = MAX_POINTS) -> Curve:
-    """At most so many points: each the mean of neighbours, at the last one's step."""
+    """Reduce a curve to at most `most` points, each the mean of neighbours at the last one's step."""
     if len(curve) <= most:
         return curve
     edges = [len(curve) * i // most for i in range(most + 1)]
@@ -71,8 +71,8 @@ def curves(named: Mapping[int, Curve], title: str) -> Picture:
     """Draw one metric over steps.
 
     Args:
-        named: The run's place among the runs, which is its colour, to its curve.
-        title: The metric's name, as an accessible description.
+        named: The curves, by the run's index among the runs, which decides its colour.
+        title: The metric's name, for screen readers.
     """
     canvas = _Canvas(title)
     for number, curve in named.items():
@@ -84,11 +84,11 @@ def curves(named: Mapping[int, Curve], title: str) -> Picture:
 
 
 def trade_off(named: Mapping[int, Sequence[tuple[int, float, float]]], title: str) -> Picture:
-    """Draw what was paid against what was had, with the most that was had for so much or less.
+    """Draw benefit (y) against cost (x), such as reward against KL, with the Pareto frontier.
 
     Args:
-        named: The run's place among the runs to (step, paid, had).
-        title: An accessible description.
+        named: Triples (step, cost, benefit), by the run's index among the runs.
+        title: A description, for screen readers.
     """
     canvas = _Canvas(title)
     for number, points in named.items():
@@ -103,10 +103,10 @@ def trade_off(named: Mapping[int, Sequence[tuple[int, float, float]]], title: st
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats: none has more for as little or less.
+    """The Pareto frontier: the points with a higher benefit than every point of the same or lower cost.
 
     Args:
-        points: (paid, had).
+        points: Pairs (cost, benefit).
     """
     edge: list[tuple[float, float]] = []
     for paid, had in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -116,14 +116,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def histogram(before: Sequence[float], after: Sequence[float], title: str, number: int = 0, bins: int = 24) -> Picture:
-    """Draw how often a figure occurs before and after training.
+    """Draw the distribution of a figure before and after training.
 
     Args:
-        before: In grey.
-        after: In the run's colour.
-        title: An accessible description.
-        number: The run's place among the runs.
-        bins: Into how many parts of one width all figures are dealt.
+        before: Values before training, drawn in grey.
+        after: Values after training, drawn in the run's colour.
+        title: A description, for screen readers.
+        number: The run's index among the runs.
+        bins: The number of equal bins.
     """
     low, high = min((*before, *after)), max((*before, *after))
     if math.isclose(low, high):
@@ -164,7 +164,7 @@ class _Canvas:
             self.axes.grid(axis="y", color=RULE, linewidth=0.5)
 
     def mark(self, points: Sequence[tuple[float, float, str]], color: str) -> None:
-        """Let these points be read off: (x, y, what they say)."""
+        """Add tooltips for points (x, y, text)."""
         self._marks += [(x, y, color, text) for x, y, text in points]
 
     def draw(self) -> Picture:

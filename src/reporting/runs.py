@@ -1,4 +1,4 @@
-"""What a run left in its directory: settings, curves, last figures, answers."""
+"""Reads a run's directory: settings, logged metrics, answers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ X_AXES = ("epoch", "step")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run's model said to a prompt.
+    """A model's answer to a prompt.
 
     Attributes:
-        prompt: What it was asked.
-        references: Right answers, where there are some.
-        text: What it said.
+        prompt: The prompt.
+        references: The reference answers; may be empty.
+        text: The model's answer.
     """
 
     prompt: str
@@ -34,14 +34,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to a prompt, as a reward model saw them.
+    """Two answers to a prompt with a reward model's scores.
 
     Attributes:
-        prompt: What was asked.
+        prompt: The prompt.
         chosen: The better answer.
         rejected: The other.
-        chosen_reward: Of the better one.
-        rejected_reward: Of the other.
+        chosen_reward: The reward of `chosen`.
+        rejected_reward: The reward of `rejected`.
     """
 
     prompt: str
@@ -53,13 +53,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Change:
-    """What training made of an answer.
+    """The answers to a prompt before and after training.
 
     Attributes:
-        prompt: What was asked.
-        before: The reference's answer.
-        after: The policy's.
-        figures: The reward's, where there is one, and the metrics', by name: before and after.
+        prompt: The prompt.
+        before: The reference model's answer.
+        after: The policy's answer.
+        figures: Reward, if there is one, and metrics, by name, as pairs (before, after).
     """
 
     prompt: str
@@ -70,18 +70,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Run:
-    """A run.
+    """What a run's directory holds.
 
     Attributes:
-        name: What the user called it.
-        settings: Its configuration, flattened: `model.init_args.lora.r` to a value.
-        curves: Metric to (step, value), in the order of steps.
-        answers: Of the last validation or of the test, in the data's order.
-        pairs: The same of a reward model.
-        changes: The reference's answers and the policy's, the greatest rise in reward first.
-        parameters: Of the model, all and those that are trained; None where the run did not train.
+        name: The directory, as the user gave it.
+        settings: Its configuration, flattened to keys such as `model.init_args.lora.r`.
+        curves: For each metric its (step, value) pairs, sorted by step.
+        answers: The answers of the test, or of the last validation, in the data's order.
+        pairs: The same for a reward model.
+        changes: Answers before and after training, those with the greatest rise in reward first.
+        parameters: The number of all and of trained parameters; None if the run did not train.
         environment: Versions of Python and the libraries, and the commit.
-        checkpoint: The newest one that lies there.
+        checkpoint: The newest checkpoint in it; None if there is none.
     """
 
     name: str
@@ -104,10 +104,10 @@ def read_run(directory: Path) -> Run:
     """Read a run's directory.
 
     Args:
-        directory: What `fit`, `validate` or `test` wrote, such as `runs/version_0`.
+        directory: A directory that `fit`, `validate` or `test` wrote, such as `runs/version_0`.
 
     Raises:
-        ParleyError: It is none, or one of its files is malformed.
+        ParleyError: It is not a run's directory, or one of its files is malformed.
     """
     metrics = directory / "metrics.csv"
     if not metrics.is_file():
@@ -134,10 +134,10 @@ def read_run(directory: Path) -> Run:
 
 
 def settings_of(directory: Path) -> dict[str, Any]:
-    """A run's configuration, flattened; empty where it has none.
+    """A run's configuration, flattened; empty if it has none.
 
     Args:
-        directory: Of the run; more than this need not be there.
+        directory: The run's directory; other files than `config.yaml` are not needed.
 
     Raises:
         ParleyError: The file is malformed.
@@ -146,7 +146,7 @@ def settings_of(directory: Path) -> dict[str, Any]:
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs, with what each has; None where it has no such setting."""
+    """Settings that differ between runs, with each run's value; None for a run that lacks the setting."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
@@ -162,13 +162,13 @@ def _mapping(file: Path) -> Mapping[str, Any]:
 
 
 def _parameters(record: Mapping[str, Any]) -> tuple[int, int] | None:
-    """All and those that are trained, as `ParameterSummary` logged them."""
+    """The number of all and of trained parameters, as `ParameterSummary` logged them."""
     counts = record.get("parameters"), record.get("trainable_parameters")
     return (counts[0], counts[1]) if isinstance(counts[0], int) and isinstance(counts[1], int) else None
 
 
 def _environment(record: Mapping[str, Any]) -> dict[str, str]:
-    """What `RunRecord` logged."""
+    """Library versions and commit, as `RunRecord` logged them."""
     versions, git = record.get("environment"), record.get("git")
     found = {str(name): str(version) for name, version in versions.items()} if isinstance(versions, Mapping) else {}
     if isinstance(git, Mapping) and "commit" in git:
@@ -185,7 +185,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _curves(file: Path) -> dict[str, Curve]:
-    """The finite values of every column; a step that was measured twice keeps its last value."""
+    """The finite values of every column by step; the last value of a step counts."""
     points: dict[str, dict[int, float]] = {}
     for row in read_rows(file):
         for name, cell in row.cells.items():
@@ -201,7 +201,7 @@ def _curves(file: Path) -> dict[str, Curve]:
 
 
 def _shown(directory: Path) -> Iterator[Answer | Pair]:
-    """The answers, or the pairs of a reward model."""
+    """Read the answers, or a reward model's pairs, of the test or else of the last samples."""
     files = [*sorted((directory / "samples").glob("*.jsonl")), *directory.glob("predictions.csv")]
     for place, row in _rows(files, ("prompt",)):
         if "chosen_reward" in row:
@@ -244,7 +244,7 @@ def _number(row: Mapping[str, Any], name: str, place: str) -> float:
 
 
 def _rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the last of some files, which must have these columns, each with its place."""
+    """The rows of the last file, each with its place; they must have these columns."""
     for row in read_rows(files[-1]) if files else ():
         place = f"{files[-1]}, {row.place}"
         _require(row.cells, columns, place)
