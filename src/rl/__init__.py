@@ -1,4 +1,4 @@
-"""PPO as pure tensor functions and small dataclasses, with no Lightning, no transformers and no tokenizer.
+"""Reinforcement and preference learning as pure functions of tensors, without Lightning or a tokenizer.
 
 - `masked`: statistics over response tokens, of one process or all
 - `kl`: estimators of KL to the reference, and the controllers of its coefficient

@@ -1,4 +1,4 @@
-"""From scores and log-probabilities to rewards per token, advantages and returns."""
+"""Computes rewards per token, advantages and returns from scores and log-probabilities."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class TokenRewards(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """What the losses learn from, each of shape (batch, time) and 0 outside the mask.
+    """Advantages and returns, each of shape (batch, time) and 0 outside the mask.
 
     Attributes:
-        advantages: How much better each token was than the value head expected, whitened where asked for.
+        advantages: How much better each token was than the value head expected; whitened if asked for.
         returns: Unwhitened advantages plus values: the value head's targets.
     """
 
@@ -44,7 +44,7 @@ def last_token_mask(mask: Tensor) -> Tensor:
         mask: Shape (batch, time), 1 = response token.
 
     Returns:
-        Shape (batch, time), boolean, true once a row; nowhere in a row whose mask is empty.
+        Shape (batch, time), boolean: true once per row, and nowhere in a row whose mask is empty.
     """
     later = mask.bool().flip(-1).cumsum(-1).flip(-1)
     return mask.bool() & (later == 1)
@@ -53,10 +53,10 @@ def last_token_mask(mask: Tensor) -> Tensor:
 def compose_rewards(
     scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float, kind: KLPenalty = "kl"
 ) -> TokenRewards:
-    """Charge every token its KL and give the last response token the score.
+    """Subtract the KL penalty at every token and add the score at the last response token.
 
     R = score - kl_coef * KL, spread over tokens: equation 2 of https://arxiv.org/abs/1909.08593; TRL 0.11.4's
-    `compute_rewards`, with padding at 0. A row without response tokens has nowhere to put its score: all zeros.
+    `compute_rewards`, with padding at 0. A row without response tokens is all zeros, and its score is lost.
 
     Args:
         scores: Shape (batch,).
@@ -126,7 +126,7 @@ def compute_advantages(
     """
     rewards, values = zero_outside(rewards, mask), zero_outside(values, mask)
     if whiten_rewards:
-        # TRL 0.11.4 left padding at what whitening made of it, from where GAE carried it into the response.
+        # TRL 0.11.4 did not mask after whitening, so that GAE carried values of padding into the response.
         rewards = zero_outside(masked_whiten(rewards, mask, shift_mean=False), mask)
     advantages = gae(rewards, values, gamma, lam)
     returns = zero_outside(advantages + values, mask)

@@ -16,20 +16,20 @@ def bradley_terry_loss(
 ) -> Tensor:
     """Cross-entropy of a reward model's preferences, pair by pair.
 
-    With d = chosen − rejected − margin, it is −(1 − ε) log σ(d) − ε log σ(−d), and what is added for the rewards' place
-    on their scale, which differences leave open, c (chosen + rejected)². The margin is Llama 2's
-    (https://arxiv.org/abs/2307.09288, section 3.2.2), the smoothing that of labels which are wrong with the probability
-    ε (https://arxiv.org/abs/2305.18290, cDPO), the last term that of https://arxiv.org/abs/2312.09244.
+    With d = chosen − rejected − margin it is −(1 − ε) log σ(d) − ε log σ(−d) + c (chosen + rejected)². The last term
+    centres the rewards around 0, which differences alone leave open (https://arxiv.org/abs/2312.09244). The margin is
+    Llama 2's (https://arxiv.org/abs/2307.09288, section 3.2.2); the smoothing is for labels that are wrong with
+    probability ε (https://arxiv.org/abs/2305.18290, cDPO).
 
     Args:
         chosen: Rewards of the better answers, (pairs,).
         rejected: Rewards of the others, (pairs,).
-        margin: By how much the better answers' rewards should be more, (pairs,); 0 when left out.
+        margin: By how much the better answers' rewards should exceed the others', (pairs,); 0 when left out.
         label_smoothing: ε, from 0 to 1.
-        center_coefficient: c.
+        center_coefficient: c, the weight of the centring term.
 
     Returns:
-        (pairs,).
+        The loss of each pair, (pairs,).
     """
     difference = chosen - rejected if margin is None else chosen - rejected - margin
     loss = -(1 - label_smoothing) * F.logsigmoid(difference)

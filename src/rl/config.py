@@ -1,4 +1,4 @@
-"""The methods' hyper-parameters."""
+"""Hyper-parameters of the online methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ABOVE_0_OR_NULL = Range(0, above=True, note="null leaves it off")
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
-    """What every method has that learns from its own answers.
+    """Hyper-parameters shared by all methods that learn from their own answers.
 
     The learning rate belongs to the optimiser, the number of prompts an iteration to the DataModule's batch size,
     accumulation and clipping of gradients to the trainer.
@@ -27,12 +27,12 @@ class OnlineConfig:
         num_generations: Responses to each prompt.
         minibatch_size: Responses in each forward and backward pass.
         entropy_coef: Weight of the entropy bonus.
-        target_kl: Leave a rollout once the policy's KL to the one that sampled exceeds 1.5 times this, in nats a token;
-            never when left out.
+        target_kl: Stop training on a rollout once the policy's KL to the policy that sampled it exceeds 1.5 times this,
+            in nats per token; never when left out.
         use_score_scaling: Divide scores by their running standard deviation.
-        use_score_norm: With scaling, take off their running mean too.
+        use_score_norm: With scaling, subtract their running mean too.
         score_clip: Clip scores to ± this; no clipping when left out.
-        missing_eos_penalty: Taken off the score of a response that was cut off before EOS; nothing when left out.
+        missing_eos_penalty: Subtracted from the score of a response that was cut off before EOS; nothing when left out.
     """
 
     num_generations: int = 1
@@ -57,16 +57,16 @@ class OnlineConfig:
 
     @property
     def passes(self) -> int:
-        """Over each rollout."""
+        """Passes over each rollout."""
         return 1
 
     @property
     def _section(self) -> str:
-        """What the configuration is called in YAML."""
+        """The configuration's name in YAML, such as `ppo`."""
         return type(self).__name__.removesuffix("Config").lower()
 
     def score_shaper(self) -> ScoreShaper:
-        """Make the score shaper that this configuration asks for."""
+        """The score shaper with this configuration's settings."""
         return ScoreShaper(self.use_score_scaling, self.use_score_norm, self.score_clip, self.missing_eos_penalty)
 
     def _require(self, name: str, what: str, holds: bool) -> None:
@@ -85,18 +85,18 @@ class PPOConfig(OnlineConfig):
         ppo_epochs: Passes over each rollout.
         gamma: Discount.
         lam: GAE's lambda.
-        cliprange: How far the probability ratio may be from 1 before its gradient ends.
-        cliprange_value: How far a value may move from its old one before its gradient ends.
+        cliprange: How far the probability ratio may be from 1 before it is clipped.
+        cliprange_value: How far a value may move from its old one before it is clipped.
         vf_coef: Weight of the value loss.
-        value_head_init: What the value head starts from: `zero`, `random` weights, or a reward model's directory or hub
-            name, whose head is taken.
-        value_head_lr: The value head's own learning rate, which the schedule scales as the optimiser's; the
-            optimiser's when left out.
+        value_head_init: The value head's initial weights: `zero`, `random`, or the head of a reward model, given by its
+            directory or hub name.
+        value_head_lr: The value head's own learning rate, scaled by the schedule like the optimiser's; the optimiser's
+            when left out.
         kl_penalty: Estimator of KL to the reference: kl, abs, mse or k3.
-        init_kl_coef: Coefficient of the KL penalty, where adaptive its first.
-        adaptive_kl: Steer the coefficient towards `target`; fixed otherwise.
-        target: Mean KL of a whole response to steer towards, in nats.
-        horizon: Over how many responses the coefficient may change by 20 %.
+        init_kl_coef: Coefficient of the KL penalty; its first value if adaptive.
+        adaptive_kl: Adapt the coefficient to bring KL to `target`; it is fixed otherwise.
+        target: The mean KL of a whole response to aim for, in nats.
+        horizon: The number of responses over which the coefficient may change by 20 %.
         whiten_rewards: Scale rewards per token to variance 1 over the global batch.
         whiten_advantages: Whiten advantages over the global batch.
         ratio_threshold: Skip a minibatch whose mean probability ratio exceeds this; never when left out.
@@ -130,11 +130,11 @@ class PPOConfig(OnlineConfig):
 
     @property
     def passes(self) -> int:
-        """Over each rollout."""
+        """Passes over each rollout."""
         return self.ppo_epochs
 
     def kl_controller(self) -> KLController:
-        """Make the controller that this configuration asks for."""
+        """The KL controller with this configuration's settings."""
         if self.adaptive_kl:
             return AdaptiveKLController(self.init_kl_coef, self.target, self.horizon)
         return FixedKLController(self.init_kl_coef)
@@ -142,14 +142,14 @@ class PPOConfig(OnlineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig(OnlineConfig):
-    """What RLOO and GRPO share; names and defaults are TRL 1.16's.
+    """Hyper-parameters shared by RLOO and GRPO; names and defaults are TRL 1.16's.
 
     Attributes:
         num_iterations: Passes over each rollout.
         beta: Weight of the KL to the reference.
-        epsilon: How far below 1 a probability ratio may be before its gradient ends.
-        epsilon_high: How far above; `epsilon` when left out.
-        mask_truncated_completions: Learn nothing from a response that was cut off before EOS.
+        epsilon: How far below 1 a probability ratio may be before it is clipped.
+        epsilon_high: How far above 1 it may be; `epsilon` when left out.
+        mask_truncated_completions: Leave responses that were cut off before EOS out of the loss.
     """
 
     num_generations: int = 2
@@ -169,15 +169,15 @@ class GroupConfig(OnlineConfig):
 
     @property
     def passes(self) -> int:
-        """Over each rollout."""
+        """Passes over each rollout."""
         return self.num_iterations
 
     def with_advantages(self, rollout: Rollout, advantages: Tensor) -> Rollout:
-        """The rollout with the same advantage for every token of a response, and none for those to be masked.
+        """The rollout with each response's advantage at all its tokens, and cut-off responses masked if asked for.
 
         Args:
             rollout: The responses.
-            advantages: (batch,).
+            advantages: The advantage of each response, (batch,).
         """
         mask = rollout.response_mask
         if self.mask_truncated_completions:

@@ -1,9 +1,9 @@
-"""Which tokens could be drawn at each place of a response.
+"""Which tokens could be sampled ("drawn") at each position of a response.
 
-A policy is sampled under restrictions: EOS is forbidden at first, top-k and top-p cut off the unlikely, some words are
-banned. What could not be drawn has no probability, for the policy as for its reference: only over what is left is the
-mean log-ratio a KL divergence, and is a ratio one of the distribution that was sampled from. What was left is decided
-by the policy that sampled, so it is kept with the responses.
+A policy is sampled under restrictions: EOS is forbidden at first, top-k and top-p cut off unlikely tokens, some words
+are banned. Excluded tokens get probability 0, under the policy and under its reference: only then is the mean log-ratio
+a KL divergence, and a probability ratio one of the distribution that was sampled from. The sets depend on the policy
+that sampled, so they are stored with the responses.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LOWEST = -1e30
-"""A logit of no probability: finite, for zero times minus infinity would make the entropy NaN."""
+"""The logit of excluded tokens; finite, because 0 times minus infinity would make the entropy NaN."""
 
 
 @dataclass(frozen=True, eq=False)
 class Drawable:
-    """For each place a set of tokens, as whichever takes least: the ids in it, the ids outside it, or bits.
+    """A set of tokens for each position, in the smallest form: the ids in it, the ids outside it, or a bitmap.
 
     Attributes:
-        data: (..., width), for each place: int32 ids, filled up with -1; or uint8, eight tokens in each.
+        data: (..., width), for each position: int32 ids, padded with -1; or uint8, eight tokens in each.
         form: What `data` holds: the ids that are `kept`, those that are `excluded`, or `bits` (1 = kept).
     """
 
@@ -34,20 +34,20 @@ class Drawable:
 
     @classmethod
     def everything(cls, *shape: int, device: torch.device | str | None = None) -> Drawable:
-        """No restriction at any place.
+        """Sets of all tokens.
 
         Args:
-            shape: Of the places.
-            device: Where.
+            shape: The shape of the positions.
+            device: The device of the data.
         """
         return cls(torch.empty(*shape, 0, dtype=torch.int32, device=device), "excluded")
 
     @classmethod
     def of(cls, kept: Tensor) -> Drawable:
-        """Put sets into little memory.
+        """Compress sets given as a mask.
 
         Args:
-            kept: (places, vocabulary), true = may be drawn.
+            kept: (positions, vocabulary), true = may be drawn.
         """
         counts, vocabulary = kept.sum(-1), kept.shape[-1]
         inside, outside = torch.stack([counts.amax(), vocabulary - counts.amin()]).tolist()
@@ -59,13 +59,13 @@ class Drawable:
     def assemble(
         cls, steps: Sequence[tuple[Tensor, Drawable] | None], batch: int, vocabulary: int, device: torch.device
     ) -> Drawable:
-        """The sets of whole responses, (batch, steps), from those of each step.
+        """Combine the sets of each decoding step to those of whole responses, (batch, steps).
 
         Args:
-            steps: The rows (alive,) that drew a token and their sets (alive,); None where everything could be drawn.
-            batch: How many responses there are.
-            vocabulary: How many tokens there are.
-            device: Where.
+            steps: For each step the rows (alive,) that drew a token and their sets (alive,); None for no restriction.
+            batch: The number of responses.
+            vocabulary: The size of the vocabulary.
+            device: The device of the data.
         """
         forms = {"excluded" if step is None else step[1].form for step in steps}
         if len(forms) > 1 or "bits" in forms:
@@ -84,12 +84,12 @@ class Drawable:
 
     @staticmethod
     def join(parts: Sequence[Drawable], time: int, vocabulary: int) -> Drawable:
-        """The sets of several batches of responses, one after the other.
+        """Concatenate the sets of several batches of responses.
 
         Args:
-            parts: (batch, their time) each, at least one.
-            time: To which all are filled up.
-            vocabulary: How many tokens there are.
+            parts: Sets of shape (batch, own time), at least one.
+            time: The time that all are padded to.
+            vocabulary: The size of the vocabulary.
         """
         form = parts[0].form
         data = [part.data for part in parts]
@@ -102,23 +102,23 @@ class Drawable:
 
     @property
     def shape(self) -> torch.Size:
-        """Of the places."""
+        """The shape of the positions."""
         return self.data.shape[:-1]
 
     def __getitem__(self, index: Tensor | slice | tuple[slice, ...]) -> Drawable:
-        """The sets of some places."""
+        """The sets of some positions."""
         return replace(self, data=self.data[index])
 
     def to(self, device: torch.device | str) -> Drawable:
-        """The same on another device."""
+        """A copy on another device."""
         return replace(self, data=self.data.to(device))
 
     def split(self, size: int) -> list[Drawable]:
-        """Cut the first dimension."""
+        """Split along the first dimension into parts of `size`."""
         return [replace(self, data=part) for part in self.data.split(size)]
 
     def mask(self, vocabulary: int) -> Tensor:
-        """(..., vocabulary), true = may be drawn."""
+        """The sets as a boolean mask, (..., vocabulary), true = may be drawn."""
         if self.form == "bits":
             return (self.data.unsqueeze(-1) & _powers(self.data.device)).flatten(-2)[..., :vocabulary] != 0
         listed = torch.zeros(*self.shape, vocabulary + 1, dtype=torch.bool, device=self.data.device)
@@ -127,7 +127,7 @@ class Drawable:
         return listed[..., :vocabulary] if self.form == "kept" else ~listed[..., :vocabulary]
 
     def restrict(self, logits: Tensor) -> Tensor:
-        """Logits after which a softmax gives no probability to what could not be drawn.
+        """Set the logits of excluded tokens so low that a softmax gives them probability 0.
 
         Args:
             logits: (..., vocabulary).
@@ -138,7 +138,7 @@ class Drawable:
 
 
 def _ids(chosen: Tensor, width: int) -> Tensor:
-    """(places, vocabulary) bool to (places, width) int32, filled up with -1."""
+    """(positions, vocabulary) bool to (positions, width) int32, padded with -1."""
     found, ids = chosen.float().topk(width)
     return ids.masked_fill(found == 0, -1).int()
 

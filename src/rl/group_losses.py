@@ -1,4 +1,4 @@
-"""The losses of RLOO and GRPO on one minibatch, and what their users watch."""
+"""The losses of RLOO and GRPO on one minibatch, and which probability ratios were clipped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LOSS_TYPES: tuple[str, ...] = get_args(LossType)
 
 
 class ClippedObjective(NamedTuple):
-    """A clipped objective, to be minimised, and which ratios were clipped; all of the shape of the ratio.
+    """A clipped loss and which ratios were clipped; all of the shape of the ratio.
 
     Attributes:
-        loss: The objective's negative.
-        low: True where the ratio is below the clip and that is what counts.
-        high: True where it is above.
+        loss: The negative of the clipped objective.
+        low: True where the ratio was clipped from below.
+        high: True where it was clipped from above.
     """
 
     loss: Tensor
@@ -31,13 +31,13 @@ class ClippedObjective(NamedTuple):
 def clipped_objective(
     log_ratio: Tensor, advantages: Tensor, epsilon: float = 0.2, epsilon_high: float | None = None
 ) -> ClippedObjective:
-    """PPO's clipped surrogate with bounds of its own on either side ("clip-higher", https://arxiv.org/abs/2503.14476).
+    """PPO's clipped surrogate with separate lower and upper bounds ("clip-higher", https://arxiv.org/abs/2503.14476).
 
     Args:
         log_ratio: New minus old log-probabilities, of tokens or of whole responses.
-        advantages: Of a shape that goes with it.
-        epsilon: How far below 1 the ratio may be before its gradient ends.
-        epsilon_high: How far above; `epsilon` when left out.
+        advantages: Of a shape that broadcasts with `log_ratio`.
+        epsilon: How far below 1 the ratio may be before it is clipped.
+        epsilon_high: How far above 1 it may be; `epsilon` when left out.
     """
     above = epsilon if epsilon_high is None else epsilon_high
     ratio = log_ratio.exp()
@@ -54,7 +54,7 @@ def rloo_loss(
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
 ) -> ClippedObjective:
-    """RLOO's loss of each response, whose ratio is of the whole response: TRL 1.16's `RLOOTrainer`.
+    """RLOO's loss of each response, with the probability ratio of the whole response, as TRL 1.16's `RLOOTrainer`.
 
     Args:
         logprobs: Shape (batch, time), of the policy now, with gradient.
@@ -83,7 +83,7 @@ def grpo_token_loss(
     epsilon_high: float | None = None,
     use_bias_correction_kl: bool = True,
 ) -> ClippedObjective:
-    """GRPO's loss of each token, equation 3 of https://arxiv.org/abs/2402.03300: TRL 1.16's `GRPOTrainer`.
+    """GRPO's loss of each token, equation 3 of https://arxiv.org/abs/2402.03300, as TRL 1.16's `GRPOTrainer`.
 
     Args:
         logprobs: Shape (batch, time), of the policy now, with gradient.
@@ -113,16 +113,16 @@ def grpo_token_loss(
 def aggregate(
     token_loss: Tensor, mask: Tensor, loss_type: LossType, *, max_new_tokens: int, tokens_per_minibatch: float
 ) -> Tensor:
-    """One figure from the losses of tokens.
+    """Reduce the losses of tokens to a scalar.
 
     Args:
         token_loss: Shape (batch, time), 0 outside the mask.
         mask: Shape (batch, time), 1 where a token counts.
-        loss_type: `grpo`: each response's mean, then theirs, so that tokens of long responses count for less; `bnpo`:
-            the mean over the minibatch's tokens; `dr_grpo`: the sum by what the responses could have held; `dapo`: the
-            sum by what a minibatch of this rollout holds on average.
-        max_new_tokens: The longest a response may be.
-        tokens_per_minibatch: Response tokens of the rollout, by its minibatches.
+        loss_type: `grpo`: the mean over responses of each response's mean, so that tokens of long responses count for
+            less; `bnpo`: the mean over the minibatch's tokens; `dr_grpo`: the sum divided by batch times
+            `max_new_tokens`; `dapo`: the sum divided by `tokens_per_minibatch`.
+        max_new_tokens: The greatest length of a response.
+        tokens_per_minibatch: The mean number of response tokens in a minibatch of this rollout.
 
     Returns:
         Shape ().

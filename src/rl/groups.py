@@ -1,4 +1,4 @@
-"""Advantages of the methods that answer a prompt several times and need no value head: RLOO's and GRPO's.
+"""Advantages of RLOO and GRPO, which compare several responses to a prompt and need no value head.
 
 The responses to one prompt follow each other: row `i` belongs to prompt `i // num_generations`. Names and figures are
 those of TRL 1.16's `RLOOTrainer` and `GRPOTrainer`.
@@ -14,7 +14,7 @@ from trl.trainer.utils import nanstd
 ScaleRewards = Literal["group", "batch", "none"]
 SCALE_REWARDS: tuple[str, ...] = get_args(ScaleRewards)
 EPSILON = 1e-4
-"""What is added to a standard deviation before it divides, as in TRL."""
+"""Added to a standard deviation before dividing by it, as in TRL."""
 
 
 def leave_one_out_advantages(rewards: Tensor, num_generations: int, normalize: bool = False) -> Tensor:
@@ -24,7 +24,7 @@ def leave_one_out_advantages(rewards: Tensor, num_generations: int, normalize: b
 
     Args:
         rewards: Shape (prompts * num_generations,), the KL penalty included; NaN where a response has none.
-        num_generations: Responses a prompt, at least 2.
+        num_generations: Responses per prompt, at least 2.
         normalize: Bring the advantages of the batch to mean 0 and standard deviation 1.
 
     Returns:
@@ -33,7 +33,7 @@ def leave_one_out_advantages(rewards: Tensor, num_generations: int, normalize: b
     groups = rewards.view(-1, num_generations)
     known = ~groups.isnan()
     others = known.sum(dim=1, keepdim=True) - 1
-    baseline = (groups.nansum(dim=1, keepdim=True) - groups) / others  # a lone reward gives 0 / 0
+    baseline = (groups.nansum(dim=1, keepdim=True) - groups) / others  # NaN, 0 / 0, for a lone reward
     advantages = (groups - baseline).flatten()
     if normalize:
         advantages = (advantages - advantages.nanmean()) / (nanstd(advantages) + EPSILON)
@@ -48,7 +48,7 @@ def group_advantages(rewards: Tensor, num_generations: int, scale_rewards: Scale
 
     Args:
         rewards: Shape (prompts * num_generations,); NaN where a response has none.
-        num_generations: Responses a prompt, at least 2.
+        num_generations: Responses per prompt, at least 2.
         scale_rewards: Divide by the standard deviation of the response's group, of the whole batch, or not at all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How far the policy has gone from its reference, and the controllers of what that costs."""
+"""Estimators of the policy's KL to its reference, and controllers of the KL coefficient."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: KLPenalty = "kl") -
     if kind == "mse":
         return 0.5 * difference.square()
     if kind == "k3":
-        return (torch.expm1(-difference) + difference).clamp(min=0)  # rounding may leave -1e-15
+        return (torch.expm1(-difference) + difference).clamp(min=0)  # rounding may give -1e-15
     raise ParleyError(f"there is no KL penalty {kind!r}; choose one of: {', '.join(KL_PENALTIES)}.")
 
 
 def sequence_kl(kl: Tensor, mask: Tensor) -> Tensor:
     """KL of each whole response: the sum over its tokens.
 
-    The mean of these is TRL's `objective/kl`, which the adaptive controller steers by.
+    Their mean is TRL's `objective/kl`, which the adaptive controller brings to its target.
 
     Args:
         kl: Shape (batch, time), per token.
@@ -68,31 +68,31 @@ class KLController(ABC):
     """Holds the coefficient of the KL penalty.
 
     Attributes:
-        value: The coefficient that the next rollout is charged with.
+        value: The coefficient for the next rollout.
     """
 
     value: float
 
     @abstractmethod
     def update(self, current: float, n_steps: int) -> None:
-        """Take in one iteration.
+        """Adapt the coefficient after an iteration.
 
         Args:
-            current: The mean sequence KL of the global batch, in nats. Every process must give the same figure.
-            n_steps: How many responses the global batch held.
+            current: The mean sequence KL of the global batch, in nats. Every process must pass the same value.
+            n_steps: The number of responses in the global batch.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """The state for a checkpoint."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s result."""
+        """Restore a state that `state_dict` returned."""
         self.value = float(state["value"])
 
 
 class FixedKLController(KLController):
-    """A coefficient that stays as it is.
+    """A constant coefficient.
 
     Args:
         kl_coef: The coefficient.
@@ -102,19 +102,19 @@ class FixedKLController(KLController):
         self.value = kl_coef
 
     def update(self, current: float, n_steps: int) -> None:
-        """Change nothing."""
+        """Do nothing: the coefficient is constant."""
 
 
 class AdaptiveKLController(KLController):
-    """Raises the coefficient while KL is above its target, lowers it while below.
+    """Raises the coefficient while KL is above its target and lowers it while below.
 
     `value *= 1 + clip(current / target - 1, ±0.2) * n_steps / horizon`: section 2.2 of Ziegler et al., "Fine-Tuning
     Language Models from Human Preferences" (https://arxiv.org/abs/1909.08593), as in TRL 0.11.4.
 
     Args:
         init_kl_coef: The coefficient at the start.
-        target: The mean sequence KL to steer towards, in nats.
-        horizon: Over how many responses the coefficient may change by 20 %.
+        target: The mean sequence KL to aim for, in nats.
+        horizon: The number of responses over which the coefficient may change by 20 %.
     """
 
     def __init__(self, init_kl_coef: float = 0.2, target: float = 6.0, horizon: float = 10_000) -> None:
@@ -123,7 +123,7 @@ class AdaptiveKLController(KLController):
         self.horizon = horizon
 
     def update(self, current: float, n_steps: int) -> None:
-        """Move the coefficient; a KL that is not finite leaves it alone, for one bad batch must not end the run."""
+        """Adapt the coefficient; a KL that is not finite is ignored, so that one bad batch does not end the run."""
         if not math.isfinite(current):
             return
         error = min(max(current / self.target - 1, -0.2), 0.2)

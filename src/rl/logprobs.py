@@ -1,8 +1,8 @@
-"""Log-probabilities and entropy of tokens, in slices: never a (batch, time, vocabulary) float32 tensor.
+"""Log-probabilities and entropy of tokens, computed in slices to avoid a (batch, time, vocabulary) float32 tensor.
 
-TRL's `selective_log_softmax_and_entropy` does the arithmetic. Two things about it matter here (trl 1.16): it answers in
-the dtype of the logits, and half precision is too coarse for PPO's ratios, so each slice goes in as float32; and it
-loops over the first dimension, so each slice goes in as (1, tokens, vocabulary).
+TRL's `selective_log_softmax_and_entropy` does the arithmetic. In trl 1.16 it returns the dtype of the logits, and half
+precision is too coarse for PPO's ratios, so each slice is passed as float32; and it loops over the first dimension, so
+each slice is passed as (1, tokens, vocabulary).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from trl.trainer.utils import selective_log_softmax_and_entropy
 from src.rl.drawable import Drawable
 
 Head = Callable[[Tensor], Tensor]
-"""Hidden states (tokens, hidden) to logits (tokens, vocabulary); deterministic, for it may run twice."""
+"""Maps hidden states (tokens, hidden) to logits (tokens, vocabulary); must be deterministic, as it may run twice."""
 
 CHUNK_SIZE = 512
 """Tokens in a slice: 64 MiB of float32 logits at T5's vocabulary."""
 
 
 class TokenScores(NamedTuple):
-    """Each of shape (batch, time), float32, 0 where the label is negative.
+    """Scores of the labels, each of shape (batch, time), float32, 0 where the label is negative.
 
     Attributes:
-        logprobs: Of the labels, in nats.
-        entropy: Of the distribution at that place, in nats.
+        logprobs: The labels' log-probabilities, in nats.
+        entropy: The entropy of the distribution at that position, in nats.
     """
 
     logprobs: Tensor
@@ -49,19 +49,18 @@ def logprobs_from_hidden(
 ) -> TokenScores:
     """Apply the output head and score the labels, a slice of tokens at a time.
 
-    Only tokens with a label go through the head. Where a gradient is wanted and there is more than one slice, each is
-    checkpointed: backward makes its logits again instead of having kept them all. The head is called at least once,
-    with no tokens if need be, so that its parameters are part of the graph on every process.
+    Only tokens with a label go through the head. With gradients and more than one slice, each slice is checkpointed:
+    backward recomputes its logits instead of storing them. The head is called at least once, with zero tokens if need
+    be, so that its parameters are part of the graph on every process.
 
     Args:
         hidden: Shape (batch, time, hidden): `hidden[b, t]` is what predicts `labels[b, t]`.
         labels: Shape (batch, time), token ids; negative (-100) where there is nothing to score.
         head: From hidden states to logits.
-        drawable: (batch, time) sets of tokens; the others have no probability. All tokens when left out.
-        temperature: Divides the logits; where responses were sampled at another temperature than 1, the policy that
-            sampled them is the tempered one ("Adjust the sampling temperature" of
-            https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
-        entropy_requires_grad: Let gradient through the entropy (an entropy bonus), at the cost of its memory.
+        drawable: (batch, time) sets of tokens; tokens outside get probability 0. All tokens when left out.
+        temperature: Divides the logits; must be the temperature that the responses were sampled with ("Adjust the
+            sampling temperature" of https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo).
+        entropy_requires_grad: Compute the gradient of the entropy (for an entropy bonus), at the cost of its memory.
         chunk_size: Tokens in a slice.
 
     Returns:
@@ -76,7 +75,7 @@ def logprobs_from_hidden(
 
 
 def token_logprobs(hidden: Tensor, labels: Tensor, head: Head, *, chunk_size: int = CHUNK_SIZE) -> Tensor:
-    """Log-probabilities of labels over the whole vocabulary, and nothing else: as `logprobs_from_hidden`, but cheaper.
+    """Log-probabilities of labels over the whole vocabulary: cheaper than `logprobs_from_hidden`, without entropy.
 
     Args:
         hidden: Shape (batch, time, hidden): `hidden[b, t]` is what predicts `labels[b, t]`.
@@ -115,20 +114,20 @@ def kl_from_hidden(
     truncate: Callable[[Tensor], Tensor] | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """KL(policy || reference) at each place, summed over all that could be drawn there: exact, and never negative.
+    """The exact KL(policy || reference) at each position, summed over the tokens that could be drawn; never negative.
 
-    Along answers that were sampled its sum estimates the same as the log-ratio's, with less variance; along answers
-    that were searched for, where the log-ratio is no estimate of it, it is a divergence still.
+    Along sampled answers its sum has the same expectation as the sum of log-ratios, with less variance. Along answers
+    of greedy or beam search, where log-ratios do not estimate KL, it is still a divergence.
 
     Args:
         hidden: Shape (batch, time, hidden), the policy's: `hidden[b, t]` is what predicts token t.
         ref_hidden: Shape (batch, time, hidden), the reference's.
-        mask: Shape (batch, time), 1 where it is wanted.
+        mask: Shape (batch, time), 1 where it is to be computed.
         head: From hidden states to the policy's logits.
-        ref_head: From hidden states to the reference's.
-        drawable: (batch, time) what could be drawn; the policy's `truncate` leaves less.
+        ref_head: From hidden states to the reference's logits.
+        drawable: (batch, time) the tokens that could be drawn, apart from `truncate`.
         temperature: Divides the logits of both.
-        truncate: From logits (tokens, vocabulary) to the same with -inf at what the policy's top-k and top-p leave out.
+        truncate: Sets the policy's logits (tokens, vocabulary) to -inf for tokens outside its top-k and top-p.
         chunk_size: Tokens in a slice.
 
     Returns:
@@ -150,9 +149,9 @@ def kl_from_hidden(
 def _score_slices(
     slices: Sequence[tuple[Tensor, Tensor, Drawable]], head: Head, temperature: float, entropy_requires_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of all slices, one after the other, each of shape (tokens,).
+    """Log-probabilities and entropies of all slices, concatenated, each of shape (tokens,).
 
-    A slice is what `head` takes, its targets (tokens,) and what could be drawn there.
+    A slice is the input of `head`, its targets (tokens,) and the tokens that could be drawn.
     """
 
     def score(rows: Tensor, targets: Tensor, drawable: Drawable) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""PPO's losses on one minibatch, with everything that TRL's users have on their dashboards."""
+"""PPO's losses on one minibatch, with TRL's metrics of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ClippedLoss(NamedTuple):
 
 
 class PPOLoss(NamedTuple):
-    """What one minibatch gives.
+    """PPO's losses and metrics on one minibatch.
 
     Attributes:
         total: Shape (): policy + vf_coef * value - entropy_coef * entropy; call `backward` on this.
-        policy: Shape (), without coefficient.
-        value: Shape (), without coefficient.
-        skipped: Shape (), boolean: the mean ratio was above the threshold, all losses are 0 and so are their gradients.
+        policy: The policy loss, shape (), without coefficient.
+        value: The value loss, shape (), without coefficient.
+        skipped: Shape (), boolean: true if the mean ratio exceeded the threshold; all losses and gradients are 0 then.
         stats: TRL 0.11.4's figures by its names (`loss/policy`, `policy/approxkl`, `val/error` …), and beside them
             `val/var_explained` (1 - error / variance of the returns), `policy/ratio_mean`, `policy/ratio_max`,
             `policy/advantages_std` and `skipped`; each of shape (), without gradient.
@@ -49,7 +49,7 @@ def policy_loss(log_ratio: Tensor, advantages: Tensor, mask: Tensor, cliprange: 
         log_ratio: Shape (batch, time): new minus old log-probabilities.
         advantages: Shape (batch, time).
         mask: Shape (batch, time), 1 = response token.
-        cliprange: How far the ratio may be from 1 before its gradient ends.
+        cliprange: How far the ratio may be from 1 before it is clipped.
 
     Returns:
         The loss and the share of clipped tokens.
@@ -63,7 +63,7 @@ def policy_loss(log_ratio: Tensor, advantages: Tensor, mask: Tensor, cliprange: 
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float = 0.2
 ) -> ClippedLoss:
-    """Half the squared error of the value head, which may not gain from leaving its old values by more than the clip.
+    """Half the squared error of the value head, clipped around its old values.
 
     Detail "value function loss clipping" of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/,
     as in TRL 0.11.4.
@@ -101,14 +101,14 @@ def ppo_loss(
 ) -> PPOLoss:
     """Policy loss, value loss and entropy bonus of one minibatch, TRL 0.11.4's `loss`.
 
-    All tensors are of shape (batch, time) and padding in them may hold anything.
+    All tensors are of shape (batch, time); padding in them may hold any value.
 
     Args:
-        logprobs: Of the policy now, with gradient.
-        values: Of the value head now, with gradient.
-        entropy: Of the policy's distribution at each token, in nats; with gradient where `entropy_coef` is not 0.
-        old_logprobs: At rollout.
-        old_values: At rollout.
+        logprobs: Log-probabilities of the current policy, with gradient.
+        values: Values of the current value head, with gradient.
+        entropy: Entropy of the policy's distribution at each token, in nats; with gradient if `entropy_coef` is not 0.
+        old_logprobs: Log-probabilities at rollout.
+        old_values: Values at rollout.
         advantages: From `compute_advantages`.
         returns: From `compute_advantages`.
         mask: 1 = response token.
@@ -116,10 +116,10 @@ def ppo_loss(
         cliprange_value: Clip of the values.
         vf_coef: Weight of the value loss.
         entropy_coef: Weight of the entropy bonus.
-        ratio_threshold: Learn nothing from a minibatch whose mean ratio exceeds this; never when left out.
+        ratio_threshold: Skip a minibatch whose mean ratio exceeds this; never when left out.
 
     Returns:
-        The losses and their figures.
+        The losses and their metrics.
     """
     old_values, advantages, returns = (zero_outside(tensor, mask) for tensor in (old_values, advantages, returns))
     values = zero_outside(values, mask)
@@ -130,7 +130,7 @@ def ppo_loss(
         torch.zeros_like(mean_ratio, dtype=torch.bool) if ratio_threshold is None else mean_ratio > ratio_threshold
     )
 
-    # An infinite ratio times 0 is NaN, in the gradient too: a skipped minibatch must never compute with it.
+    # An infinite ratio times 0 is NaN, also in the gradient, so a skipped minibatch must not use the ratio at all.
     safe_log_ratio = torch.where(skipped, torch.zeros_like(log_ratio), log_ratio)
     policy = policy_loss(safe_log_ratio, advantages, mask, cliprange).loss
     value, value_clipfrac = value_loss(values, old_values, returns, mask, cliprange_value)

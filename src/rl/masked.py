@@ -1,6 +1,6 @@
 """Mean, variance and whitening over the response tokens of a batch.
 
-What is masked out never reaches a statistic, not even as NaN or infinity, and an empty mask gives 0 rather than NaN, so
+Masked-out values never affect a statistic, not even NaN or infinity, and an empty mask gives 0 rather than NaN, so
 that a process whose minibatch holds no response token still takes part in the step.
 """
 
@@ -44,10 +44,10 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_moments(values: Tensor, mask: Tensor, unbiased: bool = True) -> Moments:
-    """Mean and variance of the values where the mask is 1, in two passes.
+    """Mean and variance of the values where the mask is 1, by the two-pass formula.
 
-    The second pass sums squares of what is left after the mean is taken off, so that values far from 0 lose
-    no digits (the one-pass form, E[x²] - E[x]², does).
+    The second pass sums the squares of the deviations from the mean, which keeps precision for values far from 0; the
+    one-pass formula, E[x²] - E[x]², does not.
 
     Args:
         values: Shape (...).
@@ -69,12 +69,12 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tens
 
     `(values - mean) / sqrt(var + 1e-8)`, as TRL 0.11.4's `masked_whiten` and OpenAI's lm-human-preferences, see
     https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo ("Whiten rewards"). As there, values
-    outside the mask go through the same map: mask the result where that matters.
+    outside the mask are transformed too: mask the result where that matters.
 
     Args:
         values: Shape (...).
         mask: Shape (...), 1 where a value counts in the statistics.
-        shift_mean: Take the mean off; without it the values keep their mean.
+        shift_mean: Subtract the mean; otherwise the values keep their mean.
 
     Returns:
         Shape (...).

@@ -1,4 +1,4 @@
-"""Figures of all processes together, from those of each: as if one process had had all of what each had."""
+"""Combines the metrics of all processes into those that a single process with all the data would have."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Figures = dict[str, Tensor]
 
 
 def pooled_means(figures: Mapping[str, Tensor], weights: Tensor) -> Figures:
-    """The mean of each figure over the processes, by what each has.
+    """The weighted mean of each figure over the processes.
 
     Args:
-        figures: Of shape (processes,) each; that of a process which has nothing is left out, even NaN.
-        weights: Shape (processes,): how much each has, such as tokens.
+        figures: Of shape (processes,) each; values with weight 0 are ignored, even NaN.
+        weights: Shape (processes,), such as the number of tokens of each process.
 
     Returns:
-        Of shape () each; 0 where none has anything.
+        Of shape () each; 0 if all weights are 0.
     """
     return {name: _mean(figure, weights) for name, figure in figures.items()}
 
 
 def pooled_variance(means: Tensor, variances: Tensor, counts: Tensor) -> Tensor:
-    """The variance of all values together, from what `masked_moments` says of each part (Chan et al., 1979).
+    """The variance of all values together, from the `masked_moments` of each part (Chan et al., 1979).
 
     Args:
-        means: Shape (parts,).
-        variances: Shape (parts,), with Bessel's correction.
-        counts: Shape (parts,): values in each.
+        means: The parts' means, shape (parts,).
+        variances: The parts' variances with Bessel's correction, shape (parts,).
+        counts: The number of values in each part, shape (parts,).
 
     Returns:
         Shape (), with Bessel's correction; 0 for fewer than two values.
@@ -40,11 +40,11 @@ def pooled_variance(means: Tensor, variances: Tensor, counts: Tensor) -> Tensor:
 
 
 def pool_ppo_stats(stats: Mapping[str, Tensor], tokens: Tensor) -> Figures:
-    """What `ppo_loss` would say of all processes' minibatches as one.
+    """The `stats` that `ppo_loss` would give for the minibatches of all processes as one.
 
     Args:
         stats: `PPOLoss.stats` of each process, of shape (processes,) each.
-        tokens: Shape (processes,): response tokens of each.
+        tokens: The number of response tokens of each process, shape (processes,).
 
     Returns:
         Of shape () each.

@@ -1,7 +1,7 @@
-"""Losses that learn from two answers to a prompt, of which one is better: DPO and its family.
+"""Losses on preference pairs, two answers to a prompt of which one is better: DPO and related methods.
 
-Every function gives one figure a pair. What they take are log-probabilities of whole answers, summed over an answer's
-tokens or averaged over them, as each loss was published; all in nats.
+Every function returns one value per pair. They take log-probabilities of whole answers, in nats, summed or averaged
+over an answer's tokens, as each loss was published.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ SMOOTHED = frozenset({"sigmoid", "robust", "simpo"})
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig:
-    """The hyper-parameters of DPO and its family; names and defaults are TRL 1.16's.
+    """The hyper-parameters of DPO and related methods; names and defaults are TRL 1.16's.
 
     Attributes:
         loss_type: `sigmoid` (DPO, https://arxiv.org/abs/2305.18290), `robust` (https://arxiv.org/abs/2403.00409),
             `hinge` (SLiC, https://arxiv.org/abs/2305.10425), `ipo` (https://arxiv.org/abs/2310.12036), and, without a
             reference, `simpo` (https://arxiv.org/abs/2405.14734) and `orpo` (https://arxiv.org/abs/2403.07691).
-        beta: How strongly the policy is held to the reference; IPO's tau, SimPO's beta, ORPO's lambda.
-        label_smoothing: How often the worse answer is taken to be called the better one; `sigmoid` (conservative DPO),
-            `robust` and `simpo`.
+        beta: Strength of the regularisation towards the reference; IPO's tau, SimPO's beta, ORPO's lambda.
+        label_smoothing: The assumed share of pairs whose labels are swapped; for `sigmoid` (conservative DPO), `robust`
+            and `simpo`.
         simpo_gamma: SimPO's target margin.
-        rpo_alpha: Weight of the cross-entropy of the chosen answers, beside the loss; ORPO has it at weight 1 and takes
-            no other. None where left out.
-        sft_on: What that cross-entropy is the mean over: the `response`'s tokens, or `all`, a decoder-only model's
-            prompts too. As in TRL when left out: `all` for ORPO, `response` elsewhere.
-        reference: Where the reference's log-probabilities come from: the `model` that training started from, or
-            `cached`: computed once before training and kept on disk.
+        rpo_alpha: Weight of the cross-entropy of the chosen answers, added to the loss; not added when left out. ORPO
+            always adds it with weight 1.
+        sft_on: The tokens that this cross-entropy averages over: those of the `response`, or `all`, including a
+            decoder-only model's prompt. When left out, as in TRL, `all` for ORPO and `response` otherwise.
+        reference: Source of the reference's log-probabilities: the `model` that training started from, or `cached`,
+            computed once before training and kept on disk.
     """
 
     loss_type: LossType = "sigmoid"
@@ -72,29 +72,29 @@ class DPOConfig:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss measures the policy by a reference."""
+        """Whether the loss needs a reference model."""
         return self.loss_type not in REFERENCE_FREE
 
     @property
     def sft_weight(self) -> float:
-        """Of the chosen answers' cross-entropy."""
+        """The weight of the chosen answers' cross-entropy; 0 if it is not added."""
         return 1.0 if self.loss_type == "orpo" else self.rpo_alpha or 0.0
 
     @property
     def learns_prompts(self) -> bool:
-        """Whether that cross-entropy is over a decoder-only model's prompts too."""
+        """Whether that cross-entropy includes the prompts of a decoder-only model."""
         return (self.sft_on or ("all" if self.loss_type == "orpo" else "response")) == "all"
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Log-probabilities of the answers of some pairs, each of shape (pairs,).
+    """Log-probabilities and lengths of the answers of pairs, each of shape (pairs,).
 
     Attributes:
-        chosen: Of the better answers, summed over their tokens.
-        rejected: Of the others.
-        chosen_length: Tokens of the better answers.
-        rejected_length: Of the others.
+        chosen: Log-probabilities of the better answers, summed over their tokens.
+        rejected: Those of the other answers.
+        chosen_length: The number of tokens of the better answers.
+        rejected_length: That of the other answers.
     """
 
     chosen: Tensor
@@ -103,22 +103,22 @@ class Pairs:
     rejected_length: Tensor
 
     def select(self, rows: Tensor) -> Pairs:
-        """Some of the pairs."""
+        """The pairs at these indices."""
         return Pairs(self.chosen[rows], self.rejected[rows], self.chosen_length[rows], self.rejected_length[rows])
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
-        """Of a token, of the better answers and of the others."""
+        """Mean log-probabilities per token, of the better answers and of the others."""
         return self.chosen / self.chosen_length.clamp(min=1), self.rejected / self.rejected_length.clamp(min=1)
 
 
 @dataclass(frozen=True)
 class PairLoss:
-    """What a loss makes of some pairs, each of shape (pairs,).
+    """The losses and metrics of pairs, each of shape (pairs,).
 
     Attributes:
-        losses: With gradient.
-        figures: To be averaged and shown, under TRL's names and without gradient.
+        losses: The loss of each pair, with gradient.
+        figures: Metrics to be averaged and logged, under TRL's names and without gradient.
     """
 
     losses: Tensor
@@ -129,9 +129,9 @@ def pair_loss(policy: Pairs, reference: Pairs | None, config: DPOConfig) -> Pair
     """The loss of each pair and its rewards, without the cross-entropy of the chosen answers.
 
     Args:
-        policy: What the policy says, with gradient.
-        reference: What the reference says; None where the loss has none.
-        config: Which loss.
+        policy: The policy's log-probabilities, with gradient.
+        reference: The reference's; None for a loss without a reference.
+        config: The loss and its hyper-parameters.
     """
     beta, figures = config.beta, {}
     if reference is None:
@@ -173,13 +173,13 @@ def pair_loss(policy: Pairs, reference: Pairs | None, config: DPOConfig) -> Pair
 
 
 def sigmoid_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of which answer is the better one, where the margin is the log-odds.
+    """Cross-entropy of the preference, with the margin as its log-odds.
 
     With smoothing, conservative DPO (https://ericmitchell.ai/cdpo.pdf).
 
     Args:
-        margin: (pairs,) of the chosen answer's reward above the rejected one's.
-        label_smoothing: How often labels are wrong.
+        margin: (pairs,) the chosen answer's reward minus the rejected one's.
+        label_smoothing: The assumed share of wrong labels.
     """
     right = -F.logsigmoid(margin)
     if not label_smoothing:
@@ -188,29 +188,29 @@ def sigmoid_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def robust_loss(margin: Tensor, label_smoothing: float) -> Tensor:
-    """The same, unbiased where labels are wrong as often as is said (https://arxiv.org/abs/2403.00409, eq. 12).
+    """`sigmoid_loss`, made unbiased for a known share of wrong labels (https://arxiv.org/abs/2403.00409, eq. 12).
 
     Args:
-        margin: (pairs,).
-        label_smoothing: How often labels are wrong, below 0.5.
+        margin: (pairs,) the chosen answer's reward minus the rejected one's.
+        label_smoothing: The share of wrong labels, below 0.5.
     """
     right, wrong = -F.logsigmoid(margin), -F.logsigmoid(-margin)
     return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
 
 
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """By how much likelier the better answer is, in log-odds (https://arxiv.org/abs/2403.07691, eq. 7).
+    """The log odds ratio of the better to the other answer (https://arxiv.org/abs/2403.07691, eq. 7).
 
     Args:
-        chosen: (pairs,) mean log-probability of a token of the better answer.
-        rejected: (pairs,) of the other.
+        chosen: (pairs,) mean log-probability per token of the better answer.
+        rejected: (pairs,) that of the other answer.
     """
     return (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
 
 
 def _log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x < 0 (https://cran.r-project.org/web/packages/Rmpfr/vignettes/log1mexp-note.pdf)."""
-    x = x.clamp(max=-torch.finfo(x.dtype).eps)  # an answer that is certain would be worth infinitely much
+    x = x.clamp(max=-torch.finfo(x.dtype).eps)  # probability 1 would give minus infinity
     near, split = x > -0.6931471805599453, -0.6931471805599453
     return torch.where(
         near,

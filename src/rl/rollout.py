@@ -1,4 +1,4 @@
-"""Everything that a method learns from in one iteration."""
+"""The rollout: the responses of an iteration and all that training on them needs."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _PER_RESPONSE = ("scores", "shaped_scores", "has_eos", "index")
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One iteration's responses and all that was computed about them; everything is detached.
+    """The responses of one iteration with their scores, log-probabilities and advantages; all tensors are detached.
 
-    The responses to one prompt follow each other. Shapes: query tokens (batch, query_time), response tokens (batch,
-    time), one figure a response (batch,). Figures per response token are 0 where `response_mask` is 0.
+    The responses to one prompt are adjacent. Shapes: per query token (batch, query_time), per response token (batch,
+    time), per response (batch,). Values per response token are 0 where `response_mask` is 0.
 
     Attributes:
         index: The row of each prompt in its split.
-        query_ids: Token ids of the prompts, padded on either side.
+        query_ids: Token ids of the prompts, padded on the left or on the right.
         query_mask: 1 = prompt token.
         response_ids: Token ids of the responses, padded on the right.
-        response_mask: 1 = response token, the EOS that ended it included.
+        response_mask: 1 = response token, including its EOS.
         has_eos: False where a response was cut off.
-        drawable: (batch, time) what could be drawn at each place; all probabilities are over that.
-        logprobs: Of the policy that sampled.
-        ref_logprobs: Of the reference.
-        scores: One a response, as the reward gave them.
-        shaped_scores: After scaling, clipping and the penalty for a missing EOS.
-        advantages: Per token; zeros until the method has filled them in.
-        values: Of the value head, where the method has one.
-        returns: The value head's targets, where the method has one.
+        drawable: (batch, time) the tokens that could be drawn at each position; all probabilities are over these.
+        logprobs: Log-probabilities under the policy that sampled.
+        ref_logprobs: Log-probabilities under the reference.
+        scores: One per response, as the reward returned them.
+        shaped_scores: The scores after scaling, clipping and the penalty for a missing EOS.
+        advantages: Per token; zeros until the method computes them.
+        values: The value head's predictions; None for methods without one.
+        returns: The value head's targets; None for methods without one.
     """
 
     index: Tensor
@@ -65,22 +65,22 @@ class Rollout:
         return self.response_ids.shape[0]
 
     def _tensors(self) -> dict[str, Tensor | Drawable]:
-        """Those that are there, by name."""
+        """All fields that are not None, by name."""
         present = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in present.items() if tensor is not None}
 
     def to(self, device: torch.device | str) -> Rollout:
-        """The same on another device."""
+        """A copy on another device."""
         return Rollout(**{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def select(self, indices: Tensor) -> Rollout:
-        """Some of the responses, without the padding that only the others needed.
+        """Select some responses, and remove padding that only the others needed.
 
         Args:
-            indices: Shape (n,), which rows, in the order wanted; on any device.
+            indices: Shape (n,), the rows in the order wanted; on any device.
 
         Returns:
-            A rollout of n rows, whose query and response times are those of its own longest rows, and at least 1.
+            A rollout of n rows; its query and response times are those of its own longest rows, but at least 1.
         """
         indices = indices.to(self.response_ids.device)
         query, response = _columns(self.query_mask[indices]), _columns(self.response_mask[indices])
@@ -93,17 +93,17 @@ class Rollout:
         return Rollout(**chosen)
 
     def empty(self) -> Rollout:
-        """The same without response tokens: nothing can be learned from it."""
+        """A copy with an all-zero response mask, which gives no gradient."""
         return replace(self, response_mask=torch.zeros_like(self.response_mask))
 
     @staticmethod
     def join(parts: Sequence[Rollout], *, pads_left: bool, vocabulary: int) -> Rollout:
-        """The responses of several rollouts, one after the other.
+        """Concatenate several rollouts.
 
         Args:
             parts: At least one, all of the same method.
-            pads_left: Queries are padded on the left.
-            vocabulary: How many tokens there are.
+            pads_left: Whether queries are padded on the left.
+            vocabulary: The size of the vocabulary.
         """
         query = max(part.query_ids.shape[1] for part in parts)
         time = max(part.response_ids.shape[1] for part in parts)
@@ -117,13 +117,13 @@ class Rollout:
         return Rollout(**joined)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, for a checkpoint."""
+        """The state for a checkpoint: tensors on the CPU, by name."""
         state: dict[str, Any] = dict(self.to("cpu")._tensors())
         return state | {"drawable": self.drawable.to("cpu").data, "drawable_form": self.drawable.form}
 
     @staticmethod
     def from_state_dict(state: dict[str, Any]) -> Rollout:
-        """What `state_dict` was made from."""
+        """Restore a rollout from its `state_dict`."""
         state = dict(state)
         return Rollout(**state | {"drawable": Drawable(state["drawable"], state.pop("drawable_form"))})
 

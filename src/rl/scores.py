@@ -1,4 +1,4 @@
-"""What happens to a reward's scores, one a response, before they become rewards per token."""
+"""Scaling, clipping and penalties of a reward's scores, one per response, before they become rewards per token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from src.rl.masked import masked_moments, zero_outside
 
 _ROUNDING = 1e-6
-"""Scores that differ by no more than this share of their mean are equal: float32 says no more."""
+"""Scores whose standard deviation is below this share of their mean count as equal, given float32's precision."""
 
 
 class RunningMoments:
     """Mean and standard deviation of every score seen so far, over all processes.
 
-    Chan's parallel update, as TRL 0.11.4's `RunningMoments`; scores that are not finite are left out, for a single one
-    would spoil the figures for the rest of the run.
+    Chan's parallel update, as TRL 0.11.4's `RunningMoments`; scores that are not finite are left out, since a single
+    one would make the moments NaN for the rest of the run.
 
     Attributes:
         mean: The running mean, 0 before the first score.
@@ -41,7 +41,7 @@ class RunningMoments:
 
     @torch.no_grad()
     def update(self, scores: Tensor) -> None:
-        """Take in one batch.
+        """Add a batch of scores.
 
         Args:
             scores: Shape (batch,).
@@ -58,25 +58,25 @@ class RunningMoments:
         self.count = total
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """The state for a checkpoint."""
         return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s result."""
+        """Restore a state that `state_dict` returned."""
         self.mean, self.var, self.count = float(state["mean"]), float(state["var"]), float(state["count"])
 
 
 def scale_scores(scores: Tensor, moments: RunningMoments, center: bool = False) -> Tensor:
-    """Divide by the running standard deviation, after taking off the running mean where `center` is set.
+    """Divide by the running standard deviation, after subtracting the running mean if `center` is set.
 
-    As long as all scores are equal they have no scale to be divided by, and keep their size. TRL 0.11.4's
+    As long as all scores are equal they are divided by 1. TRL 0.11.4's
     `use_score_scaling` and `use_score_norm`; see also appendix D of Engstrom et al.,
     https://arxiv.org/abs/2005.12729.
 
     Args:
         scores: Shape (batch,).
-        moments: Of all scores so far, these included.
-        center: Take off the mean: whitening.
+        moments: The moments of all scores so far, including these.
+        center: Subtract the mean.
 
     Returns:
         Shape (batch,).
@@ -86,19 +86,19 @@ def scale_scores(scores: Tensor, moments: RunningMoments, center: bool = False) 
 
 
 def clip_scores(scores: Tensor, limit: float) -> Tensor:
-    """Bring scores into [-limit, limit]; shape (batch,)."""
+    """Clip scores to [-limit, limit]; shape (batch,)."""
     return scores.clamp(-limit, limit)
 
 
 def penalise_missing_eos(scores: Tensor, has_eos: Tensor, penalty: float) -> Tensor:
-    """Take a penalty off the responses that were cut off before they ended by themselves.
+    """Subtract a penalty from the scores of responses that were cut off before EOS.
 
     TRL's `missing_eos_penalty` (since 0.10, `PPOv2Trainer`).
 
     Args:
         scores: Shape (batch,).
         has_eos: Shape (batch,), true where the response ends in EOS.
-        penalty: What is taken off, in units of the score.
+        penalty: The amount to subtract, in units of the score.
 
     Returns:
         Shape (batch,).
@@ -107,19 +107,18 @@ def penalise_missing_eos(scores: Tensor, has_eos: Tensor, penalty: float) -> Ten
 
 
 class ScoreShaper:
-    """Scaling, clipping and the penalty for a missing EOS, in this order.
+    """Applies scaling, clipping and the penalty for a missing EOS, in this order.
 
-    The penalty comes last so that it keeps its size: neither does it move the running moments nor does clipping
-    swallow it.
+    The penalty comes last so that it neither affects the running moments nor is clipped.
 
     Args:
         use_score_scaling: Divide by the running standard deviation.
-        use_score_norm: With scaling, take off the running mean too.
+        use_score_norm: With scaling, subtract the running mean too.
         score_clip: Clip to ± this after scaling; no clipping when left out.
-        missing_eos_penalty: Taken off responses without EOS; nothing when left out.
+        missing_eos_penalty: Subtracted from scores of responses without EOS; nothing when left out.
 
     Attributes:
-        moments: Of the raw scores so far. Kept up only where scaling is on.
+        moments: The moments of the raw scores so far; updated only if scaling is on.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class ScoreShaper:
     def __call__(self, scores: Tensor, has_eos: Tensor) -> Tensor:
         """Shape one batch of scores, updating the running moments.
 
-        A score that is not finite says nothing: it does not move the moments, and 0 stands for it in the result.
+        A score that is not finite does not affect the moments, and becomes 0 in the result.
 
         Args:
             scores: Shape (batch,), raw.
@@ -158,9 +157,9 @@ class ScoreShaper:
         return zero_outside(scores, finite)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold."""
+        """The state for a checkpoint."""
         return {"moments": self.moments.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s result."""
+        """Restore a state that `state_dict` returned."""
         self.moments.load_state_dict(state["moments"])

@@ -1,4 +1,4 @@
-"""An iteration's figures under the names that TRL's users have on their dashboards."""
+"""Metrics of an iteration's rollout, under TRL's names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from src.rl.rollout import Rollout
 
 @torch.no_grad()
 def rollout_stats(rollout: Rollout) -> dict[str, float]:
-    """Figures of the responses: TRL 0.11.4's `objective/…`, `env/…` and `tokens/…`.
+    """Metrics of the responses: TRL 0.11.4's `objective/…`, `env/…` and `tokens/…`.
 
-    `objective/kl` is the mean over responses of the KL of the whole response, what PPO's KL controller takes;
-    `objective/entropy` is the mean of -logprob of the whole response.
+    `objective/kl` is the mean over responses of the KL of the whole response, which PPO's KL controller takes;
+    `objective/entropy` is the mean over responses of -logprob of the whole response.
 
     Args:
         rollout: The responses of all processes.
 
     Returns:
-        Name to figure.
+        The metrics by name.
     """
     mask = rollout.response_mask
     per_response = {
