@@ -1,1 +1,1 @@
-"""A finished model as an endpoint: the OpenAI API over HTTP, requests that arrive together in one batch."""
+"""Serves finished models by the OpenAI API over HTTP, answering simultaneous requests in one batch."""

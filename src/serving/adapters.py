@@ -1,4 +1,4 @@
-"""Several adapters on one base in memory, each a model of its own to clients."""
+"""Serves several adapters on one base model in memory; to clients each is a separate model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from src.models.loading import identify
 from src.models.sources import BASE_FILE, is_adapter, read_json, reading
 from src.models.tying import embedding_matrix
 
-_KEEPS_BASE = (True, False, "gaussian")  # starts of LoRA that leave the base's weights alone
+_KEEPS_BASE = (True, False, "gaussian")  # init_lora_weights that do not change the base
 
 
 class Switch:
-    """Makes one model with several adapters the one that is asked; used by one thread.
+    """Switches between the adapters of one model; not thread-safe.
 
-    PEFT's own `disable_adapter` walks through the model on the way in and out, which costs more than a token of it.
+    PEFT's context manager `disable_adapter` traverses the model twice, which takes longer than generating a token.
 
     Args:
-        model: With all adapters on it.
-        names: What PEFT calls each adapter, by what clients call it.
+        model: The model with all adapters loaded.
+        names: PEFT's name of each adapter, by the name that clients use.
     """
 
     def __init__(self, model: PeftModel, names: Mapping[str, str]) -> None:
@@ -39,10 +39,10 @@ class Switch:
         self._tuner.disable_adapter_layers()
 
     def to(self, adapter: str | None) -> None:
-        """Switch one adapter on and all others off.
+        """Activate one adapter and no other.
 
         Args:
-            adapter: What clients call it; None for the model without any.
+            adapter: The name that clients use; None for the base model alone.
         """
         if adapter == self._now:
             return
@@ -57,25 +57,25 @@ class Switch:
 def share(
     base: FinishedModel, adapters: Mapping[str, str], *, trust_remote_code: bool = False
 ) -> tuple[FinishedModel, Switch]:
-    """Put several adapters on one model, none of them switched on for good.
+    """Load several adapters on one model, to switch between them.
 
     Args:
         base: A whole model; changed in place.
-        adapters: Their directories, by name.
-        trust_remote_code: Let an adapter's settings name code.
+        adapters: The adapters' directories, by name.
+        trust_remote_code: Allow an adapter's settings to name code that is run.
 
     Returns:
-        The model with all of them, and what switches between them.
+        The model with all adapters, and the switch.
 
     Raises:
-        ParleyError: A directory is no adapter of this base, or switching it off would not give the base back.
+        ParleyError: A directory is not an adapter of this base, or disabling it would not restore the base exactly.
     """
     model = base.model
     if not isinstance(model, PreTrainedModel):
         raise ParleyError(f"{base.name} has an adapter of its own, which cannot be folded in; give a whole model.")
     record, adapted = identify(model), None
     device, dtype = base.device, next(model.parameters()).dtype
-    names = {name: f"adapter{number}" for number, name in enumerate(adapters)}  # PEFT's cannot have dots
+    names = {name: f"adapter{number}" for number, name in enumerate(adapters)}  # PEFT allows no dots in names
     for name, directory in adapters.items():
         place = str(Path(directory).expanduser())
         if not is_adapter(place):

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: routes, streams, and what is said when something is wrong."""
+"""The HTTP application: routes, streaming, error responses."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from src.serving.schemas import ChatRequest, CompletionRequest
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.25  # seconds after which a client that has gone is noticed
+LOOK_EVERY = 0.25  # seconds between checks that the client is still connected
 
 
 def make_app(models: Mapping[str, Hosted], engine: Engine) -> FastAPI:
-    """The endpoint of some models.
+    """Make the application that serves some models.
 
     Args:
-        models: By the names that clients call them by.
-        engine: What answers; started and stopped with the endpoint.
+        models: The models by the names that clients use.
+        engine: Generates the answers; started and stopped with the application.
     """
 
     @asynccontextmanager
@@ -45,7 +45,7 @@ def make_app(models: Mapping[str, Hosted], engine: Engine) -> FastAPI:
         finally:
             await asyncio.to_thread(engine.stop)
 
-    # The interactive pages of FastAPI fetch their scripts from another host.
+    # FastAPI's interactive documentation is off, since it loads scripts from another host.
     app = FastAPI(title="Parley", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     began = int(time.time())
 
@@ -144,7 +144,7 @@ async def _answer(engine: Engine, hosted: Hosted, body: ChatRequest | Completion
 async def _pieces(
     engine: Engine, job: Job, events: asyncio.Queue[list[Event]], request: Request
 ) -> AsyncIterator[Event]:
-    """What comes of a job, until all its answers have ended or whoever asked has gone."""
+    """Yield a job's events until all its answers have ended or the client has disconnected."""
     left = len(job.rows)
     looked = time.monotonic()
     try:
@@ -193,7 +193,7 @@ def _sent(chunk: dict[str, Any]) -> bytes:
 
 
 def _say_errors_as_json(app: FastAPI) -> None:
-    """Every error as the API's clients read it."""
+    """Make the application return every error as the API's JSON object."""
 
     @app.exception_handler(ApiError)
     async def refused(_request: Request, error: ApiError) -> JSONResponse:
@@ -223,7 +223,7 @@ def _say_errors_as_json(app: FastAPI) -> None:
 
 
 def _first_complaint(error: RequestValidationError) -> BadRequestError:
-    """What is wrong first, with the field that it is in; what was sent is not repeated."""
+    """The first validation error with its field, without repeating the client's data."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid" or not place:

@@ -1,4 +1,4 @@
-"""Answers by beam search, which weighs whole beams and so has no text before its end."""
+"""Answers by beam search, which has no text to stream before it ends."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 
 class _GivenUp(StoppingCriteria):
-    """Ends a search that nobody waits for any more."""
+    """Ends a search whose requests have all been cancelled."""
 
     def __init__(self, is_given_up: Callable[[], bool]) -> None:
         self.is_given_up = is_given_up
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
-        """(rows,) whether each has ended."""
+        """Whether each row has ended, (rows,)."""
         return torch.full((len(input_ids),), self.is_given_up(), dtype=torch.bool, device=input_ids.device)
 
 
 def answer_by_beams(hosted: Hosted, rows: Sequence[Row], is_given_up: Callable[[], bool]) -> list[Piece]:
-    """Search for an answer to each prompt.
+    """Answer prompts by beam search.
 
     Args:
         hosted: The model.
-        rows: All with the same options; those with one prompt are its best beams, the best one first.
-        is_given_up: Asked at every token whether to end.
+        rows: Answers with equal options; rows with the same prompt get its best beams, the best one first.
+        is_given_up: Called at every token; true ends the search.
 
     Returns:
-        The whole answers.
+        The complete answers.
     """
     finished, options = hosted.finished, rows[0].options
     prompts = list({id(row.prompt): row.prompt for row in rows}.values())

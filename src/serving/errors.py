@@ -1,4 +1,4 @@
-"""What goes wrong with a request, as the OpenAI API says it: a status and a JSON object."""
+"""Errors in the form of the OpenAI API: an HTTP status and a JSON object."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ class ApiError(Exception):
     """A request that cannot be answered.
 
     Args:
-        status: Of HTTP.
+        status: The HTTP status.
         message: One line: what is wrong and what to do.
         kind: The API's `type`.
-        code: The API's `code`, by which clients tell errors apart.
+        code: The API's `code`, by which clients distinguish errors.
         param: The field that is wrong.
     """
 
@@ -28,7 +28,7 @@ class ApiError(Exception):
 
 
 class BadRequestError(ApiError):
-    """A request that is wrong in itself.
+    """An invalid request (status 400).
 
     Args:
         message: One line.
@@ -41,6 +41,6 @@ class BadRequestError(ApiError):
 
 
 def error_body(message: str, kind: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """An error as the API's clients read it; half characters in the message become question marks."""
+    """The API's JSON object of an error; lone surrogates in the message become question marks."""
     clean = message.encode("utf-8", "replace").decode("utf-8")
     return {"error": {"message": clean, "type": kind, "param": param, "code": code}}

@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: where it is from, its key, its kind and its size."""
+"""Checks of every request before the application sees it: host name, API key, content type and size."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-OPEN_PATHS = ("/health",)  # for whoever watches the server
+OPEN_PATHS = ("/health",)  # for health checks
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass
 class Guard:
-    """ASGI middleware that refuses in JSON.
+    """ASGI middleware that checks requests and refuses them with a JSON error.
 
     Attributes:
-        app: What answers.
-        key: That clients must have; None for none.
-        max_body: Bytes of a request at most.
-        hosts: The names by which the server may be called; None for any. A page elsewhere that lets its own name lead
-            to this machine (DNS rebinding) calls it by another.
-        open_paths: What needs no key, beside `OPEN_PATHS`.
+        app: The application behind it.
+        key: The key that clients must send; None for none.
+        max_body: The most bytes of a request's body.
+        hosts: The allowed host names (`Host` header); None for any. This guards against DNS rebinding, where a foreign
+            web page's own host name resolves to this machine.
+        open_paths: Paths that need no key, beside `OPEN_PATHS`.
     """
 
     app: Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -38,7 +38,7 @@ class Guard:
     open_paths: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer why not."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -73,7 +73,7 @@ class Guard:
                     code="invalid_api_key",
                 )  # fmt: skip
         kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-        if scope["method"] == "POST" and kind != "application/json":  # a form of a page elsewhere cannot send this
+        if scope["method"] == "POST" and kind != "application/json":  # HTML forms of foreign pages cannot send JSON
             raise ApiError(415, "requests are JSON; send Content-Type: application/json.", "invalid_request_error")
 
     async def _body(self, receive: Receive, headers: dict[bytes, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""A model that answers requests: how it is asked, what it does where a request says nothing, what it can take."""
+"""A served model: its prompt format, its default decoding options and its limits."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from src.serving.rows import Penalties, Row, new_row
 
 
 class TooLongError(ParleyError):
-    """A prompt, or a prompt and its answer, that the model has no room for."""
+    """A prompt, or a prompt and its answer, does not fit the model's window or the server's limits."""
 
 
 def _always_active() -> None:
-    """There is nothing to switch: the model has one name."""
+    """Do nothing: the model has no adapters to switch."""
 
 
-TAIL = 8  # tokens of a prompt that a continuation's first blank is told from
+TAIL = 8  # tokens of a prompt to decode with a continuation, to keep its first blank
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """Limits of a request.
 
     Attributes:
-        prompt_tokens: Of a prompt at most.
-        answer_tokens: Of an answer at most.
-        answers: To one request at most.
+        prompt_tokens: The most tokens of a prompt.
+        answer_tokens: The most tokens of an answer.
+        answers: The most answers to one request.
     """
 
     prompt_tokens: int = 4096
@@ -53,21 +53,20 @@ class Limits:
 
 @dataclass
 class Hosted:
-    """A model under the name that clients call it by.
+    """A served model under the name that clients use.
 
     Attributes:
-        name: What clients call it.
+        name: The name that clients use.
         finished: The model and its tokenizer.
-        options: How it decodes where a request says nothing.
-        limits: What requests may ask for.
-        format: How a decoder-only model is asked in a talk; `auto` as in `parley chat`.
-        system: What it is told first where a talk does not say.
-        activate: Makes the model the one of this name, where it is several at once: one for each of its adapters, and
-            one without any.
+        options: The decoding options that a request may override.
+        limits: The limits of a request.
+        format: The prompt format of a decoder-only model for conversations; `auto` as in `parley chat`.
+        system: The system prompt of conversations that have none.
+        activate: Switches to this model's adapter, if several models share one base; called before each use.
         style: `format`, resolved.
 
     Raises:
-        ParleyError: It cannot be asked in this format, or has an adapter that is read as part of prompts.
+        ParleyError: It does not support this format, or its adapter is of a prompt-learning type.
     """
 
     name: str
@@ -89,7 +88,7 @@ class Hosted:
         self.style = resolve_style(self.format, self.finished, turns=True, trained=True)
         self.endings = ending_ids(tokenizer, model)
         self.rules = token_rules(model, tokenizer)
-        # Fast tokenizers are not for two threads at once, and other names may have the same.
+        # Fast tokenizers are not thread-safe, and models under other names may share this one.
         self.decoding_tokenizer = copy.deepcopy(tokenizer)
         self.finished = replace(self.finished, tokenizer=copy.deepcopy(tokenizer))
         self._encoding = threading.Lock()
@@ -101,16 +100,16 @@ class Hosted:
 
     @property
     def unused(self) -> list[str]:
-        """Of the model's own settings those that only whole batches know."""
+        """The model's own generation settings that are used for beam search only."""
         return sorted(self.options.further) if isinstance(self.options, ModelOptions) else []
 
     # Prompts
 
     def talk(self, turns: Sequence[Turn]) -> list[int]:
-        """The token ids of a talk that ends with the user's turn.
+        """The token ids of a conversation that ends with the user's turn.
 
         Raises:
-            ParleyError: It does not, or the chat template fails.
+            ParleyError: It does not end with the user's turn, or the chat template fails.
         """
         if not turns or turns[-1].role != "user":
             raise ParleyError("the last message must be the user's; it is what the model answers.")
@@ -118,40 +117,40 @@ class Hosted:
             return turn_ids(self.with_system(turns), self.finished, self.style)
 
     def with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
-        """A talk with what the model is told first, where the talk does not say."""
+        """A conversation with the server's system prompt in front, unless it has its own."""
         if self.system is None or turns[0].role == "system":
             return turns
         return [Turn("system", self.system), *turns]
 
     def text(self, prompt: str) -> list[int]:
-        """The token ids of a text, on which a decoder-only model goes on.
+        """The token ids of a plain text, which a decoder-only model continues.
 
         Raises:
-            ParleyError: It holds half a character.
+            ParleyError: It contains a lone surrogate.
         """
         refuse_surrogates(prompt, "the prompt")
         with self._encoding:
             return text_prompt_ids(prompt, self.finished, "plain" if self.finished.is_encoder_decoder else "raw")
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Refuse token ids that there is no embedding for.
+        """Refuse token ids outside the embedding matrix.
 
         Raises:
-            ParleyError: Names one.
+            ParleyError: There is one; the message names it.
         """
         size = embedding_matrix(base_model(self.finished.model)).shape[0]
         if odd := [id for id in ids if not 0 <= id < size]:
             raise ParleyError(f"there is no token {odd[0]}; {self.name} has {size:,}, from 0.")
 
     def room(self, prompt: Sequence[int], asked: int | None) -> int:
-        """How many tokens an answer may have.
+        """The most tokens that an answer may have.
 
         Args:
-            prompt: Token ids.
-            asked: As many as the request asks for; the model's default when None.
+            prompt: The prompt's token ids.
+            asked: The number that the request asks for; the model's default when None.
 
         Raises:
-            ParleyError: The prompt is empty or too long, or the request asks for more than may be.
+            ParleyError: The prompt is empty or too long, or the request asks for too many tokens.
         """
         longest = min(self.limits.prompt_tokens, self._limit or self.limits.prompt_tokens)
         window = None if self.finished.is_encoder_decoder else self.finished.positions
@@ -184,14 +183,14 @@ class Hosted:
         top_logprobs: int | None,
         as_continuation: bool,
     ) -> list[Row]:
-        """The answers to a prompt, to be written.
+        """Make the rows for the answers to a prompt.
 
         Args:
-            prompt: Token ids.
-            options: How they decode.
-            penalties: What else changes their logits.
-            number: The prompt's among the request's.
-            count: How many answers.
+            prompt: The prompt's token ids.
+            options: The decoding options.
+            penalties: The API's penalties and biases.
+            number: The prompt's index in the request.
+            count: The number of answers.
             top_logprobs: As in `Row`.
             as_continuation: Keep the white space between the prompt and an answer.
         """
@@ -202,7 +201,7 @@ class Hosted:
         rows = []
         for answer in range(count):
             generator = None
-            if options.do_sample:  # as `parley generate` draws its answers
+            if options.do_sample:  # the same seeds as in `parley generate`
                 generator = torch.Generator(device).manual_seed(row_seed(seed, number, answer))
             rows.append(
                 new_row(

@@ -1,4 +1,4 @@
-"""The page at `/`: files that a browser loads, and the little that the page needs beside the API that is served."""
+"""The web page at `/`: its static files, and the routes that it needs beside the API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from src.serving.votes import Vote, VoteFile, voted_pair
 
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 
-# Nothing but the server's own files, and answers of models are text wherever they land.
+# The page may load the server's own files only, so that text of a model cannot load or run anything.
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -34,11 +34,11 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Page:
-    """What a page has beside the models.
+    """What the page offers beside the models.
 
     Attributes:
-        rows: That one may ask about.
-        votes: Where votes go; None where nobody is asked for any.
+        rows: Data rows that a user may ask about.
+        votes: The file for votes; None to take none.
     """
 
     rows: Sequence[PageRow] = ()
@@ -47,12 +47,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Preset:
-    """A decoding preset as the page shows it.
+    """A decoding preset on the page.
 
     Attributes:
-        name: That requests call it by.
-        does: Its options in a line.
-        answers: How many it is made for.
+        name: Its name in requests.
+        does: Its options, in one line.
+        answers: The number of answers that it sets.
     """
 
     name: str
@@ -61,22 +61,22 @@ class Preset:
 
 
 def page_files() -> dict[str, bytes]:
-    """The page's files by the paths that they have on the server."""
+    """The page's files by their URL paths."""
     place = resources.files("src.serving").joinpath("page")
     files = {f"/page/{file.name}": file.read_bytes() for file in place.iterdir() if _suffix(file.name) in KINDS}
     return {"/": files.pop("/page/index.html"), **files}
 
 
 def add_page(app: FastAPI, models: Mapping[str, Hosted], page: Page) -> frozenset[str]:
-    """Put the page on a server.
+    """Add the page's routes to an application.
 
     Args:
-        app: The server.
-        models: By the names that clients call them by.
-        page: What else there is.
+        app: The application.
+        models: The models by the names that clients use.
+        page: Rows and votes.
 
     Returns:
-        The paths that a browser must reach before it can send a key; there is nothing of anybody's under them.
+        The paths of the static files, which need no API key, since a browser loads them before it can send one.
     """
     files = page_files()
     for path, content in files.items():
@@ -94,7 +94,7 @@ def add_page(app: FastAPI, models: Mapping[str, Hosted], page: Page) -> frozense
         return JSONResponse({"number": number, **asdict(page.rows[number])}, headers=HEADERS)
 
     @app.post("/votes")
-    def vote(body: Vote) -> Response:  # in a thread of its own: it waits for the disk
+    def vote(body: Vote) -> Response:  # not async, so that it runs in a thread: it writes to disk
         if page.votes is None:
             raise ApiError(404, "no votes are taken here; start the server with --votes FILE.", "invalid_request_error")
         for name in (body.chosen.model, body.rejected.model):
@@ -127,7 +127,7 @@ def _suffix(name: str) -> str:
 
 
 def _settings(models: Mapping[str, Hosted], page: Page) -> dict[str, Any]:
-    """What the page asks for first."""
+    """The page's settings, which it loads first."""
     return {
         "models": [
             {"id": name, "does": describe(hosted.options), "samples": hosted.options.do_sample}

@@ -1,4 +1,4 @@
-"""The rows of a data file that the page may ask about: each its text and its right answers."""
+"""Data rows for the page: texts to ask about, with reference answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from src.inference.examples import from_file
 
 @dataclass(frozen=True)
 class PageRow:
-    """What a row asks.
+    """One data row.
 
     Attributes:
         id: Its name in the source.
@@ -36,10 +36,10 @@ def read_page_rows(path: str) -> list[PageRow]:
     """Read a data file: DialogSum, ChatbotData, conversations, a table with a prompt, or a text file's lines.
 
     Args:
-        path: A file, a directory (its split `test` where there is one, else `validation` or `train`) or a hub name.
+        path: A file, a directory (its split `test` if there is one, else `validation` or `train`) or a hub name.
 
     Raises:
-        ParleyError: It cannot be read, or has no column that asks anything.
+        ParleyError: It cannot be read, or has no column of prompts.
     """
     place = Path(path).expanduser()
     if place.is_file() and place.suffix.lower() not in ROW_SUFFIXES:
@@ -93,6 +93,6 @@ def _prompt(source: Rows, number: int, column: str) -> str:
 
 
 def _talk(name: str, cell: object, place: str) -> PageRow:
-    """A talk up to its last answer."""
+    """A conversation up to its last answer, which is the reference."""
     turns = answered(parse_messages(cell, place))
     return PageRow(name, as_text(turns[:-1]), [turns[-1].content]) if turns else PageRow(name, "")

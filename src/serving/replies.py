@@ -1,4 +1,4 @@
-"""What clients get, as the OpenAI API has it: whole answers, and chunks of a stream."""
+"""The OpenAI API's response objects: complete answers, and chunks of a stream."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass
 class Replies:
-    """Makes the objects of one reply.
+    """Makes the response objects of one request.
 
     Attributes:
-        model: The name that the client called it by.
-        is_chat: Of a talk; of a completion otherwise.
-        tokenizer: The model's.
-        echoes: For each answer the text before it.
-        with_usage: Whether a stream ends with what was used.
+        model: The model's name in the request.
+        is_chat: Whether it is a chat completion; otherwise it is a completion.
+        tokenizer: The model's tokenizer.
+        echoes: For each answer the text to put before it.
+        with_usage: Whether a stream ends with a usage chunk.
         with_logprobs: Whether log-probabilities were asked for.
     """
 
@@ -38,11 +38,11 @@ class Replies:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
-        """All answers at once.
+        """The response with all answers, for requests without streaming.
 
         Args:
-            pieces: Of all of them, in the order in which they came.
-            usage: What `usage` gave.
+            pieces: The pieces of all answers, in order of generation.
+            usage: What `usage` returned.
         """
         choices = []
         for number in range(len(self.echoes)):
@@ -63,18 +63,18 @@ class Replies:
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
     def opening(self) -> list[dict[str, Any]]:
-        """What a stream begins with."""
+        """The first chunks of a stream: roles, or echoed prompts."""
         if self.is_chat:
             first = {"role": "assistant", "content": ""}
             return [self._chunk(number, {"delta": first}) for number in range(len(self.echoes))]
         return [self._chunk(number, {"text": echo}) for number, echo in enumerate(self.echoes) if echo]
 
     def chunk(self, piece: Piece, offset: int) -> dict[str, Any]:
-        """A step of an answer.
+        """The chunk for one piece of an answer.
 
         Args:
-            piece: What is new.
-            offset: Characters of the answer before it.
+            piece: The new piece.
+            offset: The number of characters of the answer before it.
         """
         said = {"content": piece.text} if piece.text or not piece.finish else {}
         logprobs = self._logprobs(piece.tokens, offset) if self.with_logprobs else None
@@ -82,7 +82,7 @@ class Replies:
         return self._chunk(piece.choice, body, logprobs, piece.finish)
 
     def closing(self, usage: dict[str, int]) -> list[dict[str, Any]]:
-        """What a stream ends with."""
+        """The last chunks of a stream: the usage, if asked for."""
         return [{**self._head("chat.completion.chunk"), "choices": [], "usage": usage}] if self.with_usage else []
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -118,14 +118,14 @@ class Replies:
         return {"token": text, "logprob": logprob, "bytes": None if UNFINISHED in text else list(text.encode())}
 
     def _text(self, id: int) -> str:
-        """What a token stands for, the blank before it included."""
+        """A token's text, including the blank before a word."""
         text = str(self.tokenizer.decode([id]))
         begins_word = str(self.tokenizer.convert_ids_to_tokens(id) or "").startswith("▁")
         return f" {text.lstrip(' ')}" if begins_word else text
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """What a request took."""
+    """The API's `usage` object."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

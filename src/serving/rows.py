@@ -1,4 +1,4 @@
-"""One answer that is being written, and the choice of its next token."""
+"""An answer being generated, and the choice of its next token."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from src.models.logits import draw, sampling_limits
 
 @dataclass(frozen=True)
 class Penalties:
-    """What the OpenAI API has beside the usual decoding options.
+    """The OpenAI API's penalties and logit biases.
 
     Attributes:
-        presence: Taken off the logits of tokens that the answer has already.
-        frequency: Taken off for each time that it has them.
-        bias: Added to tokens' logits, by id.
+        presence: Subtracted from the logit of each token that the answer contains.
+        frequency: Subtracted from it once more for each occurrence.
+        bias: Values added to logits, as pairs (token id, value).
     """
 
     presence: float = 0.0
@@ -41,12 +41,12 @@ class Penalties:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of an answer with its log-probability by the model itself, before temperature and limits.
+    """A token of an answer with its log-probability under the model, before temperature, top-k and top-p.
 
     Attributes:
-        id: The token.
-        logprob: Natural logarithm.
-        top: The likeliest tokens there, likeliest first, each with its own.
+        id: The token's id.
+        logprob: Its log-probability, in nats.
+        top: The likeliest tokens at that position, in descending order, as pairs (id, log-probability).
     """
 
     id: int
@@ -56,13 +56,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step added to an answer.
+    """The text that one step added to an answer.
 
     Attributes:
-        choice: Which of the request's answers.
-        text: What is certain of it; may be empty.
-        tokens: With their log-probabilities, where these were asked for.
-        finish: `stop` or `length` where the answer has ended.
+        choice: The answer's index in the request.
+        text: The new text as far as it is final; may be empty.
+        tokens: Its tokens with log-probabilities, if these were asked for.
+        finish: `stop` or `length` if the answer has ended; None otherwise.
     """
 
     choice: int
@@ -73,20 +73,20 @@ class Piece:
 
 @dataclass(eq=False)
 class Row:
-    """An answer that is being written.
+    """An answer being generated.
 
     Attributes:
-        prompt: Token ids.
-        choice: Which of the request's answers.
-        options: How it decodes; its stop strings and its limit are in them.
-        penalties: What else changes its logits.
-        stream: Makes text of its tokens.
+        prompt: The prompt's token ids.
+        choice: The answer's index in the request.
+        options: Its decoding options, including stop strings and length limits.
+        penalties: The API's penalties and biases.
+        stream: Decodes its tokens to text.
         endings: The tokens that end it.
-        rules: Which tokens it may not have, given the answer so far.
-        generator: Of its own, where it is sampled.
-        top_logprobs: How many of the likeliest tokens to name at each place; None where nothing of the kind is wanted.
-        start: What its tokens follow where whole sequences are looked at (repetitions).
-        ids: Written so far.
+        rules: Processors that forbid tokens, given the answer so far.
+        generator: Its own random number generator, if it is sampled.
+        top_logprobs: How many of the likeliest tokens to report at each position; None for no log-probabilities.
+        start: Token ids before the answer, for processors that need the whole sequence (repetition).
+        ids: The tokens generated so far.
     """
 
     prompt: list[int]
@@ -113,12 +113,12 @@ class Row:
 
     @property
     def is_ruled(self) -> bool:
-        """Whether anything but temperature and limits changes its logits."""
+        """Whether anything beside temperature, top-k and top-p changes its logits."""
         must_go_on = len(self.ids) < self.options.min_new_tokens
         return bool(self._looks_back or self.rules or self.penalties or must_go_on)
 
     def ruled(self, logits: Tensor) -> Tensor:
-        """Its logits, (1, vocabulary), under its rules."""
+        """Apply its rules and penalties to its logits, (1, vocabulary)."""
         answer = torch.tensor([self.ids], dtype=torch.long, device=logits.device)
         if self._looks_back:
             whole = torch.tensor([[*self.start, *self.ids]], dtype=torch.long, device=logits.device)
@@ -134,10 +134,10 @@ class Row:
         return logits
 
     def take(self, token: int, logprob: TokenLogprob | None) -> Piece:
-        """Add a token.
+        """Append a token.
 
         Returns:
-            What is new, and whether the answer has ended with it.
+            The new text, and whether the answer has ended.
         """
         self.ids.append(token)
         ended = token in self.endings
@@ -170,20 +170,20 @@ def new_row(
     strip: bool = True,
     **rest: Any,
 ) -> Row:
-    """A row, with what makes text of its tokens; see `Row` and `TextStream`."""
+    """Make a row and its text stream; see `Row` and `TextStream` for the arguments."""
     stream = TextStream(tokenizer, len, endings, options.stop_strings, prefix, strip)
     return Row(prompt, choice, options, stream=stream, endings=frozenset(endings), **rest)
 
 
 def choose(rows: Sequence[Row], logits: Tensor) -> tuple[list[int], list[TokenLogprob | None]]:
-    """Each row's next token, by its own options.
+    """Choose each row's next token by its own options.
 
     Args:
         rows: The rows.
         logits: (rows, vocabulary) float32.
 
     Returns:
-        The tokens, and their log-probabilities where these are wanted.
+        The tokens, and their log-probabilities for rows that want them.
     """
     wanted = [place for place, row in enumerate(rows) if row.top_logprobs is not None]
     logprobs = logits[wanted].log_softmax(-1) if wanted else None

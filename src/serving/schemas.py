@@ -1,4 +1,4 @@
-"""What clients send, as the OpenAI API has it: what is known is checked, and what cannot be done is refused."""
+"""The OpenAI API's request objects: known fields are validated, unsupported ones refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from src.serving.errors import BadRequestError
 
-# Fields of the API that change what is asked for and that no model here can do, with what they mean when left alone.
+# Unsupported fields of the API that would change the answer, with the values that are allowed since they do not.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -39,13 +39,13 @@ Text = Annotated[str, Field(max_length=1_000_000)]
 
 
 class _Strict(BaseModel):
-    """Types as they are: no text for a number, no number for a truth value."""
+    """Validates types strictly, without conversion such as from text to number."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
 class StreamOptions(_Strict):
-    """What a stream has beside the text."""
+    """What a stream contains beside the text."""
 
     include_usage: bool = False
 
@@ -58,14 +58,14 @@ class Part(_Strict):
 
 
 class Message(_Strict):
-    """One message of a talk."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[Part] | None = None
 
 
 class Decoding(_Strict, ABC):
-    """How to decode; what is left out is as the server was told, or as the model's own settings have it.
+    """Decoding options; for those left out the server's hold, or the model's own.
 
     `top_k`, `repetition_penalty`, `min_tokens` and `preset` are not OpenAI's; its client sends them as `extra_body`.
     """
@@ -95,19 +95,19 @@ class Decoding(_Strict, ABC):
 
     @property
     def asked_tokens(self) -> int | None:
-        """Tokens of an answer at most."""
+        """The most tokens of an answer; None for the default."""
         return self.max_tokens
 
     @property
     @abstractmethod
     def top_tokens(self) -> int | None:
-        """How many of the likeliest tokens to name at each place; None where no log-probabilities are wanted."""
+        """How many of the likeliest tokens to report at each position; None for no log-probabilities."""
 
     def biases(self) -> tuple[tuple[int, float], ...]:
         """The logit biases by token id.
 
         Raises:
-            BadRequestError: A key is no id.
+            BadRequestError: A key is not a token id.
         """
         pairs = []
         for key, bias in (self.logit_bias or {}).items():
@@ -122,7 +122,7 @@ class Decoding(_Strict, ABC):
         """Refuse what would change the answer and is not done, and names that nobody knows, misspelt ones among them.
 
         Raises:
-            BadRequestError: Names it.
+            BadRequestError: There is one; the message names it.
         """
         for name, value in (self.model_extra or {}).items():
             if name in HARMLESS or value is None or value in UNSUPPORTED.get(name, ()):
@@ -144,7 +144,7 @@ class ChatRequest(Decoding):
 
     @property
     def asked_tokens(self) -> int | None:
-        """Tokens of an answer at most."""
+        """The most tokens of an answer; None for the default."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
@@ -153,10 +153,10 @@ class ChatRequest(Decoding):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def talk(self) -> list[dict[str, Any]]:
-        """The messages with their text.
+        """The messages as dictionaries of role and text.
 
         Raises:
-            BadRequestError: One has something else than text in it.
+            BadRequestError: A message has a part that is not text, or no content.
         """
         found = []
         for number, message in enumerate(self.messages):

@@ -1,4 +1,4 @@
-"""A server on a port, until it is told to stop; what is under way then is finished."""
+"""Runs the HTTP server until a signal, and finishes requests under way before it stops."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address that nobody else has.
+    """Make a socket that listens on an address.
 
     Args:
-        host: A name or a number.
-        port: 0 for any that is free.
+        host: A host name or IP address.
+        port: The port; 0 for any free one.
 
     Raises:
-        ParleyError: There is no such address, or it is taken.
+        ParleyError: The address does not exist or is in use.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
-        taken.listen()  # some systems let two bind as long as neither listens
+        taken.listen()  # some systems let two processes bind as long as neither listens
     except OSError as error:
         raise ParleyError(
             f"{host}:{port} cannot be listened at ({error.strerror or error}); give another --host or --port."
@@ -44,11 +44,11 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which having finished would kill itself by the signal that it was stopped with.
+    """uvicorn's server, except that it does not raise the signal again after it has stopped.
 
     Args:
-        config: uvicorn's.
-        ready: Called once it answers.
+        config: uvicorn's configuration.
+        ready: Called once the server accepts requests.
     """
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
@@ -56,14 +56,14 @@ class _Server(uvicorn.Server):
         self.ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say so."""
+        """Start the server and call `ready`."""
         await super().startup(sockets=sockets)
         if self.started:
             self.ready()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Finish at the first signal; a second Ctrl-C ends at once."""
+        """Handle signals: the first stops the server gracefully, a second Ctrl-C at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,24 +75,24 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Say what happens now."""
+        """Log that the server is stopping, and stop it."""
         if not self.should_exit:
             log.info("%s: no more requests are taken; those under way are finished.", signal.Signals(sig).name)
         super().handle_exit(sig, frame)
 
 
 def make_server(app: Any, ready: Callable[[], object]) -> uvicorn.Server:
-    """A server of an ASGI application; see `_Server`."""
+    """Make a server for an ASGI application; see `_Server`."""
     config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, server_header=False)
     return _Server(config, ready)
 
 
 def serve(app: Any, listening: socket.socket, ready: Callable[[], object]) -> None:
-    """Answer requests until SIGINT or SIGTERM, and then those that are under way.
+    """Serve requests until SIGINT or SIGTERM, and finish those under way.
 
     Args:
         app: An ASGI application.
-        listening: What `bound` gave.
-        ready: Called once it answers.
+        listening: The socket from `bound`.
+        ready: Called once the server accepts requests.
     """
     asyncio.run(make_server(app, ready).serve(sockets=[listening]))

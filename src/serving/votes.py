@@ -1,4 +1,4 @@
-"""What people vote for on the page, as preference pairs that DPO and reward models learn from."""
+"""Votes from the page, stored as preference pairs for DPO and reward models."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from src.writing import adding_to, writing
 
 log = logging.getLogger(__name__)
 
-MOST_CHARACTERS = 200_000  # of a message or an answer
-BLOCK = 65_536  # bytes
+MOST_CHARACTERS = 200_000  # in a message or an answer
+BLOCK = 65_536  # bytes read at a time
 Said = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 Name = Annotated[str, Field(max_length=1000)]
 
 
 class _Closed(BaseModel):
-    """Types as they are, and no fields that nobody knows."""
+    """Validates types strictly and refuses unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class VotedMessage(_Closed):
-    """A message of the talk that was answered."""
+    """A message of the conversation that was answered."""
 
     role: Literal["system", "user", "assistant"]
     content: Said
 
 
 class VotedOptions(_Closed):
-    """How an answer was decoded, as far as the request said; the same columns in every pair."""
+    """The decoding options in an answer's request; every pair has all columns, null if not given."""
 
     preset: Name | None = None
     temperature: float | None = None
@@ -58,7 +58,7 @@ class VotedOptions(_Closed):
 
 
 class VotedAnswer(_Closed):
-    """An answer and what wrote it."""
+    """An answer with its model and decoding options."""
 
     text: Said
     model: Name
@@ -66,17 +66,17 @@ class VotedAnswer(_Closed):
 
 
 class Vote(_Closed):
-    """`POST /votes`: two answers to one talk, the better one first."""
+    """`POST /votes`: two answers to one conversation, the better one first."""
 
     messages: Annotated[list[VotedMessage], Field(min_length=1, max_length=10_000)]
     chosen: VotedAnswer
     rejected: VotedAnswer
 
     def turns(self) -> tuple[Turn, ...]:
-        """The talk that both answer.
+        """The conversation that both answer, after checking the vote.
 
         Raises:
-            ParleyError: It does not end with the user's message, or the answers cannot be learned from.
+            ParleyError: It does not end with the user's message, or the answers are empty or equal.
         """
         turns = parse_messages([message.model_dump() for message in self.messages], "messages")
         if turns[-1].role != "user":
@@ -92,11 +92,11 @@ class Vote(_Closed):
 
 
 def voted_pair(vote: Vote, turns: Sequence[Turn]) -> dict[str, Any]:
-    """A row of preference data, in the layout of messages that `PreferenceDataModule` and TRL read.
+    """Make a row of preference data, in the conversational format that `PreferenceDataModule` and TRL read.
 
     Args:
         vote: The vote.
-        turns: The talk as the model was asked it, the server's own system turn included.
+        turns: The conversation as the model got it, including the server's system prompt.
     """
     row: dict[str, Any] = {
         "id": secrets.token_hex(8),
@@ -111,13 +111,13 @@ def voted_pair(vote: Vote, turns: Sequence[Turn]) -> dict[str, Any]:
 
 @dataclass
 class VoteFile:
-    """A file of JSON lines that pairs are added to, each as a whole.
+    """A JSON lines file to which pairs are appended atomically.
 
     Attributes:
-        path: The file; made where there is none.
+        path: The file; made if it does not exist.
 
     Raises:
-        ParleyError: It is no `.jsonl`, or it cannot be written.
+        ParleyError: Its name does not end in `.jsonl`, or it cannot be written.
     """
 
     path: Path
@@ -130,14 +130,14 @@ class VoteFile:
             pass
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write a pair down; it is on the disk when this returns.
+        """Append a pair and flush it to disk.
 
         Raises:
-            ParleyError: The file cannot be written; what is in it stays.
+            ParleyError: The file cannot be written; its content is unchanged.
         """
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self._lock, writing(self.path), self.path.open("ab+") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # another server may have the same file
+            fcntl.flock(stream, fcntl.LOCK_EX)  # another server may write to the same file
             line = self._mended_end(stream.fileno()) + line
             with adding_to(self.path):
                 stream.write(line)
@@ -145,7 +145,7 @@ class VoteFile:
                 os.fsync(stream.fileno())
 
     def _mended_end(self, descriptor: int) -> bytes:
-        """What must come before the next line: a kill may have left half of one, an editor one without its end."""
+        """Repair the end of the file: cut off half a line that a kill left, return a missing line end to write."""
         size = start = os.fstat(descriptor).st_size
         tail = b""
         while start and b"\n" not in tail:
