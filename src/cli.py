@@ -1,4 +1,4 @@
-"""The command `parley`: finds the subcommand, turns what goes wrong into one line.
+"""The command `parley`: dispatches to the subcommand and reports errors as one line.
 
 Nothing heavy is imported here: `parley --help` must answer at once, and each subcommand imports what it needs.
 """
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `parley`; those of the process when left out.
 
     Returns:
-        The exit status: 0 when all went well, 2 when the input cannot be used, 128 and its number
+        The exit status: 0 when all went well, 2 when the input cannot be used, 128 plus its number
         after a signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interruption(words[0], at_once=words[0] in TRAINER_COMMANDS) as interrupted:
         try:
             status = _answer(words, debug=debug)
-        except BaseException:  # whatever a library made of it
+        except BaseException:  # libraries may replace KeyboardInterrupt by anything
             if not interrupted.number or debug:
                 raise
         if interrupted.number:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(words: list[str], *, debug: bool) -> int:
-    logging.raiseExceptions = debug  # a library whose own log has no room left need not print a traceback for each line
+    logging.raiseExceptions = debug  # no traceback per log line when the disk that a library logs to is full
     try:
         status = _dispatch(words[0], words[1:])
         sys.stdout.flush()
@@ -100,7 +100,7 @@ def _say(command: str, line: str) -> None:
 
 
 def _refused_by_the_system(error: OSError) -> str | None:
-    """A line for what a disk or permissions refuse, wherever that was; None for what is our own mistake."""
+    """One line for an error of the disk or of permissions; None for any other OSError, which is a bug."""
     if error.errno == errno.ENAMETOOLONG:
         return f"the file name {str(error.filename)[:300]!r} is too long; give a shorter one."
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
@@ -116,7 +116,7 @@ def _refused_by_the_system(error: OSError) -> str | None:
 
 
 def _drop_output() -> None:
-    """Let Python leave without trying again to write what nobody takes."""
+    """Redirect stdout to the null device, so that Python's flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -134,7 +134,7 @@ def _dispatch(name: str, words: list[str]) -> int:
 
 
 def _log_to_stderr() -> None:
-    """Show our own messages, and warnings of the libraries' as they come."""
+    """Send Parley's own log messages to stderr; the libraries' loggers are left as they are."""
     logger = logging.getLogger("src")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
@@ -145,7 +145,7 @@ def _log_to_stderr() -> None:
 
 
 class _Visible(logging.Formatter):
-    """Messages in which names from files and texts of models are no orders to the terminal."""
+    """Makes control characters visible: file names and model output must not send commands to the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))

@@ -1,4 +1,4 @@
-"""Where DataModules and Modules meet: neither imports the other, both import this."""
+"""Data types and protocols shared by DataModules and Modules, which do not import each other."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
 
-IGNORE_INDEX = -100  # in labels: nothing to learn here
-CHECKPOINT_FORMAT = 1  # raise it when an older checkpoint can no longer be read
+IGNORE_INDEX = -100  # the label of tokens that take no part in the loss
+CHECKPOINT_FORMAT = 1  # raise it when older versions of Parley cannot read what this one writes
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side of a talk says.
+    """One message of a conversation.
 
     Attributes:
         role: `system`, `user` or `assistant`.
-        content: The words.
+        content: The text.
     """
 
     role: str
@@ -27,14 +27,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """What every dataset comes down to.
+    """One example, whatever dataset it is from.
 
     Attributes:
         prompt: What the model is given.
         target: What it should answer.
         references: Everything that counts as a right answer; `target` is one of them.
         id: Names the example in tables and files.
-        turns: The talk that the prompt is, where it is one; `prompt` is then its text.
+        turns: The conversation, where the prompt is one; `prompt` is then its text.
     """
 
     prompt: str
@@ -51,14 +51,15 @@ class Batch(TypedDict):
         input_ids: (batch, source) right-padded; for a decoder-only model prompt and target together.
         attention_mask: (batch, source) 1 where `input_ids` is not padding.
         position_ids: (batch, source) only where rows are packed with several examples: each starts at 0. The names and
-            texts below are then the examples', one after the other, and there are no prompts to generate from.
-        labels: (batch, target) or, decoder-only, (batch, source); -100 where there is nothing to learn.
+        texts below are then the examples', one after the other, and there are no prompts to generate from.
+        labels: (batch, target) or, decoder-only, (batch, source); -100 for tokens that take no part in the loss.
         prompt_ids: (batch, prompt) what generation starts from; left-padded for a decoder-only model.
         prompt_attention_mask: (batch, prompt).
         id: The examples' names.
         prompt: The prompts as text.
         references: The right answers as text, at least one an example.
-        is_filler: True for a row that only keeps processes in step: it has no labels and is not to be counted.
+        is_filler: True for a row that was added so that all processes have equally many: it has no labels and is not to
+            be counted.
         index: The row in the split.
     """
 
@@ -85,7 +86,7 @@ class Preference:
         rejected: The other.
         margin: By how much the better one is better, where the source says so.
         id: Names the pair in tables and files.
-        turns: The talk that the prompt is, where it is one; `prompt` is then its text.
+        turns: The conversation, where the prompt is one; `prompt` is then its text.
     """
 
     prompt: str
@@ -111,7 +112,8 @@ class PreferenceBatch(TypedDict):
         chosen: The better answers as text.
         rejected: The others.
         references: The better answer again, as the one right answer to the prompt.
-        is_filler: True for a pair that only keeps processes in step: it is not to be learned from nor counted.
+        is_filler: True for a pair that was added so that all processes have equally many: it is neither trained on nor
+            counted.
         index: The row in the split.
     """
 
@@ -161,7 +163,7 @@ class LearnsFromRollouts(Protocol):
     """
 
     def minibatches_per_rollout(self, prompts: int) -> int:
-        """Training steps that a batch of prompts is used for, on each process.
+        """Training steps per batch of prompts, on each process.
 
         Args:
             prompts: Prompts in a batch of one process.
@@ -170,7 +172,7 @@ class LearnsFromRollouts(Protocol):
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """A Module that learns from other tokens than those of its batches."""
+    """A Module that trains on other tokens than those of its batches, and counts them itself."""
 
     def tokens(self, batch: Batch) -> Tensor:
         """Tokens of the last training step on this process, a scalar on its device.
@@ -205,20 +207,20 @@ class RolloutRecord:
 
 @runtime_checkable
 class ShowsRollouts(Protocol):
-    """A Module that says what it learns from."""
+    """A Module that reports the responses that it trains on."""
 
     def rollout_records(self) -> list[RolloutRecord]:
-        """The responses of the iteration that the last training step began; none where it began none."""
+        """The responses of the iteration that the last training step started; empty if it started none."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a checkpoint in shards a process writes.
+    """Which part of a sharded checkpoint a process writes.
 
     Attributes:
-        rank: This process.
-        processes: All of them.
-        token: Tells this writing from every other, alike on all processes.
+        rank: This process's rank.
+        processes: The number of processes.
+        token: Identifies this save; the same on all processes.
     """
 
     rank: int
@@ -228,11 +230,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Writing:
-    """How a checkpoint is written, for whoever writes it.
+    """How to write a checkpoint.
 
     Attributes:
-        asynchronous: While training goes on.
-        share: This process's, where each writes its own shards; None where the first one writes one file.
+        asynchronous: Write in a background thread while training continues.
+        share: Which shards this process writes; None where rank 0 writes a single file.
     """
 
     asynchronous: bool = False
@@ -241,36 +243,36 @@ class Writing:
 
 @runtime_checkable
 class Shardable(Protocol):
-    """A Module that says what of it may be shared out over processes, and what a checkpoint keeps."""
+    """A Module that says which of its submodules may be sharded over processes, and what a checkpoint keeps."""
 
     def sharded_roots(self) -> list[nn.Module]:
-        """The modules whose parameters are shared out, each called by its own forward pass."""
+        """The submodules whose parameters are sharded; each must be called through its own forward pass."""
 
     def on_sharded(self) -> None:
-        """Take note that they now are."""
+        """Called once they are sharded."""
 
     def kept_state(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a checkpoint keeps of the Module's state dict."""
+        """The entries of the Module's state dict that a checkpoint keeps."""
 
 
 def batches_per_global_batch(loader_state: Mapping[str, int]) -> int:
-    """Batches that a process takes of one global batch: those of an optimiser step, or of an iteration's rollout.
+    """Batches that each process takes of one global batch (that of an optimiser step, or of an iteration's rollout).
 
     Args:
-        loader_state: What the loader of training data keeps in a checkpoint.
+        loader_state: The training data loader's state in a checkpoint.
     """
     return loader_state["accumulate"] * loader_state["uses"]
 
 
 def converted_batches(batches: int, before: int, now: int) -> int:
-    """A number of batches, counted as a run does that cuts its global batches otherwise.
+    """Convert a batch count for a run that splits the global batch into another number of batches.
 
-    The place within a global batch is kept where there is one such place; else the next global batch begins.
+    A position within a global batch that has no exact counterpart is rounded up to the start of the next one.
 
     Args:
-        batches: Done by then.
-        before: Batches of a global batch, as they were counted.
-        now: As they are counted now.
+        batches: Batches done, in the old count.
+        before: Batches per global batch, in the old count.
+        now: Batches per global batch, in the new count.
     """
     done, within = divmod(batches, before)
     place, rest = divmod(within * now, before)

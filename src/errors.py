@@ -14,7 +14,7 @@ class StoppedBySignalError(Exception):
 
     Args:
         message: One line: where it stopped and how to go on; empty where another process says it.
-        signal_number: What it was told; 0 where another process answers for the exit status.
+        signal_number: The signal; 0 where another process sets the exit status.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

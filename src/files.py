@@ -1,6 +1,6 @@
-"""Rows of CSV, TSV, JSON lines and Parquet files, each with its place, so that whoever refuses one can say where it is.
+"""Rows of CSV, TSV, JSON lines and Parquet files, each with its line or row number for error messages.
 
-Nothing heavy is imported here; Parquet brings in pyarrow when there is a file of it.
+Nothing heavy is imported here; pyarrow is imported when a Parquet file is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from src.errors import ParleyError
 
 @dataclass(frozen=True)
 class FileRow:
-    """A row and where it stands.
+    """A row and its place in the file.
 
     Attributes:
         place: `line 7`, where the row begins; in Parquet `row 7`, from 1.
@@ -67,10 +67,10 @@ def read_text(path: Path) -> str:
 
 
 def refuse_surrogates(text: str, place: str) -> None:
-    r"""Refuse half a character: JSON may escape one (`\ud83d`), and a command line hold a byte that is not UTF-8.
+    r"""Refuse a lone surrogate: JSON may escape one (`\ud83d`), and a command line hold a byte that is not UTF-8.
 
     Raises:
-        ParleyError: There is one, in the place that is named.
+        ParleyError: The text has one; the message names `place`.
     """
     try:
         text.encode()
@@ -133,7 +133,7 @@ def _parquet_rows(path: Path) -> Iterator[FileRow]:
     import pyarrow.parquet as pq
 
     try:
-        with path.open("rb") as file:  # of a path, pyarrow would make more: `split=train/` in it becomes a column
+        with path.open("rb") as file:  # given a path, pyarrow takes `split=train/` in it for a partition column
             rows = pq.read_table(file).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -1,10 +1,10 @@
-"""Every part of Lightning 2.6 that is private and that Parley touches, and why; `tests/test_internals.py` names each.
+"""All private parts of Lightning 2.6 that Parley uses, and why; `tests/test_internals.py` names each.
 
-Most of it mends what Lightning gets wrong about a checkpoint that falls next to a validation or the end of an epoch.
+Most of it corrects how Lightning resumes from a checkpoint written next to a validation or the end of an epoch.
 It takes a checkpoint that was written before a validation for one that was written after it, and skips the validation;
 at an epoch's last batch it skips the end of the epoch as well. A schedule that watches a metric (`ReduceLROnPlateau`)
 misses its step wherever a resumed run first comes to the end of an epoch. An epoch that `max_steps` cuts short counts
-as done. So a checkpoint says where it was written, and a resumed run is set right.
+as done. So a checkpoint records its position in the loops, and a resumed run corrects Lightning's counters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COUNTERS = ("ready", "started", "processed", "completed")
 
 
 def position_of(trainer: Trainer, *, in_validation: bool) -> Position:
-    """Where training is, as a checkpoint that is written now must say.
+    """The position in the training loops, for a checkpoint that is written now.
 
     Args:
         trainer: The trainer, fitting.
@@ -55,7 +55,7 @@ def position_of(trainer: Trainer, *, in_validation: bool) -> Position:
 
 
 def mend_saved_loops(fit_loop: dict[str, Any], position: Position) -> None:
-    """Change a checkpoint's loops so that Lightning goes on from the right place.
+    """Correct the loop state of a checkpoint so that Lightning resumes at the right place.
 
     Args:
         fit_loop: The state of Lightning's `fit_loop`, changed in place.
@@ -77,12 +77,12 @@ def mend_saved_loops(fit_loop: dict[str, Any], position: Position) -> None:
 
 
 def mend_loops(trainer: Trainer, position: Position, metrics: dict[str, float]) -> None:
-    """Set Lightning's loops right when training starts, after they were loaded.
+    """Correct Lightning's loops when training starts, after their state was loaded.
 
     Args:
         trainer: The trainer.
         position: Where the checkpoint was written.
-        metrics: What schedules may watch, as it was then.
+        metrics: The logged metrics at that time, which schedules may monitor.
     """
     fit_loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     trainer._logger_connector._callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
@@ -95,7 +95,7 @@ def mend_loops(trainer: Trainer, position: Position, metrics: dict[str, float]) 
 
 
 def logged_step(trainer: Trainer) -> int:
-    """The step that Lightning logs metrics at, for what is to stand beside them.
+    """The step under which Lightning logs metrics, for rows that are logged beside them.
 
     Lightning counts batches that ended in a step; `trainer.global_step` counts the optimiser's steps, of which a batch
     may take several.
@@ -112,7 +112,7 @@ def is_attached(module: LightningModule) -> bool:
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """Whether gradients wait for their optimiser step after the batch that has just been done."""
+    """Whether the batch that has just been done ended without an optimiser step (gradient accumulation)."""
     return bool(trainer.fit_loop._should_accumulate())
 
 
@@ -127,7 +127,7 @@ def is_epoch_full(trainer: Trainer) -> bool:
 
 
 def place(trainer: Trainer) -> tuple[int, int]:
-    """Batches and whole epochs so far: optimiser steps say less, for the batches of a step are several."""
+    """Batches and whole epochs done; they tell states apart that have the same number of optimiser steps."""
     epochs = trainer.fit_loop.epoch_progress.total
     return trainer.fit_loop.epoch_loop.total_batch_idx, epochs.processed  # type: ignore[attr-defined]
 
@@ -143,7 +143,7 @@ def forget_sigterm(trainer: Trainer) -> None:
 
 
 def hold_signals_at_launch(trainer: Trainer) -> None:
-    """Keep the processes that DDP starts from signals until they can take them."""
+    """Block signals in the processes that DDP starts until they have installed their handlers."""
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _SubprocessScriptLauncher):
         return
@@ -162,7 +162,7 @@ def uses_distributed_sampler(trainer: Trainer) -> bool:
 
 
 def restore_loader(trainer: Trainer) -> None:
-    """Put the loader where the checkpoint was.
+    """Load the checkpoint's state into the training data loader.
 
     Lightning does this when it makes the loader, but a schedule that asks for the number of training steps makes
     it before the checkpoint is read.
@@ -185,7 +185,7 @@ def pending_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def convert_saved_batches(fit_loop: dict[str, Any], now: int) -> None:
-    """Count a checkpoint's batches as this run does.
+    """Convert a checkpoint's batch counters to this run's number of batches per global batch.
 
     Args:
         fit_loop: The state of Lightning's `fit_loop`, changed in place.
@@ -203,10 +203,10 @@ def convert_saved_batches(fit_loop: dict[str, Any], now: int) -> None:
 
 
 def loader_of(trainer: Trainer, part: Literal["train", "validation", "test"]) -> Any:
-    """A loader of a split's batches, before the loop that will go through another one has made its own.
+    """A new data loader for a split, before Lightning's loop has made the one that it iterates over.
 
     Args:
-        trainer: Once it knows its data.
+        trainer: Attached to its DataModule.
         part: Which split.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What numbers a setting may have; one line, alike everywhere, where it has another."""
+"""Ranges of numeric settings, and one uniform error message for a value outside its range."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from src.errors import ParleyError
 
-WORD = 2**63  # what libraries take for a whole number
+WORD = 2**63  # signed 64-bit integers, which the libraries take, are below it
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may have; NaN, infinity and whole numbers beyond 64 bits are in none.
+    """The values that a setting may have; NaN, infinity and integers beyond 64 bits are in no range.
 
     Attributes:
-        least: The least one; any when left out.
-        below: What it must be below.
-        most: The greatest one.
-        above: Whether `least` itself is too little.
-        note: What a number within the range means, for the line that refuses one.
+        least: The lower bound; none when left out.
+        below: The exclusive upper bound; none when left out.
+        most: The inclusive upper bound; none when left out.
+        above: Whether the lower bound is exclusive.
+        note: What the values mean, added to the error message.
     """
 
     least: float | None = None
@@ -31,7 +31,7 @@ class Range:
     note: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether a number is in it."""
+        """Whether a number is in the range."""
         if isinstance(value, int):
             if not -WORD <= value < WORD:
                 return False
@@ -53,14 +53,14 @@ class Range:
         return f"{said} ({self.note})" if self.note else said
 
     def refuse(self, name: str, value: Any) -> None:
-        """Refuse a number that is not in it.
+        """Raise for a number outside the range.
 
         Args:
-            name: The setting's.
-            value: What it has; what is no number is left to whoever checks types.
+            name: The setting's name.
+            value: Its value; anything but a number passes, since types are checked elsewhere.
 
         Raises:
-            ParleyError: Names the setting, its value and what it may be.
+            ParleyError: The number is outside; the message names the setting, its value and the range.
         """
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not self.holds(value):
             huge = isinstance(value, int) and abs(value) >= WORD and self.below is None and self.most is None
@@ -74,15 +74,15 @@ def _shown(bound: float) -> str:
 
 
 def refuse_outside(settings: object, ranges: Mapping[str, Range], prefix: str = "") -> None:
-    """Refuse an object whose attributes are not in their ranges; None is nothing to refuse.
+    """Raise for the first attribute of an object that is outside its range; None always passes.
 
     Args:
         settings: The object.
-        ranges: By the attribute's name.
-        prefix: What the settings' names begin with for the user.
+        ranges: The range of each attribute, by its name.
+        prefix: Put before the attribute's name in the message.
 
     Raises:
-        ParleyError: Names the first that is not.
+        ParleyError: An attribute is outside its range.
     """
     for name, allowed in ranges.items():
         allowed.refuse(f"{prefix}{name}", getattr(settings, name))
@@ -91,4 +91,4 @@ def refuse_outside(settings: object, ranges: Mapping[str, Range], prefix: str = 
 ANY = Range()
 POSITIVE, NOT_NEGATIVE, COUNT, OR_NO_LIMIT = Range(0, above=True), Range(0), Range(1), Range(-1)
 SHARE, UNIT, PROBABILITY = Range(0, 1), Range(0, most=1), Range(0, most=1, above=True)
-SEED = Range(0, 2**63)  # torch's
+SEED = Range(0, 2**63)  # what torch's generators take

@@ -1,6 +1,6 @@
-"""What SIGINT and SIGTERM do to a command that is not training: one line, and a status of 128 and their number.
+"""SIGINT and SIGTERM outside of training: print one line and exit with status 128 plus the signal's number.
 
-Nothing heavy is imported here: it holds from the first moment on.
+Nothing heavy is imported here, so that the handlers are installed at once.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-PARENT_LOOKED_AT = 0.5  # seconds
-FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # in the environment of those that it starts, its number
+PARENT_LOOKED_AT = 0.5  # seconds between two checks that the parent process is alive
+FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # environment variable that gives the processes started by rank 0 its process id
 
 
 class Interruption:
-    """Handles the signals while a command runs.
+    """Signal handler for SIGINT and SIGTERM while a command runs.
 
     Args:
-        command: Its name, for the line.
-        at_once: End there and then, as whatever could be interrupted would make of it what it likes; otherwise raise
-            `KeyboardInterrupt`, so that what was begun is cleaned up.
+        command: Its name, for the message.
+        at_once: Exit within the handler, because a library may catch or replace an exception; otherwise raise
+            `KeyboardInterrupt`, so that unfinished work is cleaned up.
 
     Attributes:
-        number: The signal that came; 0 as long as none has.
+        number: The signal received; 0 before there is one.
         command: As given.
     """
 
@@ -39,16 +39,16 @@ class Interruption:
         self._process = os.getpid()
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        """Take the signal."""
+        """Handle a signal."""
         if os.getpid() != self._process or os.environ.get("LOCAL_RANK", "0") != "0":
-            return  # a worker that was forked a moment ago, or not the first of DDP's: it ends with its parent
+            return  # a worker forked a moment ago, or a DDP process other than rank 0: it ends with its parent
         self.number = number
         if not self._at_once:
             raise KeyboardInterrupt
         self.leave()
 
     def leave(self) -> NoReturn:
-        """Say it and end; not by way of the interpreter, which kills itself where an import was interrupted."""
+        """Print the message and exit by `os._exit`: Python's own exit kills itself where an import was interrupted."""
         sys.stdout.flush()
         line = f"parley {self.command}: stopped by {signal.Signals(self.number).name}.\n"
         os.write(2, line.encode())
@@ -57,15 +57,15 @@ class Interruption:
 
 @contextmanager
 def interruption(command: str, *, at_once: bool) -> Iterator[Interruption]:
-    """Handle the signals within the block; as before it afterwards."""
-    outer = signal.getsignal(signal.SIGINT)  # that of the demo, which runs other commands
+    """Install the handler within the block, and the previous handlers again after it."""
+    outer = signal.getsignal(signal.SIGINT)  # the demo's, where it runs this command
     handler = Interruption(outer.command if isinstance(outer, Interruption) else command, at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield handler
         return
     numbers = (signal.SIGINT, signal.SIGTERM) if at_once else (signal.SIGINT,)
     before = {number: signal.signal(number, handler) for number in numbers}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # held for a process of DDP's until now
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # blocked by `signals_held` in processes that DDP starts
     try:
         yield handler
     finally:
@@ -75,10 +75,10 @@ def interruption(command: str, *, at_once: bool) -> Iterator[Interruption]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait, for the processes that are started within too, until `interruption` takes them.
+    """Block SIGINT and SIGTERM, also in processes started within, until `interruption` unblocks them.
 
-    A process that is interrupted while Python itself starts dies of it, and where DDP's other processes see that, they
-    are killed before they have said a word.
+    A signal that arrives while Python itself starts kills the process; DDP then kills the other processes before they
+    have printed their message.
     """
     os.environ[FIRST_PROCESS] = str(os.getpid())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -89,10 +89,10 @@ def signals_held() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a process that DDP has started: end when the one that started it does, however that came about."""
+    """In a process that DDP has started: exit when the process that started it has ended, for whatever reason."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         return
-    parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # which may have ended before this one could look
+    parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # getppid is wrong once the parent has ended
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -103,6 +103,6 @@ def end_with_parent() -> None:
 
 
 def give_way_to_parent() -> None:
-    """In a process that DDP has started: end without a word where what failed is that the first one has ended."""
+    """In a process that DDP has started, after an error: exit silently if rank 0 has ended, which is the cause then."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(2 * PARENT_LOOKED_AT)  # the watch ends this process meanwhile
+        time.sleep(2 * PARENT_LOOKED_AT)  # time for the thread of `end_with_parent` to end this process

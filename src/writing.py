@@ -1,4 +1,4 @@
-"""Files written whole or not at all; what the disk refuses is one line that names the file."""
+"""Atomic writing of files; an error of the operating system becomes one line that names the file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ADVICE = "make room there, or name another place"
 
 @contextmanager
 def writing(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
-    """Turn what the system refuses, whichever library was told, into one line.
+    """Turn an error of the operating system, whichever library raised it, into a one-line ParleyError.
 
     Args:
         path: The file or directory that is written.
         advice: What to do about it.
 
     Raises:
-        ParleyError: In place of an error of the system's.
+        ParleyError: The operating system refused something in the block; other errors pass unchanged.
     """
     try:
         yield
@@ -38,9 +38,9 @@ def writing(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
 
 
 def system_reason(error: BaseException) -> str | None:
-    """What the system said, where that is behind an error: torch hides it behind a complaint of its own.
+    """The operating system's message behind an exception, or None: torch wraps it in an exception of its own.
 
-    Libraries written in Rust (safetensors, tokenizers) have errors of their own that end in the system's number.
+    Exceptions of libraries written in Rust (safetensors, tokenizers) end in the operating system's error number.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -54,21 +54,21 @@ def system_reason(error: BaseException) -> str | None:
 
 @contextmanager
 def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE, *, parents: bool = True) -> Iterator[IO[Any]]:
-    """A file that takes the place of `path` when the block ends well; what was there stays otherwise.
+    """Open a file that replaces `path` when the block succeeds; otherwise what was there stays.
 
     It is written under another name in the same directory, synced and renamed, so that neither a kill nor a full disk
-    leaves half of it. What is no plain file, such as a pipe, is written as it is.
+    leaves half of it. Anything but a regular file, such as a pipe, is written directly.
 
     Args:
-        path: The file to be.
-        mode: `w` for UTF-8 text with the line ends as they are given, `wb` for bytes.
+        path: The file to write.
+        mode: `w` for UTF-8 text with the line ends unchanged, `wb` for bytes.
         advice: What to do when it cannot be written.
-        parents: Make the directory where there is none.
+        parents: Make missing parent directories.
 
     Raises:
         ParleyError: The system refuses it; the line names the file.
     """
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
     options: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     with writing(path, advice):
         if parents:
@@ -94,16 +94,16 @@ def whole_file(path: str | Path, mode: str = "w", advice: str = ADVICE, *, paren
 
 
 def as_text(cell: str) -> str:
-    """A cell of a CSV file that a spreadsheet takes for text, with an apostrophe before what it would compute."""
+    """A CSV cell, with an apostrophe in front where a spreadsheet would take it for a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 @contextmanager
 def adding_to(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
-    """Leave a file as long as it was where what the block adds to it does not go in as a whole.
+    """Cut a file back to its previous length if the block, which appends to it, fails.
 
     Args:
-        path: The file; it need not be there.
+        path: The file; it need not exist.
         advice: What to do when it cannot be written.
 
     Raises:
@@ -124,7 +124,7 @@ def adding_to(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names of a directory's files on the disk, too."""
+    """Flush a directory's entries (new and renamed files) to disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""YAML that says one thing: no key twice, no loops, nothing that expands beyond reason."""
+"""Reading of YAML without duplicate keys, self-references or excessive expansion."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import yaml
 from src.errors import ParleyError
 from src.files import read_text
 
-DEEPEST = 100  # levels; readers of YAML call themselves once a level
-MOST_VALUES = 100_000  # once all references are followed
+DEEPEST = 100  # levels; YAML parsers recurse once per level
+MOST_VALUES = 100_000  # after all aliases are expanded
 
 
 class UnreasonableYAMLError(yaml.constructor.ConstructorError):
-    """YAML that can be read, and should not be."""
+    """YAML that is well-formed but refused by `check_yaml`."""
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(None, None, problem, mark)
@@ -25,13 +25,13 @@ class UnreasonableYAMLError(yaml.constructor.ConstructorError):
 
 @dataclass
 class _Node:
-    """A list or mapping that has begun.
+    """A list or mapping that is not closed yet.
 
     Attributes:
-        anchor: What references call it.
-        size: Values in it so far.
-        keys: Of a mapping, those so far; None for a list.
-        awaits_key: Of a mapping, whether a key comes next.
+        anchor: Its YAML anchor, if any.
+        size: The number of values in it so far.
+        keys: A mapping's keys so far; None for a list.
+        awaits_key: For a mapping, whether a key comes next.
     """
 
     anchor: str | None
@@ -41,12 +41,12 @@ class _Node:
 
 
 def check_yaml(text: str) -> None:
-    """Refuse what would be read wrongly, or for ever.
+    """Refuse YAML that would be misread, or would exhaust time or memory.
 
     Raises:
-        UnreasonableYAMLError: A key is there twice in a mapping, or it is too deep, refers to itself or expands to
+        UnreasonableYAMLError: It has a key twice in one mapping, is too deep, refers to itself or expands to
             too many values.
-        yaml.YAMLError: It is no YAML.
+        yaml.YAMLError: It is not YAML.
     """
     sizes: dict[str, int] = {}
     open_nodes: list[_Node] = [_Node(None, keys=None)]
@@ -73,7 +73,7 @@ def check_yaml(text: str) -> None:
 
 
 def _count(node: _Node, size: int, event: Any) -> None:
-    """Take a value into the node that it is in, and see that no key comes twice."""
+    """Add a value to the node that contains it, and refuse a duplicate key."""
     node.size += size
     if node.keys is None:
         return
@@ -89,10 +89,10 @@ def _events(text: str) -> Iterator[Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
-        ParleyError: It cannot be read, is no YAML, or is unreasonable (with the line).
+        ParleyError: It cannot be read, is not YAML, or is refused by `check_yaml` (with the line).
     """
     text = read_text(path)
     try:
