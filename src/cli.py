@@ -30,7 +30,7 @@ COMMANDS = {
     "generate": "answers to one prompt, a file or a split, with any decoding",
     "chat": "talk to a model in the terminal",
     "compare": "several models on the same examples, side by side, with ROUGE and differences",
-    "reward": "what a reward says of texts, or of two columns of a file",
+    "reward": "scores of texts, or of one or two columns of a file, by any reward",
     "inspect": "what is in a model, an adapter or a checkpoint",
     "tokenize": "what a tokenizer makes of texts, token by token",
     "score": "ROUGE of a predictions file, several columns side by side",
@@ -38,7 +38,7 @@ COMMANDS = {
     "report": "one run or several as an HTML page with plots",
     "serve": "an endpoint that OpenAI's clients talk to",
     "export": "a checkpoint as a plain Hugging Face or PEFT directory",
-    "demo": "the whole road offline, in minutes",
+    "demo": "make, fine-tune, align and compare a small model offline, in minutes",
 }
 EXIT_BAD_INPUT = 2
 
@@ -167,7 +167,7 @@ def _help() -> str:
     width = max(map(len, [*TRAINER_COMMANDS, *COMMANDS]))
     lines = ["usage: parley COMMAND [...]", "", "Fine-tune, align and ship dialogue models.", "", "Training:"]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in TRAINER_COMMANDS.items()]
-    lines += ["", "Beside it:"]
+    lines += ["", "Other commands:"]
     lines += [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     lines += ["", "`parley COMMAND --help` shows a command's options; `--debug` shows the traceback of an error."]
     return "\n".join(lines) + "\n"

@@ -86,20 +86,19 @@ def add_style_arguments(parser: argparse.ArgumentParser) -> None:
         choices=STYLES,
         default="auto",
         help="for decoder-only models: chat is the tokenizer's template, published is <s>prompt</s><s>, plain a line, "
-        "raw goes on where the prompt ends; auto takes the template where there is one, else what training took",
+        "raw continues the bare prompt; auto takes the template if there is one, else the format of training",
     )
     group.add_argument(
         "--chat-template", dest="format", action="store_const", const="chat", help="the same as --format chat"
     )
-    group.add_argument(
-        "--system", metavar="TEXT", help="what the model is told first; in a talk, or with a chat template"
-    )
+    group.add_argument("--system", metavar="TEXT", help="the system prompt, for conversations and chat templates")
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the decoding options; one that is not given leaves no attribute in the namespace."""
     group = parser.add_argument_group(
-        "decoding", "by the model's own settings where nothing is said, else greedy with 64 new tokens but for what is"
+        "decoding",
+        "the model's own settings if no option is given; otherwise defaults (greedy, 64 new tokens) for the rest",
     )
     group.add_argument(
         "--preset", metavar="NAME", help="a file in configs/decoding, a path, or `model`: its own settings"

@@ -33,7 +33,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> 
     group = parser.add_argument_group("what to ask")
     group.add_argument("--input", type=Path, metavar="FILE", help="prompts: a text file's lines, or a table's column")
     group.add_argument("--whole", action="store_true", help="the text file is one prompt, of however many lines")
-    group.add_argument("--separator", metavar="TEXT", help=r"what parts a text file's prompts; \n is a line end")
+    group.add_argument("--separator", metavar="TEXT", help=r"the text between a text file's prompts; \n is a line end")
     group.add_argument("--column", metavar="NAME", help="the table's column with prompts (prompt when left out)")
     group.add_argument(
         "--reference-column",
@@ -51,7 +51,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> 
         "0:10",
     )
     group.add_argument(
-        "--data-seed", type=seed, default=42, metavar="N", help="by which one table is dealt into splits"
+        "--data-seed", type=seed, default=42, metavar="N", help="the seed that divides a single table into splits"
     )
     group.add_argument(
         "--template", metavar="NAME", help=r"a prompt template's name, or a text with a {field}, where \n is a line end"
@@ -67,14 +67,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str = "test") -> 
         metavar="SPLIT",
         help="which split they are from; train when left out, and for --shots-rows the split that is asked",
     )
-    group.add_argument("--shots-template", metavar="NAME", help="the template of solved examples, where it is another")
+    group.add_argument("--shots-template", metavar="NAME", help="the template of solved examples, if it differs")
     group.add_argument(
-        "--shot-separator", metavar="TEXT", help=r"what ends an example; five line ends (\n) when left out"
+        "--shot-separator", metavar="TEXT", help=r"the text after each example; five line ends (\n) when left out"
     )
     group.add_argument(
         "--special-tokens",
         action="store_true",
-        help="names of special tokens in a prompt, such as <s>, are the tokens; they are text otherwise",
+        help="encode names of special tokens in a prompt, such as <s>, as these tokens; they are plain text otherwise",
     )
     group.add_argument("--max-source-length", type=count, metavar="N", help="tokens of a prompt at most")
     group.add_argument("--batch-size", type=count, default=DEFAULT_BATCH_SIZE, metavar="N", help="prompts at a time")

@@ -35,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=arguments.number(int, Range(2)),
         metavar="N",
-        help="tokens to look at at most, the answer's among them",
+        help="size of the context window in tokens, the answer included",
     )
     parser.add_argument(
         "--history",
         type=arguments.number(int, NOT_NEGATIVE),
         metavar="N",
-        help="exchanges to look back at, at most; 0 suits models that were trained on single questions",
+        help="the most earlier exchanges in a prompt; 0 suits models that were trained on single questions",
     )
     arguments.add_style_arguments(parser)
     arguments.add_decoding_arguments(parser)

@@ -33,15 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", action="store_true", help="fold an adapter into its base, and write the whole model")
     parser.add_argument("--base-model", metavar="DIR", help="where the base model is now, if it has moved")
     add_trust_argument(parser)
-    parser.add_argument("--figures", type=Path, metavar="RUN", help="the run of `parley test` that the card tells of")
     parser.add_argument(
-        "--license", default="unknown", metavar="ID", help="of the model, as the hub calls it: apache-2.0"
+        "--figures", type=Path, metavar="RUN", help="the run of `parley test` whose results go into the card"
     )
     parser.add_argument(
-        "--push-to-hub", metavar="OWNER/NAME", help="put the directory on the Hugging Face hub too, for you alone"
+        "--license",
+        default="unknown",
+        metavar="ID",
+        help="the model's licence by the hub's identifier, such as apache-2.0",
     )
-    parser.add_argument("--public", action="store_true", help="with --push-to-hub: for everybody")
-    parser.add_argument("--overwrite", action="store_true", help="replace a directory that has something in it")
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="upload the directory to the Hugging Face hub too, as a private repository",
+    )
+    parser.add_argument("--public", action="store_true", help="with --push-to-hub: as a public repository")
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=up_to(1000),
         default=4,
         metavar="N",
-        help="blocks; in an encoder-decoder, a side",
+        help="blocks; in an encoder-decoder, in each of the two",
     )
     parser.add_argument("--heads", type=up_to(2**12), default=4, metavar="N", help="attention heads")
     parser.add_argument(
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=up_to(2**24),
         default=8000,
         metavar="N",
-        help="the most tokens there may be",
+        help="the most tokens of the tokenizer",
     )
     parser.add_argument(
         "--max-positions",
@@ -56,10 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="longest sequence, 1024 if left out (not for t5)",
     )
     parser.add_argument(
-        "--untied-head", action="store_true", help="t5 only: gated GELU and an output head of its own, as FLAN-T5 has"
+        "--untied-head", action="store_true", help="t5 only: gated GELU and an untied output head, as in FLAN-T5"
     )
     parser.add_argument("--seed", type=number(int, Range(0, 2**32)), default=0, help="of the random weights")
-    parser.add_argument("--overwrite", action="store_true", help="replace a directory that has something in it")
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a directory, a checkpoint or a hub name")
     parser.add_argument(
-        "--lora", metavar="SETTINGS", help="PEFT's settings of an adapter to be: 'r=32,target_modules=[q,v]'"
+        "--lora", metavar="SETTINGS", help="PEFT's settings of an adapter to add: 'r=32,target_modules=[q,v]'"
     )
     parser.add_argument("--base-model", metavar="DIR", help="of an adapter or checkpoint, its base if that has moved")
     parser.add_argument("--gguf-file", metavar="NAME", help="the GGUF file in the model's directory")

@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.number(float, NOT_NEGATIVE),
         default=0.0,
         metavar="X",
-        help="scores that differ by less are a tie: pairs that say little are dropped",
+        help="scores that differ by less count as a tie, and give no pair",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the pairs, as .jsonl")
     parser.add_argument(
-        "--margins", action="store_true", help="write by how much the scores differ, for a reward model's loss"
+        "--margins", action="store_true", help="also write the difference of the scores, for a reward model's loss"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asking.add_data_arguments(parser, split="train")

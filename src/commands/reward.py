@@ -30,14 +30,18 @@ SHOWN = 60  # characters of a text in a table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reward", metavar="REWARD", help=arguments.REWARD_HELP)
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="answers to score")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what they answer")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="a table of answers instead")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="the prompt that they answer")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="score a table's answers instead")
     parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME", help="with answers; a second one is compared with it"
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column of answers; a second one is compared with the first",
     )
-    parser.add_argument("--prompt-column", metavar="NAME", help="with what they answer")
+    parser.add_argument("--prompt-column", metavar="NAME", help="the column of their prompts")
     parser.add_argument(
-        "--reference-column", action="append", default=[], metavar="NAME", help="with right answers; repeatable"
+        "--reference-column", action="append", default=[], metavar="NAME", help="a column of right answers; repeatable"
     )
     parser.add_argument("--toxicity", action="store_true", help="measure the toxicity of the answers as well")
     parser.add_argument(

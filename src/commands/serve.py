@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits")
     count = arguments.number(int, COUNT)
     for name, default, text in (
-        ("max-batch", 64, "answers that are written at once"),
-        ("max-queue", 256, "requests that wait; one more is told to come again (429)"),
+        ("max-batch", 64, "answers that are generated at once"),
+        ("max-queue", 256, "requests that wait; further ones are refused (429)"),
         ("max-prompt-tokens", 4096, "tokens of a prompt"),
         ("max-answer-tokens", 1024, "tokens of an answer that a request may ask for"),
         ("max-answers", 16, "answers that a request may ask for"),
@@ -62,9 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{text}, at most")
     group = parser.add_argument_group("the page at /")
-    group.add_argument("--no-page", action="store_true", help="leave it away")
-    group.add_argument("--page-data", metavar="PATH", help="a file or directory whose rows the page may ask about")
-    group.add_argument("--votes", type=Path, metavar="FILE", help="take votes; added as preference pairs, .jsonl")
+    group.add_argument("--no-page", action="store_true", help="do not serve the page")
+    group.add_argument("--page-data", metavar="PATH", help="a file or directory whose rows the page offers as prompts")
+    group.add_argument(
+        "--votes", type=Path, metavar="FILE", help="take votes, and append them as preference pairs, .jsonl"
+    )
     arguments.add_style_arguments(parser)
     arguments.add_decoding_arguments(parser)
     arguments.add_model_arguments(parser)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, metavar="FILE", help="a text file: each line is a text")
     parser.add_argument("--beside", metavar="MODEL", help="another model, to compare with")
     parser.add_argument("--look-up", action="append", default=[], metavar="TOKEN", help="a token or an id; repeatable")
-    parser.add_argument("--no-special", action="store_true", help="leave out the tokens that are put around a text")
+    parser.add_argument("--no-special", action="store_true", help="leave out the special tokens around a text")
     parser.add_argument("--gguf-file", metavar="NAME", help="the GGUF file in the model's directory")
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
