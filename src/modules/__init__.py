@@ -1,4 +1,4 @@
-"""LightningModules, by short name in YAML."""
+"""LightningModules; YAML may name them by class name alone."""
 
 from src.modules.base import ModelModule
 from src.modules.online.base import OnlineModule

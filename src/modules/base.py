@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelModule(LightningModule, ABC):
-    """Base of every Module: of those that answer prompts (`GeneratingModule`) and of a reward model.
+    """Base of every Module: of those that generate answers (`GeneratingModule`) and of the reward model.
 
     Set-up has a fixed order, in `configure_model`: tokenizer, base model, adapter. Lightning calls it on
     every process, once the strategy says where and in which precision the model is to be.
@@ -48,7 +48,7 @@ class ModelModule(LightningModule, ABC):
         trust_remote_code: Run the code that the model's directory brings.
 
     Attributes:
-        outputs: Of a sequence classifier, where the Module trains one; None where it trains a language model.
+        outputs: The number of outputs, if the Module trains a sequence classifier; None for a language model.
     """
 
     is_encoder_decoder: bool
@@ -110,7 +110,7 @@ class ModelModule(LightningModule, ABC):
                 raise ParleyError(
                     f"{name!r} is an adapter already and is trained on; leave lora out, or give its base."
                 )
-            identify(model)  # while its files are what they were
+            identify(model)  # before its files can change
             model = add_lora(model, self.lora)
         if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -132,7 +132,7 @@ class ModelModule(LightningModule, ABC):
 
     @abstractmethod
     def _check_architecture(self, config: PreTrainedConfig) -> None:
-        """Refuse a model of another kind, and note in `is_encoder_decoder` which kind it is."""
+        """Refuse a model of an unsupported kind, and set `is_encoder_decoder`."""
 
     @property
     def parameter_count(self) -> ParameterCount:
@@ -146,43 +146,43 @@ class ModelModule(LightningModule, ABC):
         return self.model
 
     def configure_optimizers(self) -> Any:
-        """Optimiser and schedule; weight decay spares what transformers' Trainer spares."""
+        """Optimiser and schedule; weight decay applies to the same parameters as in transformers' Trainer."""
         return self._plan.configure(self, self.learning_rates)
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Rates of parts that have one of their own, by how the names of their parameters begin."""
+        """Separate learning rates of parts of the Module, by the prefix of their parameters' names."""
         return {}
 
     # Shards
 
     def sharded_roots(self) -> list[nn.Module]:
-        """The model below the adapter, which is how it is called with an adapter and without."""
+        """The base model, which is called with an adapter and without."""
         return [base_model(self.policy)]
 
     def on_sharded(self) -> None:
-        """Take note that the model is in shards; there is nothing to do."""
+        """Called once the model is sharded; nothing to do here."""
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what was trained from what; leave a frozen base out."""
+        """Add descriptions of the model and the optimiser; leave out a frozen base's weights."""
         checkpoint["parley"] = describe(self.policy)
         checkpoint["optimizer"] = self._plan.describe(self.trainer.global_step, epochs_so_far(self.trainer))
         checkpoint["state_dict"] = self.kept_state(checkpoint["state_dict"])
 
     def kept_state(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict without a frozen base."""
+        """The state dict without the weights of a frozen base."""
         return keep_adapter(state_dict, self, self.policy) if isinstance(self.policy, PeftModel) else state_dict
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what would not fit; keep the optimiser's settings as configured."""
+        """Refuse a checkpoint of another model; keep the optimiser's settings as configured."""
         refuse_other_base(checkpoint, self.policy)
         self._plan.resume_from(checkpoint)
 
 
 def _refuse_averaging(callbacks: list[Callback]) -> None:
-    """Lightning's averages want the whole model in a checkpoint, and an adapter's checkpoint leaves the base out."""
+    """Refuse Lightning's weight averaging with an adapter: it needs the whole model in checkpoints."""
     for callback in callbacks:
         if isinstance(callback, WeightAveraging):
             raise ParleyError(

@@ -1,4 +1,4 @@
-"""Training that has broken down stops."""
+"""Stops training whose loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.errors import ParleyError
 
-PATIENCE = 5  # optimiser steps in a row; read as seldom, for on a GPU reading waits for the step
+PATIENCE = 5  # optimiser steps in a row; the count is read this seldom, since on a GPU reading synchronises
 
 
 class Breakdown:
@@ -19,14 +19,14 @@ class Breakdown:
         self._steps = 0
 
     def note(self, loss: Tensor, trainer: Trainer) -> None:
-        """Take in a step's loss; every process must call this.
+        """Count an optimiser step's loss; every process must call this.
 
         Args:
-            loss: This process's, a scalar.
-            trainer: Whose processes agree on it.
+            loss: This process's loss, a scalar.
+            trainer: The trainer, which reduces the count over processes.
 
         Raises:
-            ParleyError: Too many in a row.
+            ParleyError: Too many losses in a row were not finite.
         """
         before = torch.zeros((), device=loss.device) if self._in_a_row is None else self._in_a_row
         self._in_a_row = torch.where(loss.isfinite(), 0.0, before + 1)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its model, and what it may be loaded onto."""
+"""A checkpoint's description of its model, and checks of whether it fits a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from src.models.tying import base_model
 
 
 def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """What export and resuming need to know, in plain values that load with `weights_only=True`.
+    """Describe a model for export and resuming, in plain values that load with `weights_only=True`.
 
     Args:
         model: The model that is trained, with its adapter.
     """
     base = identify(model) if isinstance(model, PeftModel) else base_record(model)
-    settings = getattr(base_model(model), "generation_config", None)  # a classifier has none
+    settings = getattr(base_model(model), "generation_config", None)  # classifiers have none
     return {
         "format": CHECKPOINT_FORMAT,
         "version": __version__,
@@ -48,17 +48,17 @@ def _plain(value: Any) -> Any:
 
 
 def keep_adapter(state_dict: dict[str, Tensor], module: nn.Module, model: PeftModel) -> dict[str, Tensor]:
-    """Leave a frozen base out of a state dict; what is trained stays, and so does what PEFT added and does not train.
+    """Leave a frozen base out of a state dict; trained weights stay, and so do untrained ones that PEFT added.
 
     Args:
-        state_dict: Of the Module.
+        state_dict: The Module's state dict.
         module: The Module.
         model: Its model.
     """
     prefix = getattr(model.base_model, "prefix", None)
     base = {
         name
-        for name, parameter in module.named_parameters(remove_duplicate=False)  # tied ones: under every name
+        for name, parameter in module.named_parameters(remove_duplicate=False)  # tied ones: under each name
         if not parameter.requires_grad and not (prefix and any(part.startswith(prefix) for part in name.split(".")))
     }
     return {name: tensor for name, tensor in state_dict.items() if name not in base}
@@ -112,17 +112,17 @@ def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftM
 def state_of_method(
     checkpoint: Mapping[str, Any], key: str, *, method: str, reference: str, name: str
 ) -> dict[str, Any]:
-    """What a method keeps in a checkpoint, where it is this method's, and of a run that is held to the same reference.
+    """A method's state in a checkpoint, after checking that it is of the same method and the same reference.
 
     Args:
-        checkpoint: Its contents.
-        key: Under which the method keeps its state, with `method` and `reference` in it.
+        checkpoint: Its content.
+        key: The key of the method's state, which has `method` and `reference` in it.
         method: The Module's class.
-        reference: What tells its reference from others.
+        reference: The reference's fingerprint.
         name: The model that training started from.
 
     Raises:
-        ParleyError: It is another's.
+        ParleyError: The method or the reference is another one.
     """
     state: dict[str, Any] | None = checkpoint.get(key)
     if state is None or state["method"] != method:

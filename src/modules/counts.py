@@ -1,4 +1,4 @@
-"""How much of a policy and its reference is trained."""
+"""Parameter counts of a policy and its reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from src.models.responses import Model
 
 @dataclass(frozen=True)
 class PolicyParameterCount(ParameterCount):
-    """Parameters of the policy and what is trained beside it, with those of the reference beside them."""
+    """Parameters of the policy with its value head, and those of the reference."""
 
     reference: ParameterCount | None
     beside: str = ""
@@ -24,8 +24,8 @@ class PolicyParameterCount(ParameterCount):
 
         Args:
             model: The policy.
-            beside: What is trained with it.
-            reference: What it is held to; None where nothing is kept of it.
+            beside: A value head that is trained too; None without one.
+            reference: The reference; None if none is in memory.
         """
         counts = [count_parameters(part) for part in (model, beside) if part is not None]
         trainable, total = sum(count.trainable for count in counts), sum(count.total for count in counts)

@@ -1,4 +1,4 @@
-"""Policy beside reference on the same prompts: answers before training and after it."""
+"""Compares policy and reference on the same prompts: the answers before and after training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from src.rl.kl import sequence_kl
 from src.rl.logprobs import kl_from_hidden
 
 AnswerKey = tuple[int, str]
-"""A row of a split and its prompt."""
+"""Identifies an answer: the prompt's row in its split, and the prompt."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Comparison:
         index: The row in its split.
         query: The prompt.
         response_before: The reference's answer.
-        response_after: The policy's.
+        response_after: The policy's answer.
         reward_before: The reference's reward; None where there is no reward.
-        reward_after: The policy's.
-        before: Figures of the reference's answer, by name: of the metrics that each answer has figures of.
-        after: The same of the policy's.
-        kl: Of the policy from the reference, over what could be drawn at each token of the policy's answer and summed
-            over the answer, in nats; None where the reference's weights are not at hand.
+        reward_after: The policy's reward.
+        before: The reference's figures, by name, of all metrics that give figures for each answer.
+        after: The policy's figures of these metrics.
+        kl: KL divergence of the policy from the reference, exact over the tokens that could be drawn at each position
+            and summed over the policy's answer, in nats; None if the reference's weights are not in memory.
     """
 
     index: int
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def reward_diff(self) -> float | None:
-        """By how much the reward rose; None where there is none."""
+        """By how much the reward rose; None without a reward."""
         if self.reward_after is None or self.reward_before is None:
             return None
         return self.reward_after - self.reward_before
@@ -67,12 +67,12 @@ class Comparison:
 class Evaluator:
     """Compares the answers of policy and reference.
 
-    The reference's answers do not change, so they are generated once for each prompt. No torch module, so that what a
-    metric holds (a classifier) is neither trained nor in checkpoints.
+    The reference's answers do not change, so they are generated once for each prompt. This is not a torch module, so
+    that a metric's classifier is neither trained nor saved in checkpoints.
 
     Args:
-        reward: Scores answers; None where there is none.
-        metrics: Of answers, by name.
+        reward: Scores answers; None for no scores.
+        metrics: Metrics of answers, by name.
 
     Attributes:
         before: The reference's answers so far.
@@ -89,12 +89,12 @@ class Evaluator:
         self.before: dict[AnswerKey, str] = {}
 
     def to(self, device: torch.device) -> None:
-        """Compute on this device from now on."""
+        """Move the metrics to a device."""
         for metric in (*self.of_each, self.of_policy, self.of_reference):
             metric.to(device)
 
     def reset(self) -> None:
-        """Begin a split."""
+        """Reset the metrics, at the start of a split."""
         self.of_policy.reset()
         self.of_reference.reset()
 
@@ -106,14 +106,14 @@ class Evaluator:
         options: GenerationOptions,
         seed: int,
     ) -> None:
-        """Have the reference answer those of a batch's prompts that it has not answered yet.
+        """Generate the reference's answers to those of a batch's prompts that it has not answered yet.
 
         Args:
             batch: The prompts.
-            reference: The model as training finds it.
-            tokenizer: Its.
+            reference: The model as it is when training starts.
+            tokenizer: Its tokenizer.
             options: How to decode.
-            seed: Of sampling.
+            seed: The seed of sampling.
         """
         keys = keys_of(batch)
         if any(key not in self.before for key in keys):
@@ -130,16 +130,16 @@ class Evaluator:
         encoder_hidden: Tensor | None,
         seed: int,
     ) -> list[Comparison]:
-        """Answer a batch's prompts twice and measure; fillers are left out.
+        """Generate and measure both models' answers to a batch's prompts; fillers are left out.
 
         Args:
             batch: The prompts.
             model: The policy.
-            reference: Its reference; None where its answers are in `before` already, which leaves KL out.
-            tokenizer: Theirs.
+            reference: Its reference; None if its answers are in `before` already, and then KL is left out.
+            tokenizer: The tokenizer of both.
             options: How to decode.
-            encoder_hidden: The encoder's output, where policy and reference share it.
-            seed: Of sampling, the same for both.
+            encoder_hidden: The encoder's output, if policy and reference share it; computed when None.
+            seed: The seed of sampling, the same for both.
         """
         rows = [row for row, is_filler in enumerate(batch["is_filler"]) if not is_filler]
         recorder = Recorder()
@@ -185,7 +185,7 @@ class Evaluator:
 
         Args:
             rows: The comparisons of all processes, in the split's order.
-            stage: Comes before each name: `val/reward`, `val/reward_reference`, `val/toxicity_mean` …
+            stage: The prefix of each name: `val/reward`, `val/reward_reference`, `val/toxicity_mean` …
         """
         figures = plain(self.of_policy.compute())
         figures |= {f"{name}_reference": value for name, value in plain(self.of_reference.compute()).items()}
@@ -208,7 +208,7 @@ class Evaluator:
 
 
 def keys_of(batch: Batch | PreferenceBatch) -> list[AnswerKey]:
-    """What the answers to a batch's prompts are known by."""
+    """The keys under which the answers to a batch's prompts are stored."""
     return list(zip(batch["index"], batch["prompt"], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What the Modules share that answer prompts: how they decode, and what measures the answers."""
+"""The base of Modules that generate answers: decoding options and metrics of answers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from src.modules.base import ModelModule
 
 
 class GeneratingModule(ModelModule):
-    """Base of the Modules that learn from data (`SupervisedModule`) or beside a reference.
+    """Base of `SupervisedModule` and `PolicyModule`.
 
     Args:
         model_name_or_path: A hub name or a directory that `from_pretrained` takes.
         generation: How validation, test and predict decode; as the model's own settings say when left out.
-        metrics: Of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
-        **kwargs: What every Module takes (`ModelModule`).
+        metrics: Metrics of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
+        **kwargs: The arguments of every Module (`ModelModule`).
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class GeneratingModule(ModelModule):
             raise ParleyError("generation.num_return_sequences must be 1 here: metrics take one answer a prompt.")
 
     def configure_model(self) -> None:
-        """Load the model, and see how it wants to decode; a second call does nothing."""
+        """Load the model and, if `generation` was left out, its generation settings; a second call does nothing."""
         if self.model is not None:
             return
         super().configure_model()
@@ -50,7 +50,7 @@ class GeneratingModule(ModelModule):
             self.generation = replace(ModelOptions.of(self.policy), num_return_sequences=1)
 
     def setup(self, stage: str) -> None:
-        """Ask every metric about nothing: what it lacks (a package, a classifier) shows before training."""
+        """Call every metric without answers, so that a missing package or classifier fails before training."""
         for metric in self.metrics.values():
             if isinstance(metric, AnswerMetric):
                 metric.to(self.trainer.strategy.root_device).measure([])

@@ -1,14 +1,14 @@
-"""Optimiser and schedule: made as the configuration says, moved to where a checkpoint was.
+"""Optimiser and schedule: made from the configuration, then moved to a checkpoint's position.
 
-What a resumed run takes from where (docs/resuming.md has the same table):
+The sources of a resumed run's state (docs/resuming.md has the same table):
 
     from the checkpoint                           from the configuration
     weights, the optimiser's moments              learning rate, weight decay, betas, every option of the optimiser
     the schedule's position, in steps or epochs   schedule, warm-up, decay, horizon (epochs, steps)
-    what a schedule has learnt from a metric      the metric, patience, factor
-    moments of parameters, by name                which parameters decay
+    the metric history of a plateau schedule      the metric, patience, factor
+    moments of parameters, by name                which parameters have weight decay
 
-A setting that is as it was costs nothing: then the checkpoint's state is taken as it is, to the bit.
+If no setting has changed, the checkpoint's state is restored bit for bit.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from src.modules.schedules import WarmupSchedule, refuse_too_short
 
 log = logging.getLogger(__name__)
 
-# Options of a parameter group that schedules write.
+# Options of a parameter group that schedules change.
 SCHEDULED = {"lr", "initial_lr", "betas", "momentum", "max_lr", "min_lr", "max_momentum", "base_momentum"}
 
 
 def parameter_groups(module: torch.nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Trained parameters with their names: those that decay, and those that transformers' Trainer spares.
+    """Trained parameters with their names, in groups with and without weight decay, as in transformers' Trainer.
 
     Args:
-        module: Whose.
-        rates: Learning rates of their own, by how names begin; these parts have groups of their own.
+        module: The module.
+        rates: Separate learning rates, by the prefix of parameters' names; each gets its own groups.
     """
     from transformers import Trainer
 
@@ -58,7 +58,7 @@ def parameter_groups(module: torch.nn.Module, rates: Mapping[str, float]) -> lis
 
 
 class OptimizerPlan:
-    """How a Module makes its optimiser and schedule, and how both go on from a checkpoint.
+    """Makes a Module's optimiser and schedule, and restores both from a checkpoint.
 
     Args:
         make_optimizer: Makes the optimiser from parameter groups.
@@ -78,8 +78,8 @@ class OptimizerPlan:
         """Make both, as Lightning's `configure_optimizers` returns them.
 
         Args:
-            module: Whose parameters.
-            rates: Learning rates of their own, by how names begin.
+            module: The Module whose parameters are trained.
+            rates: Separate learning rates, by the prefix of parameters' names.
         """
         optimizer = self._make_optimizer(parameter_groups(module, rates or {}))
         schedule = self._schedule = None if self._make_schedule is None else self._make_schedule(optimizer)
@@ -105,7 +105,7 @@ class OptimizerPlan:
         return "step" if isinstance(self._schedule, WarmupSchedule) else "epoch"
 
     def describe(self, steps: int, epochs: int) -> dict[str, Any]:
-        """What a checkpoint keeps beside the states of optimiser and schedule.
+        """What a checkpoint stores beside the states of optimiser and schedule.
 
         Args:
             steps: Optimiser steps so far, as schedules count them.
@@ -114,7 +114,7 @@ class OptimizerPlan:
         return {**self._settings, "interval": self._interval, "position": {"step": steps, "epoch": epochs}}
 
     def resume_from(self, checkpoint: dict[str, Any]) -> None:
-        """Take a checkpoint's schedules away from Lightning, which would put back their settings."""
+        """Remove the schedules' states from the checkpoint, since Lightning would restore their old settings too."""
         self._saved = checkpoint.get("optimizer")
         if self._saved is not None:
             self._saved_schedules, checkpoint["lr_schedulers"] = checkpoint.get("lr_schedulers", []), []
@@ -162,7 +162,7 @@ class OptimizerPlan:
         self._saved = None
 
     def _place_plateau(self, schedule: ReduceLROnPlateau, state: dict[str, Any]) -> None:
-        """What it has seen stays, and so does the factor that it has taken off the rate."""
+        """Restore a plateau schedule's history, and apply the factor by which it had reduced the rate."""
         assert self._saved is not None
         now, then = self._settings["schedule_state"], self._saved["schedule_state"]
         schedule.load_state_dict({key: state[key] if now[key] == then.get(key) else now[key] for key in now})
@@ -173,13 +173,13 @@ class OptimizerPlan:
 
 
 def _advance(schedule: LRScheduler, position: int) -> None:
-    """Bring a schedule that has just been made to a position."""
+    """Advance a new schedule to a position."""
     if isinstance(schedule, WarmupSchedule):
         schedule.go_to(position)
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wants a step of the optimiser before each
+            warnings.simplefilter("ignore")  # torch warns that no optimiser step came before
             for _ in range(position):
                 schedule.step()
     except ValueError as error:

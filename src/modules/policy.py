@@ -1,4 +1,4 @@
-"""A policy beside the reference that it is held to: how both are set up, and compared in validation and test."""
+"""The base of policies with a reference model: set-up of both, and their comparison in validation and test."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ log = logging.getLogger(__name__)
 class PolicyModule(GeneratingModule):
     """A policy and its reference, with or without a reward.
 
-    The reference is the model as training finds it: the base below a fresh adapter, the fine-tuned model where an
-    adapter directory or a whole model is trained on. Dropout is off, so that policy and reference agree to the bit at
-    the start. Validation and test answer every prompt with both.
+    The reference is the model as it is when training starts: the base below a fresh adapter, or the fine-tuned model if
+    an adapter directory or a whole model is trained further. Dropout is off, so that policy and reference agree bit for
+    bit at the start. Validation and test answer every prompt with both.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
-        reward: Scores answers; see docs/rewards.md. None where a method needs none and none is wanted.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
+        reward: Scores answers; see docs/rewards.md. None for no scores, if the method needs none.
         lora: A PEFT configuration to train a fresh adapter on a whole model.
         optimizer: Makes the optimiser from parameters.
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         generation: How validation, test and predict decode; as the model's own settings say when left out.
-        metrics: Of the answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
+        metrics: Metrics of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         cpu_speed_ups: As in `ModelModule`.
         attn_implementation: As in `ModelModule`.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
         trust_remote_code: Run the code that the model's directory brings.
 
     Attributes:
-        comparisons: Of the split that was last gone through, in its order.
+        comparisons: The comparisons of the split evaluated last, in its order.
     """
 
     reference: Reference | None
@@ -87,7 +87,7 @@ class PolicyModule(GeneratingModule):
         self.reward = reward
         self.evaluator = Evaluator(reward, self.metrics)
         self.comparisons: list[Comparison] = []
-        self.value_head: ValueHead | None = None  # where a method puts one on
+        self.value_head: ValueHead | None = None  # for methods that have one
 
     # Set-up
 
@@ -113,7 +113,7 @@ class PolicyModule(GeneratingModule):
         return Reference(self.policy, is_continued=self.lora is None)
 
     def on_fit_start(self) -> None:
-        """Refuse what would go wrong later."""
+        """Refuse unsupported strategies and architectures."""
         strategy = self.trainer.strategy
         if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)):
             raise ParleyError(
@@ -124,21 +124,21 @@ class PolicyModule(GeneratingModule):
             check_output_head(self.policy, int(self.tokenizer.pad_token_id))
 
     def sharded_roots(self) -> list[nn.Module]:
-        """The policy, and what a method trains beside it."""
+        """The policy, and its value head if there is one."""
         return [*super().sharded_roots(), *([] if self.value_head is None else [self.value_head])]
 
     def on_sharded(self) -> None:
-        """Keep the reference's weights as the policy's."""
+        """Shard the reference's weights like the policy's."""
         if self.reference is not None:
             self.reference.follow(self.policy)
 
     @property
     def parameter_count(self) -> ParameterCount:
-        """Parameters of the policy and what is trained beside it, and of the reference."""
+        """Parameters of the policy, its value head and the reference."""
         return PolicyParameterCount.of(self.policy, self.value_head, self.reference)
 
     def setup(self, stage: str) -> None:
-        """Load the reward and the metrics early: what they lack shows before training."""
+        """Call reward and metrics without answers, so that a missing package or model fails before training."""
         super().setup(stage)
         self.evaluator.to(self.trainer.strategy.root_device)
         if self.reward is None:
@@ -148,7 +148,7 @@ class PolicyModule(GeneratingModule):
             score_responses(self.reward, [], [], [])
         except ParleyError:
             raise
-        except Exception as error:  # a reward of a user's need not expect to be asked about nothing
+        except Exception as error:  # a user's reward need not support an empty batch
             log.debug("the reward cannot be called without texts: %s", error)
 
     # Evaluation
@@ -156,7 +156,7 @@ class PolicyModule(GeneratingModule):
     @property
     @abstractmethod
     def seed(self) -> int:
-        """The run's: of sampled answers."""
+        """The run's seed, for sampled answers."""
 
     def compare(self, batch: Batch | PreferenceBatch) -> dict[str, Any]:
         """Answer a batch's prompts with policy and reference, and keep the comparisons; fillers are left out."""
@@ -183,7 +183,7 @@ class PolicyModule(GeneratingModule):
         return {"predictions": self.generate(batch)}
 
     def start_split(self) -> None:
-        """Begin a validation or a test."""
+        """Reset comparisons and metrics, at the start of a validation or test."""
         self.comparisons = []
         self.evaluator.reset()
 
@@ -191,17 +191,17 @@ class PolicyModule(GeneratingModule):
         """Figures of the whole split, all processes together; every process must call this.
 
         Args:
-            stage: Comes before each name.
+            stage: The prefix of each name.
         """
         self.comparisons = gather(self.comparisons, self.trainer)
         return dict(self.evaluator.summarise(self.comparisons, stage))
 
     def on_validation_epoch_start(self) -> None:
-        """Start anew."""
+        """Reset comparisons and metrics."""
         self.start_split()
 
     def on_test_epoch_start(self) -> None:
-        """Start anew."""
+        """Reset comparisons and metrics."""
         self.start_split()
 
     def on_validation_epoch_end(self) -> None:

@@ -27,14 +27,14 @@ Decay = Literal[
 
 
 class WarmupSchedule(LambdaLR):
-    """One of transformers' schedules, which learns from the trainer how long training is; stepped every optimiser step.
+    """One of transformers' schedules, with the length of training from the trainer; stepped at every optimiser step.
 
     Args:
-        optimizer: Whose learning rate to change.
+        optimizer: The optimiser whose learning rate is scheduled.
         warmup: Steps of linear warm-up (an integer of 1 or more), or the share of training that warms up (below 1).
         decay: What follows: `linear` or `cosine` to 0 at the end of training, `constant`, or another of transformers'.
         num_training_steps: All optimiser steps; the Module fills it in from the trainer when left out.
-        settings: What else the schedule takes, by transformers' names, such as `min_lr_rate` or `num_decay_steps`.
+        settings: Further arguments of the schedule, by transformers' names, such as `min_lr_rate` or `num_decay_steps`.
 
     Raises:
         ParleyError: `warmup` is negative, or a number such as 1.5 that is neither steps nor a share; or the schedule
@@ -60,19 +60,19 @@ class WarmupSchedule(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def plan(self, num_training_steps: int) -> None:
-        """Learn how long training takes, and set the present step's rate accordingly."""
+        """Set the number of training steps, and the current step's rate accordingly."""
         self.num_training_steps = num_training_steps
         self.go_to(self.last_epoch)
 
     def go_to(self, step: int) -> None:
-        """Move to an optimiser step, and set its rate."""
+        """Move to an optimiser step and set its rate."""
         self.last_epoch = step
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * self.factor(self.last_epoch)
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def factor(self, step: int) -> float:
-        """What the learning rate is multiplied with at an optimiser step."""
+        """The factor of the learning rate at an optimiser step."""
         total = self.num_training_steps
         warmup_steps = int(self.warmup) if self.warmup >= 1 else round(self.warmup * (total or 0))
         name = "constant" if total is None else self.decay
@@ -84,8 +84,8 @@ class WarmupSchedule(LambdaLR):
 def _factors(
     decay: str, warmup_steps: int, total: int | None, rate: float, settings: tuple[tuple[str, float], ...]
 ) -> Callable[[int], float]:
-    """What transformers' schedule multiplies the rate with, at a step; kept here, as no checkpoint can hold it."""
-    nobody = SGD([torch.zeros(1)], lr=rate)  # a schedule sets its optimiser's rate as it is made
+    """The function from step to factor of transformers' schedule; cached, since a checkpoint cannot hold it."""
+    nobody = SGD([torch.zeros(1)], lr=rate)  # a schedule changes its optimiser's rate when it is made
     name = "constant_with_warmup" if decay == "constant" else decay
     schedule: Any = get_scheduler(name, nobody, warmup_steps, total, dict(settings))
     factors: Callable[[int], float] = schedule.lr_lambdas[0]
@@ -93,7 +93,7 @@ def _factors(
 
 
 def _check(decay: str, settings: dict[str, float]) -> None:
-    """Complain early about what the schedule does not take.
+    """Check the settings of a schedule early.
 
     Raises:
         ParleyError: A setting is unknown or missing.
@@ -106,14 +106,14 @@ def _check(decay: str, settings: dict[str, float]) -> None:
 
 
 def refuse_too_short(schedule: LRScheduler | ReduceLROnPlateau, epochs: int | None) -> None:
-    """Refuse a schedule that would end in an error before training does: one of PyTorch's, stepped once an epoch.
+    """Refuse one of PyTorch's schedules, stepped once per epoch, that would raise an error before training ends.
 
     Args:
         schedule: The schedule; OneCycleLR counts its steps in `total_steps`.
-        epochs: How many training has at most; None or -1 where it does not count them.
+        epochs: The most epochs of training; None or -1 for no limit.
 
     Raises:
-        ParleyError: It has fewer steps than there are epochs.
+        ParleyError: The schedule has fewer steps than there are epochs.
     """
     steps = getattr(schedule, "total_steps", None)
     if steps is not None and epochs is not None and steps < epochs:

@@ -1,4 +1,4 @@
-"""One loss a token for an optimiser step, however many batches it is cut into."""
+"""The mean loss per token over an optimiser step, independent of how it is split into batches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class TokenMean:
     """Makes the loss of an optimiser step the mean over all its tokens.
 
     Lightning averages the mean losses of accumulated batches, so that a token counts for more in a batch with few of
-    them, and the gradient depends on how a step is cut (https://huggingface.co/blog/gradient_accumulation). Here each
-    batch's sum is divided by the tokens of the step's first batch, since those to come are not known yet, and what
-    that is off by is put right in the gradients before they are clipped.
+    them, and the gradient depends on how a step is split (https://huggingface.co/blog/gradient_accumulation). Here each
+    batch's sum is divided by the tokens of the step's first batch, since the total is not known yet, and the gradients
+    are rescaled to the total before they are clipped.
     """
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class TokenMean:
         self._counts: list[Tensor] = []
 
     def add(self, loss_sum: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in a batch of the step.
+        """Add a batch of the step.
 
         Args:
             loss_sum: Summed over the batch's tokens; a scalar with gradient.
-            count: Tokens of the batch, over all processes; a scalar, 0 where all of it is fillers.
+            count: Tokens of the batch, over all processes; a scalar, 0 for a batch of fillers.
 
         Returns:
-            What to go backward from, and the mean over the step's tokens so far.
+            The loss to call `backward` on, and the mean over the step's tokens so far.
         """
         self._losses.append(loss_sum.detach())
         self._counts.append(count)
@@ -39,14 +39,14 @@ class TokenMean:
 
     @torch.no_grad()
     def settle(self, parameters: Iterable[nn.Parameter], accumulate: int) -> Tensor | None:
-        """Turn the accumulated gradients into those of the step's mean, and begin another step.
+        """Rescale the accumulated gradients to those of the step's mean, and start a new step.
 
         Args:
-            parameters: Whose gradients are complete, in shards or not.
-            accumulate: What Lightning has divided every batch's loss by, in an epoch's last step too.
+            parameters: The parameters, whose gradients are complete; sharded or not.
+            accumulate: The number that Lightning has divided every batch's loss by, also in an epoch's last step.
 
         Returns:
-            The step's mean loss; None where nothing was added.
+            The step's mean loss; None if no batch was added.
         """
         if not self._counts:
             return None
@@ -59,7 +59,7 @@ class TokenMean:
         self._losses, self._counts = [], []
         return mean
 
-    # A batch of fillers has no token, and must not count as one.
+    # A batch of fillers has 0 tokens, which must not be divided by.
 
     @property
     def _first(self) -> Tensor:

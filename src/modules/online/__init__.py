@@ -1,1 +1,1 @@
-"""Modules that learn from answers of their own."""
+"""Modules that learn from their own answers: PPO, RLOO, GRPO."""

@@ -1,4 +1,4 @@
-"""What every method shares that learns from its own answers."""
+"""The base of online methods, which learn from their own answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class MethodLoss(NamedTuple):
-    """What a method makes of a minibatch.
+    """A method's loss and metrics on a minibatch.
 
     Attributes:
         total: Shape (), with gradient: the mean over the method's `unit`.
@@ -50,18 +50,18 @@ class MethodLoss(NamedTuple):
 
 
 class OnlineModule(SamplingModule):
-    """Base of the Modules that learn from answers of their own: `PPOModule`, `RLOOModule`, `GRPOModule`.
+    """Base of the Modules that learn from their own answers: `PPOModule`, `RLOOModule`, `GRPOModule`.
 
     An iteration samples `num_generations` responses to each prompt of a batch, scores them, and then takes
-    `passes * minibatches` training steps on them, each a batch of Lightning's: the DataModule deals the same prompts
-    so many times (`src.contracts.LearnsFromRollouts`). A method says what the advantages are and what the loss is.
+    `passes * minibatches` training steps on them, each on a batch of Lightning's: the DataModule repeats the prompts
+    this many times (`src.contracts.LearnsFromRollouts`). A method implements `advantages` and `loss`.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
         reward: Scores responses; see docs/rewards.md.
         config: The method's hyper-parameters.
-        max_skipped_updates: Stop after so many updates in a row that were skipped for figures that are not finite.
-        **kwargs: What a policy takes beside it (`SamplingModule`).
+        max_skipped_updates: Stop after so many updates in a row that were skipped because a value was not finite.
+        **kwargs: The other arguments of `SamplingModule`.
     """
 
     unit: Unit = "responses"
@@ -78,20 +78,20 @@ class OnlineModule(SamplingModule):
         COUNT.refuse("max_skipped_updates", max_skipped_updates)
         self.score_shaper = config.score_shaper()
         self.skipped = SkippedUpdates(max_skipped_updates)
-        self.buffer: RolloutBuffer | None = None  # from the start of training on
-        self._saved_buffer: dict[str, Any] | None = None  # of the checkpoint, until then
-        self.minibatches = 0  # of a pass, on each process
+        self.buffer: RolloutBuffer | None = None  # set when training starts
+        self._saved_buffer: dict[str, Any] | None = None  # from the checkpoint, until then
+        self.minibatches = 0  # in a pass, on each process
         self._encoder_hidden: Tensor | None = None
-        self._figures: dict[str, float] = {}  # of the iteration's rollout
-        self._clock: PhaseClock | None = None  # of an iteration that began in this process
-        self._learns = True  # from the optimiser step that is under way
-        self._tokens = torch.zeros(())  # of the last minibatch
+        self._figures: dict[str, float] = {}  # metrics of the iteration's rollout
+        self._clock: PhaseClock | None = None  # None in an iteration that was resumed
+        self._learns = True  # whether the current optimiser step is taken
+        self._tokens = torch.zeros(())  # in the last minibatch
 
-    # What a method says
+    # For methods to implement
 
     @abstractmethod
     def advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
-        """Fill in what the method learns from, once an iteration.
+        """Compute the advantages, once per iteration.
 
         Args:
             rollout: The responses of all processes, on the CPU, with `shaped_scores`.
@@ -102,11 +102,11 @@ class OnlineModule(SamplingModule):
 
     @abstractmethod
     def loss(self, minibatch: Minibatch, new: TokenFigures) -> MethodLoss:
-        """The loss of some responses.
+        """The method's loss on a minibatch.
 
         Args:
             minibatch: The responses.
-            new: What the policy says of them now, with gradient.
+            new: The current policy's log-probabilities, entropies and values of them, with gradient.
         """
 
     # Set-up
@@ -118,7 +118,7 @@ class OnlineModule(SamplingModule):
             prompts: Prompts in a batch of one process.
 
         Raises:
-            ParleyError: They cannot be divided into optimiser steps.
+            ParleyError: The minibatches cannot be divided into optimiser steps.
         """
         self.minibatches = -(-prompts * self.config.num_generations // self.config.minibatch_size)
         accumulate = self.trainer.accumulate_grad_batches
@@ -135,17 +135,17 @@ class OnlineModule(SamplingModule):
         return self.config.passes * self.minibatches
 
     def on_fit_start(self) -> None:
-        """Refuse what would go wrong later."""
+        """Refuse unsupported strategies and precisions."""
         super().on_fit_start()
         if self.trainer.precision == "16-mixed":
             name = type(self).__name__
             raise ParleyError(f"{name} skips updates, not scales them; set trainer.precision: bf16-mixed or 32-true.")
 
     def on_train_start(self) -> None:
-        """Go on within an iteration, now that the loader of prompts has said how many minibatches it has."""
+        """Create the rollout buffer, or restore it now that the number of minibatches is known."""
         if not self.minibatches:
             raise ParleyError(f"{type(self).__name__} takes its prompts from a DataModule of Parley's; give one.")
-        # Rank 0's seed: without `seed_everything` each process has one of its own, and all must deal alike.
+        # Rank 0's seed: without `seed_everything` seeds differ between processes, and all must shuffle alike.
         self.buffer = RolloutBuffer(int(self.trainer.strategy.broadcast(torch.initial_seed())))
         if self._saved_buffer is not None:
             self.buffer.load_state_dict(self._saved_buffer, self._steps)
@@ -153,24 +153,24 @@ class OnlineModule(SamplingModule):
 
     @property
     def seed(self) -> int:
-        """The run's, in training and where a checkpoint is tested; 0 for a model that is not trained."""
+        """The run's seed, in training and when a checkpoint is tested; 0 for a model that was not trained."""
         return self.buffer.seed if self.buffer is not None else int((self._saved_buffer or {}).get("seed", 0))
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One minibatch; the first of an iteration makes the rollout that they are taken from."""
+        """Train on one minibatch; the first step of an iteration samples the rollout."""
         assert self.buffer is not None
-        # 1. Answers to the batch's prompts, once an iteration.
+        # 1. Sample answers to the batch's prompts, once per iteration.
         if self.buffer.ended(self._steps) or batch_idx % self._steps == 0:
             self._begin_iteration(batch)
-        elif self._encoder_hidden is None and self._encoder_is_kept:  # a run that goes on within an iteration
+        elif self._encoder_hidden is None and self._encoder_is_kept:  # a run that was resumed within an iteration
             if self.buffer.is_of(batch["index"], self.config.num_generations):
                 with gathered(self):
                     self._encoder_hidden = self.collector.encode(batch)
-            else:  # with other data, or other numbers of prompts or answers
+            else:  # resumed with other data, or other numbers of prompts or answers
                 self._begin_iteration(batch)
-        # 2. Some of them.
+        # 2. Take the next minibatch of them.
         is_over = self.buffer.is_over
         minibatch = self.buffer.next(
             minibatches=self.minibatches,
@@ -184,26 +184,26 @@ class OnlineModule(SamplingModule):
             self._log_minibatch(None, minibatch)
             return self._nothing()
         minibatch = replace(minibatch, rollout=minibatch.rollout.to(self.device))
-        # 3. What the policy says of them now, and what the method makes of it.
+        # 3. Score it under the current policy, and compute the method's loss.
         with cast_once(self.policy, frozen_only=True, spare_head=True):
             new = self._score(minibatch)
         loss = self.loss(minibatch, new)
         torch.clear_autocast_cache()
-        # 4. Figures, and whether the policy has gone far enough.
+        # 4. Log metrics, and check `target_kl`.
         self._log_minibatch(loss, minibatch)
         self._stop_if_far(minibatch.rollout, new)
         self._tokens = minibatch.rollout.response_mask.sum()
-        # A loss that is not finite must not have a gradient that is.
+        # A loss that is not finite must not give a finite gradient.
         certain = torch.where(loss.total.detach().isfinite(), minibatch.weight, torch.nan)
         return loss.total * certain
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Time the update; where the step begins with a rollout, from after it."""
+        """Start timing the update; a rollout at the start of the step is not included."""
         if self._clock is not None:
             self._clock.start()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log how long the iteration's updates took, at its last."""
+        """Stop timing the update, and log the time after the iteration's last."""
         assert self.buffer is not None
         if self._clock is not None:
             seconds = self._clock.stop("update")
@@ -212,7 +212,7 @@ class OnlineModule(SamplingModule):
                 self._clock = None
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Take the gradients away where nothing is to be learned: an optimiser leaves such parameters alone."""
+        """Skip the update, by removing the gradients, if they are not finite or nothing is to be learned."""
         trained = [parameter for parameter in self.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         if self._learns and bool(total_norm(gradients).isfinite()):
@@ -226,7 +226,7 @@ class OnlineModule(SamplingModule):
         self.log("train/skipped_updates", float(self.skipped.total), batch_size=1)
 
     def _stop_if_far(self, rollout: Rollout, new: TokenFigures) -> None:
-        """Leave the rest of the rollout once the policy is too far from the one that sampled, on every process."""
+        """Skip the rest of the rollout, on every process, once the policy's KL from the sampling one is too large."""
         assert self.buffer is not None
         if self.config.target_kl is None or self.buffer.place % self.trainer.accumulate_grad_batches:
             return
@@ -239,7 +239,7 @@ class OnlineModule(SamplingModule):
 
     @property
     def _encoder_is_kept(self) -> bool:
-        """Whether minibatches take the encoder's output from the rollout: it never changes and every row is here."""
+        """Whether minibatches reuse the rollout's encoder output: the encoder is frozen and all rows are local."""
         return self.collector.encoder_is_frozen and self.trainer.world_size == 1
 
     def _begin_iteration(self, batch: Batch) -> None:
@@ -259,7 +259,7 @@ class OnlineModule(SamplingModule):
             self.buffer.stop()
             self.skipped.skip(self.buffer.iteration, "the reward gave a score that is not finite")
         self._figures = rollout_stats(rollout) | figures
-        if not finite:  # zeros stand for the scores that are not
+        if not finite:  # scores that are not finite have become zeros
             unknown = ("reward", "scores")
             self._figures = {k: v for k, v in self._figures.items() if not any(word in k for word in unknown)}
         self.log_dict(clock.seconds, batch_size=1)
@@ -267,7 +267,7 @@ class OnlineModule(SamplingModule):
 
     def _score(self, minibatch: Minibatch) -> TokenFigures:
         rollout, rows, hidden = minibatch.rollout, minibatch.rows, None
-        if self._encoder_hidden is not None:  # an encoder's queries are padded on the right
+        if self._encoder_hidden is not None:  # with an encoder, queries are padded on the right
             hidden = self._encoder_hidden[rows // self.config.num_generations, : rollout.query_ids.shape[1]]
         return score_tokens(
             self.policy,
@@ -283,14 +283,14 @@ class OnlineModule(SamplingModule):
         )
 
     def _nothing(self) -> Tensor:
-        """A loss without gradient that every trained parameter is part of: processes stay in step."""
+        """A zero loss that depends on every trained parameter, so that collective calls match on all processes."""
         zeros = [local(parameter).sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
         return torch.stack(zeros).sum()
 
-    # Watching
+    # Logging
 
     def _log_minibatch(self, loss: MethodLoss | None, minibatch: Minibatch) -> None:
-        """The iteration's figures, and the minibatch's, of all processes together."""
+        """Log the metrics of the iteration and of the minibatch, pooled over all processes."""
         shown: dict[str, Any] = {
             name: self._figures[name] for name in ("env/reward_mean", "objective/kl") if name in self._figures
         }
@@ -309,36 +309,36 @@ class OnlineModule(SamplingModule):
         self.log_dict({name: figure.float() for name, figure in stats.items()}, batch_size=1)
 
     def pool(self, stats: dict[str, Tensor], weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """A minibatch's `stats` on all processes together; for a method to say where they are more than means.
+        """Pool a minibatch's `stats` over all processes; methods override it for metrics that are not means.
 
         Args:
-            stats: Of shape (processes,) each.
-            weights: Shape (processes,): each one's share of what the method's `unit` is.
-            tokens: Shape (processes,): response tokens of each.
+            stats: The metrics of each process, of shape (processes,) each.
+            weights: Shape (processes,): the weight of each process, in terms of the method's `unit`.
+            tokens: Shape (processes,): the number of response tokens of each process.
 
         Returns:
-            Of shape () each.
+            The pooled metrics, of shape () each.
         """
         return pooled_means(stats, weights)
 
     def _of_all_processes(self, own: Tensor) -> Tensor:
-        """A row of each process's figures: from shape (figures,) to (processes, figures)."""
+        """Gather values from all processes: from shape (values,) to (processes, values)."""
         return self.trainer.strategy.all_gather(own.detach().float())
 
     def rollout_records(self) -> list[RolloutRecord]:
-        """The responses of all processes, of the iteration that the last training step began; none of any other."""
+        """The responses of all processes, if the last training step started an iteration; otherwise empty."""
         if self.buffer is None or self.buffer.rollout is None or self.buffer.place != 1:
             return []
         return records_of(self.buffer.rollout, self.buffer.iteration, self.tokenizer, self.collector.endings)
 
     def tokens(self, batch: Batch) -> Tensor:
-        """Response tokens of the minibatch that has just been learned from."""
+        """Response tokens of the last minibatch."""
         return self._tokens
 
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
-        """What the method must know, beside the rollout, to go on as if nothing had happened."""
+        """The method's state for a checkpoint, without the rollout."""
         return {
             "figures": self._figures,
             "score_shaper": self.score_shaper.state_dict(),
@@ -346,13 +346,13 @@ class OnlineModule(SamplingModule):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore a state that `state` returned."""
         self._figures = state["figures"]
         self.score_shaper.load_state_dict(state["score_shaper"])
         self.skipped.load_state_dict(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the rollout that is being learned from, and what the method keeps."""
+        """Add the current rollout and the method's state."""
         super().on_save_checkpoint(checkpoint)
         assert self.buffer is not None
         checkpoint["online"] = {
@@ -363,7 +363,7 @@ class OnlineModule(SamplingModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what would not fit; take up the rollout and the method's state."""
+        """Refuse a checkpoint of another method or reference; restore the method's state and keep the rollout's."""
         super().on_load_checkpoint(checkpoint)
         state = state_of_method(
             checkpoint,

@@ -1,4 +1,4 @@
-"""One iteration's rollout, and which part of it the next training step learns from."""
+"""Splits an iteration's rollout into minibatches, the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from src.rl.rollout import Rollout
 
 Unit = Literal["tokens", "responses", "rollout"]
-"""What a method's loss is the mean over: a minibatch's tokens, its responses, or what a minibatch holds on average."""
+"""What a loss averages over: a minibatch's tokens, its responses, or the mean tokens per minibatch of the rollout."""
 
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one training step learns from.
+    """The responses of one training step.
 
     Attributes:
-        rollout: Some responses; where a process has none left, one with an empty mask, which has no gradient.
-        rows: (batch,) their places in the iteration's rollout.
-        weight: What the loss is multiplied with, so that an optimiser step learns the same however it is cut into
-            processes and accumulated minibatches.
-        is_idle: The whole optimiser step has no response token: a batch of few prompts is not enough for all steps.
-        tokens_per_minibatch: Response tokens of the rollout, by the number of its minibatches on all processes.
+        rollout: The responses; if none are left for this process, one with an empty mask, which has no gradient.
+        rows: (batch,) their rows in the iteration's rollout.
+        weight: The factor of the loss that makes an optimiser step independent of how it is split into processes and
+            accumulated minibatches.
+        is_idle: Whether no minibatch of the optimiser step has a response token, as happens for batches of few prompts.
+        tokens_per_minibatch: Response tokens of the rollout, divided by the number of its minibatches on all processes.
     """
 
     rollout: Rollout
@@ -36,19 +36,19 @@ class Minibatch:
 
 
 class RolloutBuffer:
-    """Deals the rollout of all processes into minibatches, the same ones in the same order on any number of them.
+    """Splits the rollout of all processes into minibatches, the same ones in the same order on any number of them.
 
     Every process holds the whole rollout. A pass shuffles it and cuts it into `minibatches * world_size` shares of
     (nearly) equal size; a process's k-th minibatch is share `k * world_size + rank`.
 
     Args:
-        seed: Of the shuffling.
+        seed: The seed of the shuffling.
 
     Attributes:
         iteration: Iterations begun so far.
-        place: Minibatches taken of the present iteration.
-        rollout: The present iteration's; None between iterations.
-        stops_at: From this place on nothing more is to be learned from the rollout; None where all of it is.
+        place: Minibatches taken in the current iteration.
+        rollout: The current iteration's rollout; None between iterations.
+        stops_at: The place from which on the rest of the rollout is skipped; None for no skipping.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -59,17 +59,17 @@ class RolloutBuffer:
         self.stops_at: int | None = None
 
     def fill(self, rollout: Rollout) -> None:
-        """Begin an iteration."""
+        """Begin an iteration with a new rollout."""
         self.rollout, self.place, self.stops_at = rollout, 0, None
         self.iteration += 1
 
     def stop(self) -> None:
-        """Learn nothing more from this rollout."""
+        """Skip the rest of this rollout."""
         self.stops_at = self.place
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is to be learned from the minibatch that comes next."""
+        """Whether the next minibatch is to be skipped."""
         return self.stops_at is not None and self.place >= self.stops_at
 
     def next(
@@ -78,11 +78,11 @@ class RolloutBuffer:
         """The next minibatch of this process.
 
         Args:
-            minibatches: Of a pass, on each process.
-            unit: What the loss is the mean over.
-            rank: This process.
-            world_size: All processes.
-            accumulate: Minibatches of an optimiser step, on each process.
+            minibatches: Minibatches in a pass, on each process.
+            unit: What the loss averages over.
+            rank: This process's rank.
+            world_size: The number of processes.
+            accumulate: Minibatches in an optimiser step, on each process.
         """
         assert self.rollout is not None, "an iteration must have begun"
         index, turn = divmod(self.place, minibatches)
@@ -101,7 +101,7 @@ class RolloutBuffer:
         )
 
     def _order(self, index: int) -> Tensor:
-        """The rollout's rows as a pass shuffles them; the same on every process."""
+        """The order of the rollout's rows in a pass; the same on every process."""
         assert self.rollout is not None
         seed = (self.seed * 1_000_003 + self.iteration * 65_537 + index) % 2**63
         return torch.randperm(len(self.rollout), generator=torch.Generator().manual_seed(seed))
@@ -110,25 +110,25 @@ class RolloutBuffer:
         """Whether the next training step begins an iteration.
 
         Args:
-            minibatches: Of an iteration, on each process.
+            minibatches: Minibatches in an iteration, on each process.
         """
         return self.rollout is None or self.place >= minibatches
 
     def is_of(self, index: Sequence[int], num_generations: int) -> bool:
-        """Whether the rollout answers these prompts, each so often.
+        """Whether the rollout consists of `num_generations` answers to each of these prompts.
 
         Args:
             index: The rows of all prompts in their split.
-            num_generations: Responses a prompt.
+            num_generations: Responses per prompt.
         """
         assert self.rollout is not None
         return self.rollout.index.tolist() == [row for row in index for _ in range(num_generations)]
 
     def state_dict(self, minibatches: int) -> dict[str, Any]:
-        """What a checkpoint keeps: the rollout too, where minibatches of it are left.
+        """The state for a checkpoint, including the rollout if it has minibatches left.
 
         Args:
-            minibatches: Of an iteration, on each process.
+            minibatches: Minibatches in an iteration, on each process.
         """
         rollout = None if self.ended(minibatches) or self.rollout is None else self.rollout.state_dict()
         return {
@@ -141,14 +141,14 @@ class RolloutBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any], minibatches: int) -> None:
-        """Go on from a state, also that of another number of processes.
+        """Restore a state, also one of another number of processes.
 
-        Where the place falls between two minibatches of this run, the rest of the iteration is left out, as the loader
-        of prompts does.
+        If its place is between two minibatches of this run, the rest of the iteration is left out, as in the prompts'
+        data loader.
 
         Args:
-            state: What `state_dict` gave.
-            minibatches: Of an iteration, on each process, now.
+            state: What `state_dict` returned.
+            minibatches: Minibatches in an iteration of this run, on each process.
         """
         self.seed, self.iteration = state["seed"], state["iteration"]
         self.place, rest = divmod(state["place"] * minibatches, state["minibatches"])

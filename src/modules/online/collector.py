@@ -1,4 +1,4 @@
-"""The first half of an iteration: answers to prompts, scored, measured and gathered from all processes."""
+"""Makes the rollout of an iteration: answers are sampled, scored, measured and gathered from all processes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from src.rl.rollout import Rollout
 
 
 class Collector:
-    """Samples, has scored and measures the responses that an iteration learns from.
+    """Samples, scores and measures the responses of an iteration.
 
-    Autocast's cache is cleared wherever weights change or trade places within Lightning's autocast context.
+    Autocast's cache is cleared wherever weights change or are swapped within Lightning's autocast context.
 
     Args:
         policy: The model that is trained.
-        reference: What it is held to.
-        tokenizer: Theirs.
+        reference: Its reference.
+        tokenizer: The tokenizer of both.
         reward: Scores responses.
         options: How to sample.
-        num_generations: Responses a prompt.
-        value_head: The policy's, where the method has one.
+        num_generations: Responses per prompt.
+        value_head: The policy's value head; None for methods without one.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Collector:
     def collect(
         self, batch: Batch, encoder_hidden: Tensor | None, clock: PhaseClock, *, seed: int, iteration: int
     ) -> Rollout:
-        """This process's rollout, fillers left out; advantages and shaped scores are not there yet.
+        """Make this process's rollout, without fillers; advantages and shaped scores are not computed yet.
 
         Args:
             batch: The prompts.
-            encoder_hidden: What `encode` gave.
-            clock: Learns how long each phase takes.
-            seed: The run's.
-            iteration: The same prompts get other answers in another.
+            encoder_hidden: What `encode` returned.
+            clock: Times the phases.
+            seed: The run's seed.
+            iteration: The iteration's number, on which the sampling seeds depend.
         """
         real = torch.tensor([not is_filler for is_filler in batch["is_filler"]])
         with clock.phase("rollout"):
@@ -145,10 +145,10 @@ class Collector:
     def _measure(
         self, batch: Batch, responses: Responses, encoder_hidden: Tensor | None
     ) -> tuple[TokenFigures, Tensor]:
-        """What policy and reference say about the responses, about as many rows at a time as there are prompts.
+        """The responses' scores under policy and reference, computed in chunks of about a batch's rows.
 
-        Where it pays, a decoder-only model reads a prompt once for all its responses. Not in less than float32: another
-        mask means another rounding, and the first minibatch's ratios would not be 1.
+        Where it pays, a decoder-only model processes a prompt once for all its responses. Not below float32: another
+        mask means other rounding, and the first minibatch's ratios would not be 1.
         """
         shares = self._shares_prompts and self._is_exact() and is_worth_sharing(batch["prompt_ids"], responses.ids)
         size, count = self.num_generations, len(batch["prompt_ids"])
@@ -184,11 +184,11 @@ class Collector:
         return not under_autocast and all(parameter.dtype.itemsize >= 4 for parameter in parameters)
 
     def gather(self, own: Rollout, world_size: int) -> Rollout:
-        """The responses of all processes on the CPU, in the order of the global batch; every process must call this.
+        """Gather all processes' responses on the CPU, in the order of the global batch; every process must call this.
 
         Args:
-            own: This process's, whose j-th prompt is the global batch's `j * world_size + rank`-th.
-            world_size: All processes.
+            own: This process's rollout; its j-th prompt is number `j * world_size + rank` of the global batch.
+            world_size: The number of processes.
         """
         if world_size == 1:
             return own.to("cpu")

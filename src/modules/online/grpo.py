@@ -1,4 +1,4 @@
-"""Group relative policy optimisation: several answers a prompt, each measured by its group, KL in the loss."""
+"""Group relative policy optimisation: several answers per prompt with their group as baseline, and KL in the loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GRPOConfig(GroupConfig):
     Attributes:
         scale_rewards: Divide advantages by the standard deviation of the rewards of a `group`, of the `batch`, or not
             (`none`).
-        loss_type: How the losses of tokens become one: grpo, bnpo, dr_grpo or dapo (`src.rl.group_losses.aggregate`).
+        loss_type: How the losses of tokens are reduced: grpo, bnpo, dr_grpo or dapo (`src.rl.group_losses.aggregate`).
         use_bias_correction_kl: Multiply the KL by the probability ratio.
     """
 
@@ -43,10 +43,10 @@ class GRPOModule(OnlineModule):
     """Trains an encoder-decoder or decoder-only model by GRPO (https://arxiv.org/abs/2402.03300) on any reward.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
         reward: Scores responses; see docs/rewards.md.
         grpo: GRPO's hyper-parameters.
-        **kwargs: What every online method takes (`OnlineModule`).
+        **kwargs: The arguments of every online method (`OnlineModule`).
     """
 
     config: GRPOConfig
@@ -56,12 +56,12 @@ class GRPOModule(OnlineModule):
 
     @property
     def unit(self) -> Unit:  # type: ignore[override]
-        """What the loss is the mean over."""
+        """What the loss averages over."""
         units: dict[str, Unit] = {"bnpo": "tokens", "dapo": "rollout"}
         return units.get(self.config.loss_type, "responses")
 
     def advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
-        """The same for every token of a response."""
+        """Group-relative advantages, the same for every token of a response."""
         scores, size = rollout.shaped_scores, self.config.num_generations
         advantages = group_advantages(scores, size, self.config.scale_rewards)
         groups = scores.view(-1, size)

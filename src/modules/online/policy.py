@@ -1,4 +1,4 @@
-"""A policy that learns from its own answers: it samples and scores them."""
+"""The base of policies that sample answers and have them scored by a reward."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class SamplingModule(PolicyModule):
     """A policy with its reference, its reward, and a way to sample answers.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
         reward: Scores responses; see docs/rewards.md.
         config: The method's hyper-parameters.
         rollout: How responses are sampled for training.
-        **kwargs: What a policy takes beside it (`PolicyModule`).
+        **kwargs: The other arguments of `PolicyModule`.
     """
 
     reward: Reward
@@ -40,7 +40,7 @@ class SamplingModule(PolicyModule):
         self.rollout = rollout or RolloutOptions()
 
     def configure_model(self) -> None:
-        """Load the policy, keep its reference, and put on what a method trains beside the policy."""
+        """Load the policy, keep its reference, and add the method's heads."""
         if self.model is not None:
             return
         super().configure_model()
@@ -56,4 +56,4 @@ class SamplingModule(PolicyModule):
         )
 
     def add_heads(self) -> None:
-        """Put on what a method trains beside the policy."""
+        """Add modules that the method trains beside the policy, such as a value head."""

@@ -26,10 +26,10 @@ class PPOModule(OnlineModule):
     """Trains an encoder-decoder or decoder-only model by PPO (https://arxiv.org/abs/1707.06347) on any reward.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
         reward: Scores responses; see docs/rewards.md.
         ppo: PPO's hyper-parameters.
-        **kwargs: What every online method takes (`OnlineModule`).
+        **kwargs: The arguments of every online method (`OnlineModule`).
     """
 
     config: PPOConfig
@@ -40,17 +40,17 @@ class PPOModule(OnlineModule):
         self.kl_controller = self.config.kl_controller()
 
     def add_heads(self) -> None:
-        """Put on the value head."""
+        """Add the value head."""
         self.value_head = ValueHead(hidden_size(self.policy), self.config.value_head_init)
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The value head's, where it has one of its own."""
+        """The value head's learning rate, if it is set separately."""
         rate = self.config.value_head_lr
         return {} if rate is None else {"value_head.": rate}
 
     def advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
-        """GAE over the score on the last token and the KL penalty on every one; then steer the KL coefficient."""
+        """GAE over the score on the last token and the KL penalty on every one; then update the KL coefficient."""
         assert rollout.values is not None
         config, mask, kl_coef = self.config, rollout.response_mask, self.kl_controller.value
         scores = rollout.shaped_scores
@@ -95,15 +95,15 @@ class PPOModule(OnlineModule):
         return MethodLoss(loss.total, {f"ppo/{name}": figure for name, figure in loss.stats.items()})
 
     def pool(self, stats: dict[str, Tensor], weights: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """Variances and the greatest ratio among them."""
+        """Pool PPO's metrics, among them variances and the greatest ratio."""
         pooled = pool_ppo_stats({name.removeprefix("ppo/"): figure for name, figure in stats.items()}, tokens)
         return {f"ppo/{name}": figure for name, figure in pooled.items()}
 
     def state(self) -> dict[str, Any]:
-        """With the KL controller's."""
+        """The state with that of the KL controller."""
         return super().state() | {"kl_controller": self.kl_controller.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """With the KL controller's."""
+        """Restore the state with that of the KL controller."""
         super().load_state(state)
         self.kl_controller.load_state_dict(state["kl_controller"])

@@ -1,4 +1,4 @@
-"""The responses of a rollout as texts, for whoever wants to read them."""
+"""The responses of a rollout as texts, for logging."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from src.rl.rollout import Rollout
 def records_of(
     rollout: Rollout, iteration: int, tokenizer: PreTrainedTokenizerBase, endings: Sequence[int]
 ) -> list[RolloutRecord]:
-    """A record of each response.
+    """Make a record of each response.
 
     Args:
-        rollout: With advantages.
-        iteration: That it is of.
-        tokenizer: The policy's.
+        rollout: The rollout, with advantages.
+        iteration: Its iteration.
+        tokenizer: The policy's tokenizer.
         endings: Tokens that end an answer.
     """
     prompts = tokenizer.batch_decode(rollout.query_ids, skip_special_tokens=True)

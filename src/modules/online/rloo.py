@@ -1,4 +1,4 @@
-"""REINFORCE with a leave-one-out baseline: several answers a prompt, each measured by the others."""
+"""REINFORCE with a leave-one-out baseline: several answers per prompt, each compared with the others."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class RLOOConfig(GroupConfig):
 class RLOOModule(OnlineModule):
     """Trains an encoder-decoder or decoder-only model by RLOO (https://arxiv.org/abs/2402.14740) on any reward.
 
-    The reward of a response is its score less `beta` times its KL to the reference; its advantage, that less the mean
-    reward of the other responses to the same prompt.
+    The reward of a response is its score minus `beta` times its KL to the reference; its advantage is that reward minus
+    the mean reward of the other responses to the same prompt.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
         reward: Scores responses; see docs/rewards.md.
         rloo: RLOO's hyper-parameters.
-        **kwargs: What every online method takes (`OnlineModule`).
+        **kwargs: The arguments of every online method (`OnlineModule`).
     """
 
     config: RLOOConfig
@@ -48,7 +48,7 @@ class RLOOModule(OnlineModule):
         super().__init__(model_name_or_path, reward, config=rloo or RLOOConfig(), **kwargs)
 
     def advantages(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
-        """The same for every token of a response."""
+        """Leave-one-out advantages, the same for every token of a response."""
         config = self.config
         kl = sequence_kl(rollout.logprobs - rollout.ref_logprobs, rollout.response_mask)
         rewards = rollout.shaped_scores - config.beta * kl

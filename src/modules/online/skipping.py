@@ -1,4 +1,4 @@
-"""Updates that are left out because a figure is not finite."""
+"""Counts updates that are skipped because a value is not finite."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class SkippedUpdates:
-    """Counts them, and ends the run after so many in a row.
+    """Counts skipped updates, and ends the run after too many in a row.
 
     Args:
-        most: In a row.
+        most: The number in a row that ends the run.
     """
 
     def __init__(self, most: int) -> None:
@@ -23,14 +23,14 @@ class SkippedUpdates:
         self.in_a_row = 0
 
     def skip(self, iteration: int, why: str) -> None:
-        """Count an update that is left out; every process comes here or none does.
+        """Count a skipped update; every process must call this, or none.
 
         Args:
-            iteration: Of the rollout, for the log.
-            why: What is not finite.
+            iteration: The rollout's iteration, for the log.
+            why: The reason, for the log.
 
         Raises:
-            ParleyError: Too many in a row.
+            ParleyError: Too many updates in a row were skipped.
         """
         self.total += 1
         self.in_a_row += 1
@@ -42,9 +42,9 @@ class SkippedUpdates:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Both counts."""
+        """The state for a checkpoint: the total, and the number in a row."""
         return {"skipped_updates": self.total, "skipped_in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave, whatever else is in it."""
+        """Restore a state that `state_dict` returned; other keys are ignored."""
         self.total, self.in_a_row = state["skipped_updates"], state["skipped_in_a_row"]

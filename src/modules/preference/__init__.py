@@ -1,1 +1,1 @@
-"""Modules that learn which of two answers is the better one."""
+"""Modules that learn from preference pairs: reward models and DPO."""

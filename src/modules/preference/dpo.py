@@ -1,4 +1,4 @@
-"""Direct preference optimisation and its family: from pairs of answers to a policy, without a reward model."""
+"""Direct preference optimisation and related methods: train a policy on preference pairs without a reward model."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ STAGES: dict[str, dict[Part, str]] = {
 class DPOModule(PolicyModule):
     """Trains an encoder-decoder or decoder-only model on pairs of answers: DPO, IPO, hinge, SimPO or ORPO.
 
-    The reference is the model as training finds it: the adapter switched off, or a copy of what is trained. With
-    `dpo.reference: cached` what it says of the pairs, and its answers to the validation prompts, are made once before
-    training and kept on disk. Then, and with a loss that has no reference, no copy of a whole model is held. An encoder
-    reads each prompt once for both answers, and so does a decoder-only model whose attention lets it.
+    The reference is the model as it is when training starts: the adapter switched off, or a copy of what is trained.
+    With `dpo.reference: cached` its log-probabilities of the pairs, and its answers to the validation prompts, are
+    computed once before training and kept on disk. Then, and with a loss that has no reference, no copy of a whole
+    model is in memory. An encoder processes each prompt once for both answers, and so does a decoder-only model whose
+    attention supports it.
 
     Args:
-        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained on.
+        model_name_or_path: A hub name, a model directory or an adapter directory, which is then trained further.
         dpo: The loss and its hyper-parameters.
-        disable_dropout: Train without dropout, so that policy and reference agree at the start. The reference never has
-            any.
-        **kwargs: What a policy takes beside it (`PolicyModule`).
+        disable_dropout: Train without dropout, so that policy and reference agree at the start. The reference never
+            uses dropout.
+        **kwargs: The other arguments of `PolicyModule`.
     """
 
     reads: Literal["answers", "texts"] = "answers"
@@ -76,7 +77,7 @@ class DPOModule(PolicyModule):
     # Set-up
 
     def configure_model(self) -> None:
-        """Load the policy and keep its reference, or what tells it from others."""
+        """Load the policy, and keep its reference or the fingerprint of it."""
         if self.model is not None:
             return
         super().configure_model()
@@ -90,26 +91,26 @@ class DPOModule(PolicyModule):
         return self.config.needs_reference and self.config.reference == "cached"
 
     def make_reference(self) -> Reference | None:
-        """A copy only where the loss asks for it again and again; the base below a fresh adapter costs nothing."""
+        """Keep a reference if it is free (the base below a fresh adapter), or if the loss needs one at each step."""
         free = is_base_below_adapter(self.policy, is_continued=self.lora is None)
         wanted = self.config.needs_reference and not self._is_cached
         return super().make_reference() if free or wanted else None
 
     def on_fit_start(self) -> None:
-        """Refuse what would go wrong later; ask the reference while the policy is still what it was."""
+        """Refuse unsupported set-ups; compute the cached reference values before the policy changes."""
         super().on_fit_start()
         self._prepare()
 
     def on_validation_start(self) -> None:
-        """Ask the reference, for a validation of its own."""
+        """Compute the cached reference values, for a validation without training."""
         self._prepare()
 
     def on_test_start(self) -> None:
-        """Ask the reference."""
+        """Compute the cached reference values."""
         self._prepare()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what would not fit; ask the reference before the checkpoint's weights take its place."""
+        """Refuse a checkpoint of another method or reference; fill the cache before its weights are loaded."""
         super().on_load_checkpoint(checkpoint)
         state_of_method(
             checkpoint, "preference", method=type(self).__name__, reference=self._start, name=self.model_name_or_path
@@ -117,19 +118,19 @@ class DPOModule(PolicyModule):
         self._prepare()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what tells the reference from others."""
+        """Add the fingerprint of the reference."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["preference"] = {"method": type(self).__name__, "reference": self._start}
 
     @property
     def seed(self) -> int:
-        """The run's."""
+        """The run's seed."""
         return torch.initial_seed() % 2**63
 
-    # What the reference says, made before training
+    # The reference's values, computed before training
 
     def _prepare(self) -> None:
-        """Make or read what will be wanted of a reference whose weights are not kept; a second call does nothing."""
+        """Compute or read the values of a reference whose weights are not kept; a second call does nothing."""
         stage = self.trainer.state.fn.value if is_attached(self) and self.trainer.state.fn is not None else ""
         if stage in self._prepared or stage not in STAGES or (self.reference is not None and not self._is_cached):
             return
@@ -193,8 +194,8 @@ class DPOModule(PolicyModule):
     # Loss
 
     def _ask_reference(self, batch: PreferenceBatch) -> AnswerLogprobs:
-        """What the reference says of the answers, without gradient and dropout."""
-        if self.reference is None:  # the policy is what it was
+        """The reference's log-probabilities of the answers, without gradient and dropout."""
+        if self.reference is None:  # the policy has not been trained yet
             return self._ask(self.policy, batch)
         with self.reference.active(self.policy) as frozen:
             torch.clear_autocast_cache()
@@ -240,17 +241,17 @@ class DPOModule(PolicyModule):
         """The loss of a batch, its figures, and the number of its pairs, fillers left out.
 
         Args:
-            batch: Of pairs.
-            part: The split that it is of.
+            batch: The batch of pairs.
+            part: Its split.
 
         Returns:
-            Sums over the pairs, and how many there are. The cross-entropy of the chosen answers is the mean over their
-            tokens in the batch, as in TRL, and counts as much as the batch has pairs.
+            Sums over the pairs, and the number of pairs. The cross-entropy of the chosen answers is the mean over their
+            tokens in the batch, as in TRL, and is weighted by the number of pairs in the batch.
         """
         if "answer_ids" not in batch:
             raise ParleyError(f"{type(self).__name__} learns from pairs of answers; give PreferenceDataModule.")
         config, reference = self.config, None
-        if config.needs_reference:  # before the policy: weights may trade places while no graph waits
+        if config.needs_reference:  # before the policy: weights must not be swapped while a graph waits
             reference = self._reference_pairs(batch, part)
         learns_prompts = bool(config.sft_weight) and config.learns_prompts and not self.is_encoder_decoder
         with cast_once(self.policy, frozen_only=True, spare_head=True):
@@ -270,7 +271,7 @@ class DPOModule(PolicyModule):
         return total, {"loss": total.detach()} | figures, torch.tensor(len(real), device=self.device)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """The mean over the pairs of all processes and accumulated batches."""
+        """The loss, so scaled that a step's gradient is of the mean over the pairs of all processes and batches."""
         loss, figures, pairs = self.loss_sums(batch, "train")
         torch.clear_autocast_cache()
         total = pairs
@@ -286,7 +287,7 @@ class DPOModule(PolicyModule):
         return backward
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the step's mean, and see that there is one."""
+        """Scale the gradients to those of the step's mean loss, and check that the loss is finite."""
         self._step.reset()
         loss = self._token_mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
         if loss is not None:
@@ -314,7 +315,7 @@ class DPOModule(PolicyModule):
         return self._evaluate(batch, "test")
 
     def start_split(self) -> None:
-        """Begin a validation or a test."""
+        """Reset all metrics, at the start of a validation or test."""
         super().start_split()
         self._split.reset()
 
@@ -322,7 +323,7 @@ class DPOModule(PolicyModule):
         """Figures of the pairs and of the answers.
 
         Args:
-            stage: Comes before each name: `val/loss`, `val/rewards/accuracies`, `val/rouge1` …
+            stage: The prefix of each name: `val/loss`, `val/rewards/accuracies`, `val/rouge1` …
         """
         pairs = self._split.means(self.trainer)
         return {f"{stage}/{name}": figure for name, figure in pairs.items()} | super().summarise(stage)

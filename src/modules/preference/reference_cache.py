@@ -1,4 +1,4 @@
-"""What the reference says of a split, computed once and kept on disk, so that its weights need not be kept at all."""
+"""A disk cache of the reference's values on a split, so that its weights need not be kept in memory."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from src.errors import ParleyError
 from src.writing import whole_file
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raise it when the meaning of what is kept changes
-SAY_EVERY = 10.0  # seconds
+VERSION = 1  # raise it when the meaning of cached values changes
+SAY_EVERY = 10.0  # seconds between log lines
 Record = dict[int, list[Any]]
-"""What is kept of each row of a split, by its number."""
+"""The cached values of each row of a split, by row number."""
 
 
 class ReferenceCache:
-    """Makes what the reference says of a split, on all processes together, or finds it on disk.
+    """Reads the reference's values on a split from disk, or computes them, shared among all processes.
 
-    A file is named by a hash of everything that its content depends on, and comes whole or not at all. What cannot be
-    read is made anew.
+    A file is named by a hash of everything that its content depends on, and is written atomically. A file that cannot
+    be read is computed again.
 
     Args:
-        directory: Where the files are.
-        trainer: Whose processes share the work.
-        about: What the content depends on beside the split, as JSON or text: weights, precision and so on.
+        directory: The cache's directory.
+        trainer: The trainer whose processes share the work.
+        about: What the content depends on beside the split, JSON-serialisable: weights, precision and so on.
     """
 
     def __init__(self, directory: Path, trainer: Trainer, about: list[Any]) -> None:
@@ -52,13 +52,13 @@ class ReferenceCache:
         make: Callable[[PreferenceBatch], list[list[Any]]],
         about: list[Any],
     ) -> Record:
-        """What is kept of each row; every process must call this.
+        """The cached values of each row; every process must call this.
 
         Args:
-            what: Is made, for the log.
-            batches: This process's share of the split, the same at each call.
-            make: From a batch to what is kept of each of its rows, fillers included.
-            about: What this depends on beside the split and what all depends on.
+            what: The name of the values, for the log.
+            batches: Gives this process's share of the split, the same at each call.
+            make: Computes the values of each row of a batch, fillers included.
+            about: What these values depend on beside the split and the cache's own `about`.
         """
         digests = self._gathered({index: digest for batch in batches() for index, digest in _digests(batch)})
         key = json.dumps([VERSION, what, self.about, about, sorted(digests.items())], sort_keys=True, default=str)
@@ -88,7 +88,7 @@ class ReferenceCache:
         return {index: row for part in parts for index, row in part.items()}
 
     def _told(self, what: str, batches: Iterable[PreferenceBatch], rows: int) -> Iterator[PreferenceBatch]:
-        """The batches, with a line in the log before, after, and now and then between."""
+        """Iterate over the batches, logging the start, the progress and the end."""
         speaks, done, told = self.trainer.is_global_zero, 0, time.monotonic()
         if speaks:
             log.info("%s of the reference: %d rows, once for this model and these pairs …", what, rows)
@@ -103,17 +103,17 @@ class ReferenceCache:
 
 
 def limited(loader: Any, limit: float) -> Iterator[Any]:
-    """The batches that a trainer's limit leaves of a loader.
+    """The batches of a loader up to a trainer's limit.
 
     Args:
-        loader: Any with a length, where the limit is a share.
-        limit: A number of batches, or as a float a share of them.
+        loader: The loader; it needs a length if the limit is a share.
+        limit: A number of batches or, as a float, a share of them.
     """
     return islice(loader, int(limit * len(loader)) if isinstance(limit, float) else limit)
 
 
 def _digests(batch: PreferenceBatch) -> Iterator[tuple[int, str]]:
-    """Of the tokens of each pair, fillers left out; of its prompt alone where a batch has prompts only."""
+    """Row number and token hash of each pair, without fillers; of the prompt alone if a batch has no answers."""
     names = [("prompt_ids", "prompt_attention_mask", 1)]
     if "answer_ids" in batch:
         names.append(("answer_ids", "answer_mask", 2))
@@ -131,7 +131,7 @@ def _digests(batch: PreferenceBatch) -> Iterator[tuple[int, str]]:
 
 
 def _read(file: Path, rows: int) -> Record | None:
-    """A file's content; None where there is none to be used."""
+    """A file's content; None if it is missing or unusable."""
     if not file.is_file():
         return None
     try:
@@ -146,11 +146,11 @@ def table(records: Record, *, nothing: float = math.nan) -> Tensor:
     """Log-probabilities as a table by row number, (rows, 2); NaN where a split has no such row.
 
     Args:
-        records: Of each row two figures.
-        nothing: Stands for rows that are not there.
+        records: Two values for each row.
+        nothing: The value for rows that are missing.
 
     Raises:
-        ParleyError: There is none.
+        ParleyError: There are no records.
     """
     if not records:
         raise ParleyError("the training data has no pair; give some.")

@@ -31,22 +31,22 @@ RANGES = {"label_smoothing": SHARE, "center_rewards_coefficient": NOT_NEGATIVE}
 class RewardModule(ModelModule):
     """Trains a reward model by the Bradley-Terry loss, whole or with an adapter: `AutoModelForSequenceClassification`.
 
-    Any base that transformers has a classifier of will do: encoders such as BERT, decoder-only models, T5 and BART. A
-    language model gets a fresh head, a reward model goes on with its own. With an adapter the head is trained whole.
-    The head computes in float32 whatever the trunk's precision is.
+    The base may be any for which transformers has a classifier: encoders such as BERT, decoder-only models, T5 and
+    BART. A language model gets a new random head, a reward model keeps its own. With an adapter the head is trained in
+    full. The head computes in float32, whatever the precision of the rest.
 
     Args:
         model_name_or_path: A hub name, a model directory, or the directory of a reward model's adapter, which is then
-            trained on.
-        text: What is read of a pair: prompt, a space and the answer, or the answer alone; set the same for
+            trained further.
+        text: The model's input: prompt, a space and the answer, or the answer alone; set the same for
             `ClassifierReward`.
-        label_smoothing: How probable it is that a pair's answers are the wrong way round, from 0 to below 1. In
-            training only; validation's loss is without.
-        center_rewards_coefficient: Of the square of the two rewards' sum, which keeps rewards around 0; not in
-            validation's loss either.
+        label_smoothing: The assumed probability that a pair's labels are swapped, from 0 to below 1. It is used in
+            training only, not in validation's loss.
+        center_rewards_coefficient: Weight of the square of the two rewards' sum, which keeps rewards around 0; not used
+            in validation's loss either.
         dropout: Every dropout probability of the model; null for its own configuration's. Both answers of a pair
             should go through the same model.
-        **kwargs: What every Module takes (`ModelModule`).
+        **kwargs: The arguments of every Module (`ModelModule`).
     """
 
     reads: Literal["texts"] = "texts"
@@ -70,12 +70,12 @@ class RewardModule(ModelModule):
         self.figures = PairFigures()
         self._mean = TokenMean()
         self._breakdown = Breakdown()
-        self._seen: Tensor | None = None  # of this optimiser step: pairs, those told right, sum of margins
+        self._seen: Tensor | None = None  # sums over this optimiser step: pairs, correctly ordered pairs, margins
 
     # Set-up
 
     def configure_model(self) -> None:
-        """Load the model, and tell it what pads; a second call does nothing."""
+        """Load the model and set its padding token; a second call does nothing."""
         if self.model is not None:
             return
         super().configure_model()
@@ -87,7 +87,7 @@ class RewardModule(ModelModule):
         self._options: dict[str, Any] = {"use_cache": False} if takes_cache else {}
 
     def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-        """As `ClassifierReward` will read texts."""
+        """Load the tokenizer with the settings that `ClassifierReward` uses."""
         return load_classifier_tokenizer(
             self.model_name_or_path, config, self.gguf_file, trust_remote_code=self.trust_remote_code
         )
@@ -96,13 +96,13 @@ class RewardModule(ModelModule):
         self.is_encoder_decoder = bool(config.is_encoder_decoder)
 
     def setup(self, stage: str) -> None:
-        """Let the figures be computed where the model is."""
+        """Move the metrics to the model's device."""
         self.figures.to(self.trainer.strategy.root_device)
 
     # Loss
 
     def rewards(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Of the chosen and of the rejected answers: (batch,) each, float32."""
+        """The rewards of the chosen and of the rejected answers: (batch,) each, float32."""
         if "answer_ids" not in batch:
             raise ParleyError(
                 "RewardModule learns from pairs of answers; give PreferenceDataModule, or another Module for this data."
@@ -115,7 +115,7 @@ class RewardModule(ModelModule):
         return chosen, rejected
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """The mean over the pairs of all processes and accumulated batches: a run's losses don't depend on the cut."""
+        """The loss, so scaled that a step's gradient is of the mean over the pairs of all processes and batches."""
         chosen, rejected = self.rewards(batch)
         losses = bradley_terry_loss(
             chosen,
@@ -140,7 +140,7 @@ class RewardModule(ModelModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the step's mean, and see that there is one."""
+        """Scale the gradients to those of the step's mean loss, and check that the loss is finite."""
         self._seen = None
         loss = self._mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
         if loss is not None:
@@ -160,7 +160,7 @@ class RewardModule(ModelModule):
         return {"chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, list[float]]:
-        """Both rewards of each pair, for the figures and for the callbacks."""
+        """Both rewards of each pair, for the metrics and the callbacks."""
         return self._evaluate(batch)
 
     def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, list[float]]:
@@ -173,11 +173,11 @@ class RewardModule(ModelModule):
         return {"chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
 
     def on_validation_epoch_start(self) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         self.figures.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         self.figures.reset()
 
     def on_validation_epoch_end(self) -> None:

@@ -1,4 +1,4 @@
-"""Figures of pairs, averaged over an optimiser step or a split, however these are cut into batches and processes."""
+"""Means of metrics over the pairs of an optimiser step or a split, independent of batches and processes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import Tensor
 
 
 class PairMeans:
-    """Sums of figures of pairs, and their number."""
+    """Accumulates sums of metrics over pairs, and the number of pairs."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._pairs: Tensor | None = None
 
     def add(self, figures: Mapping[str, Tensor], pairs: Tensor) -> None:
-        """Take in some pairs.
+        """Add some pairs.
 
         Args:
-            figures: Sums over them, scalars.
-            pairs: How many they are, a scalar.
+            figures: Sums of the metrics over them, scalars.
+            pairs: The number of pairs, a scalar.
         """
         self._pairs = pairs if self._pairs is None else self._pairs + pairs
         for name, figure in figures.items():
             self._sums[name] = self._sums[name] + figure if name in self._sums else figure
 
     def means(self, trainer: Trainer) -> dict[str, Tensor]:
-        """The mean of each figure over all pairs of all processes so far; every process must call this, or none.
+        """The mean of each metric over all pairs of all processes so far; every process must call this, or none.
 
         Args:
-            trainer: Whose processes.
+            trainer: The trainer.
 
         Returns:
-            By name; nothing where there was no pair.
+            The means by name; empty if there were no pairs.
         """
         if self._pairs is None:
             return {}
@@ -44,5 +44,5 @@ class PairMeans:
         return dict(zip(self._sums, sums[1:] / sums[0].clamp(min=1), strict=True))
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the sums."""
         self._sums, self._pairs = {}, None

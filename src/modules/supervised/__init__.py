@@ -1,1 +1,1 @@
-"""Modules that learn right answers, token by token."""
+"""Modules for supervised fine-tuning."""

@@ -1,4 +1,4 @@
-"""What the Modules share that learn right answers, token by token."""
+"""The base of Modules for supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SupervisedModule(GeneratingModule):
     Args:
         model_name_or_path: A hub name or a directory that `from_pretrained` takes.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
-        **kwargs: What every Module takes (`GeneratingModule`).
+        **kwargs: The arguments of every generating Module (`GeneratingModule`).
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SupervisedModule(GeneratingModule):
         return loss, torch.tensor(labels.numel(), device=labels.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean over the tokens of all processes and accumulated batches: a run's losses don't depend on the cut."""
+        """The loss, so scaled that a step's gradient is of the mean over the tokens of all processes and batches."""
         loss_sum, count = self.loss_sum(batch)
         total = count
         if self.trainer.world_size > 1:
@@ -63,7 +63,7 @@ class SupervisedModule(GeneratingModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the step's mean, and see that there is one."""
+        """Scale the gradients to those of the step's mean loss, and check that the loss is finite."""
         loss = self._token_mean.settle(self.parameters(), self.trainer.accumulate_grad_batches)
         if loss is not None:
             self._breakdown.note(loss, self.trainer)
@@ -71,7 +71,7 @@ class SupervisedModule(GeneratingModule):
     # Evaluation
 
     def setup(self, stage: str) -> None:
-        """Let the metrics compute where the model does."""
+        """Move the metrics to the model's device."""
         super().setup(stage)
         self.evaluation.to(self.trainer.strategy.root_device)
 
@@ -101,11 +101,11 @@ class SupervisedModule(GeneratingModule):
         return {"predictions": self.generate(batch)}
 
     def on_validation_epoch_start(self) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         self.evaluation.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         self.evaluation.reset()
 
     def on_validation_epoch_end(self) -> None:

@@ -15,27 +15,27 @@ from src.models.tying import base_model
 from src.modules.supervised.base import SupervisedModule
 from src.parallel.gathering import gathered
 
-LEAK_TOLERATED = 0.5  # see `_leak`: a model either keeps examples apart, up to rounding, or does not
+LEAK_TOLERATED = 0.5  # of `_leak`, which is near 0 or near 1
 
 
 class CausalLMModule(SupervisedModule):
     """Fine-tunes a decoder-only model, whole or with an adapter: GPT-2, KoGPT2, Llama, SmolLM2, Qwen and their like.
 
-    What is learned, the response alone or all tokens, is in the batch's labels, so the DataModule's `loss_on` decides.
+    Whether the response alone or all tokens are learned is decided by the batch's labels (`loss_on` of the DataModule).
     The arguments are those of `SupervisedModule`.
     """
 
     is_encoder_decoder = False
 
     def on_fit_start(self) -> None:
-        """Look at the first packed batch's model anew."""
+        """Have packing tested again at the first packed batch."""
         self._keeps_packed_apart = False
 
     def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of the positions whose next token is to be learned; the wide head runs over these only."""
+        """Logits of the positions whose next token is to be learned; the output head runs over these only."""
         labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
         wanted = labels != IGNORE_INDEX
-        if "position_ids" in batch:  # packed: no mask, so that transformers makes one from the positions
+        if "position_ids" in batch:  # packed: without a mask transformers derives one from the position ids
             self._require_packing()
             context = {"attention_mask": None, "position_ids": batch["position_ids"]}
         else:
@@ -45,10 +45,10 @@ class CausalLMModule(SupervisedModule):
         return logits, labels[wanted]
 
     def _require_packing(self) -> None:
-        """Try once whether the model keeps packed examples apart: not every architecture does.
+        """Test once whether the model's attention keeps packed examples apart, which not every architecture does.
 
         Raises:
-            ParleyError: It takes no positions, or looks across the border.
+            ParleyError: It takes no position ids, or attends across the border of examples.
         """
         if getattr(self, "_keeps_packed_apart", False):
             return
@@ -63,7 +63,7 @@ class CausalLMModule(SupervisedModule):
 
     @torch.no_grad()
     def _leak(self) -> float:
-        """How far a text is from itself when packed behind another, where 1 is what reading both together makes."""
+        """The relative change of a text's logits when packed behind another: 1 if it attends to that text fully."""
         model, training = self.policy, self.policy.training
         first, second = torch.arange(8, device=self.device), torch.arange(8, 14, device=self.device)
         joined = torch.cat([first, second])[None]

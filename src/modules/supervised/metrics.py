@@ -1,4 +1,4 @@
-"""What validation and test measure."""
+"""Metrics of validation and test."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from src.metrics.answers import plain, update_all
 
 
 class EvaluationMetrics:
-    """Loss and perplexity by token, and the metrics of answers, over a whole split and all processes.
+    """Loss and perplexity per token, and the metrics of answers, over a whole split and all processes.
 
-    No torch module, so that what a metric holds (a classifier) is neither trained nor in checkpoints.
+    This is not a torch module, so that a metric's classifier is neither trained nor saved in checkpoints.
 
     Args:
-        metrics: Of answers, by name.
+        metrics: Metrics of answers, by name.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
@@ -25,7 +25,7 @@ class EvaluationMetrics:
         self.answers = MetricCollection(dict(metrics), compute_groups=False)
 
     def to(self, device: torch.device) -> None:
-        """Compute on this device from now on."""
+        """Move the metrics to a device."""
         self.loss.to(device)
         self.answers.to(device)
 
@@ -41,25 +41,25 @@ class EvaluationMetrics:
 
         Args:
             loss_sum: Cross-entropy summed over the batch's tokens.
-            count: How many tokens those are; 0 for a batch of fillers.
+            count: The number of these tokens; 0 for a batch of fillers.
             predictions: Generated answers, fillers left out.
             references: The right answers to each.
-            prompts: What each answers.
+            prompts: The prompts that they answer.
         """
         if count:
             self.loss.update(loss_sum / count, weight=count)
         update_all(self.answers, predictions, references, prompts)
 
     def compute(self, stage: str) -> dict[str, Tensor | float]:
-        """The figures under a stage's name, `val/loss`, `val/perplexity`, `val/rouge1` and so on.
+        """The metrics under a stage's name: `val/loss`, `val/perplexity`, `val/rouge1` and so on.
 
-        Perplexity is the exponential of the mean loss of a token: how many tokens the model hesitates between.
+        Perplexity is the exponential of the mean loss per token.
         """
         loss = self.loss.compute()
         figures: dict[str, Tensor | float] = {"loss": loss, "perplexity": loss.exp(), **plain(self.answers.compute())}
         return {f"{stage}/{name}": figure for name, figure in figures.items()}
 
     def reset(self) -> None:
-        """Start anew."""
+        """Reset the metrics."""
         self.loss.reset()
         self.answers.reset()
