@@ -1,4 +1,4 @@
-"""What is refused of PEFT's configurations, before training rather than after."""
+"""Checks of PEFT configurations and adapters, so that unsupported ones are refused before training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STARTS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "mica")
 
 
 def check_config(model: nn.Module, config: PeftConfig) -> None:
-    """Refuse a configuration that PEFT takes, but that would not do here what it says.
+    """Refuse a configuration that PEFT accepts but that would not work as intended here.
 
     Args:
         model: The base.
-        config: Its adapter's.
+        config: The adapter's configuration.
 
     Raises:
         ParleyError: A target is not in the model, or the method needs calls or data that training does not give it.
@@ -48,10 +48,10 @@ def check_config(model: nn.Module, config: PeftConfig) -> None:
 
 @torch.no_grad()
 def check_adapter(model: PeftModel) -> None:
-    """Run a model with its new adapter over two tokens, padding the second; nothing is done on the meta device.
+    """Test a model with its new adapter on two tokens, of which one is padding; does nothing on the meta device.
 
     Raises:
-        ParleyError: It does not run, gives NaN, or has weights that cannot be copied; or a target is never run.
+        ParleyError: It raises, gives NaN, or has weights that cannot be copied; or a target module is never called.
     """
     if getattr(model.active_peft_config, "target_modules_to_tie", None):
         raise ParleyError(
@@ -70,7 +70,7 @@ def check_adapter(model: PeftModel) -> None:
             handles.append(module.register_forward_pre_hook(lambda *_, last=last: run.add(last)))  # type: ignore[union-attr]
     tokens = [0, getattr(base.config, "pad_token_id", None) or 0]
     if base.config.is_encoder_decoder and is_classifier(base):
-        tokens.append(base.config.eos_token_id)  # where it takes its answer from
+        tokens.append(base.config.eos_token_id)  # the token from which it reads its output
     ids = torch.tensor([tokens], device=base.device)
     inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
@@ -78,14 +78,14 @@ def check_adapter(model: PeftModel) -> None:
     training = [module for module in model.modules() if module.training]  # PEFT's own are, whatever the base's are
     try:
         logits = model.eval()(**inputs).logits
-    except Exception as error:  # whatever a tuner throws at a layer that it was not made for
+    except Exception as error:  # a tuner may raise anything for an unsupported layer
         raise ParleyError(f"this adapter does not run on {type(base).__name__}: {first_line(error)}") from error
     finally:
         for module in training:
             module.training = True
         for handle in handles:
             handle.remove()
-    if not torch.isfinite(logits).all():  # DoRA divides by the length of a padding token's embedding, which is 0
+    if not torch.isfinite(logits).all():  # DoRA divides by the norm of the padding token's embedding, which is 0
         raise ParleyError("this adapter's first answers are not finite; use other target_modules, or no DoRA on them.")
     if idle := sorted(adapted - run):
         raise ParleyError(
@@ -111,7 +111,7 @@ def _check_targets(model: nn.Module, config: PeftConfig) -> None:
 
 
 def _candidates(model: nn.Module, wanted: str, most: int = 8) -> list[str]:
-    """Last names of the linear layers, those that look like the wanted one first."""
+    """Names of linear layers (last parts), those most similar to the wanted one first."""
     kinds = (nn.Linear, Conv1D)
     names = list(dict.fromkeys(name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, kinds)))
     close = difflib.get_close_matches(wanted, names, n=most, cutoff=0.3)

@@ -1,4 +1,4 @@
-"""PEFT adapter directories: writing one, and putting one on its base."""
+"""PEFT adapter directories: writing one, and loading one onto its base."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def save_adapter(
     Args:
         model: The PEFT model.
         tokenizer: Its tokenizer.
-        directory: Where to; whole or not there.
-        overwrite: Replace a directory that has something in it.
+        directory: The directory to write, atomically.
+        overwrite: Replace a directory that is not empty.
 
     Raises:
-        ParleyError: When the directory has something in it, or cannot be written.
+        ParleyError: The directory is not empty, or cannot be written.
     """
     base = base_record(model)
     name = _absolute(base.name)
@@ -65,9 +65,10 @@ def load_adapter(
     beside: PeftModel | None = None,
     name: str = "default",
 ) -> PeftModel:
-    """Put an adapter on its base, whose embeddings grow where the adapter was trained on grown ones.
+    """Load an adapter onto its base, whose embeddings are grown if the adapter was trained with grown ones.
 
-    An adapter that was not written here has no record: its base is taken, and grown where the tokenizer asks for it.
+    An adapter of another program has no record of its base: the base is not checked, and grown if the tokenizer needs
+    it.
 
     Args:
         model: The base; changed in place.
@@ -75,8 +76,8 @@ def load_adapter(
         directory: The adapter.
         tokenizer: The adapter's.
         is_trainable: Whether the adapter's weights take gradients.
-        beside: The base with other adapters on it, which this one then joins.
-        name: What PEFT calls it.
+        beside: The base with other adapters, to which this one is added.
+        name: PEFT's name of the adapter.
 
     Raises:
         ParleyError: When the adapter was trained on another base (with the names of both), cannot be read, or has
@@ -107,7 +108,7 @@ def load_adapter(
 
 
 def _own_weights(model: PeftModel, rows: int, name: str) -> dict[str, Tensor]:
-    """What an adapter's directory holds: embeddings too where they have grown from so many rows."""
+    """The weights to save in an adapter's directory; with the embeddings if they were grown beyond `rows`."""
     # PEFT would find out by itself whether they have, but asks the hub for it, and waits where it does not answer.
     has_grown = embedding_matrix(base_model(model)).shape[0] != rows
     weights: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=has_grown)
@@ -115,20 +116,20 @@ def _own_weights(model: PeftModel, rows: int, name: str) -> dict[str, Tensor]:
 
 
 def classifier_outputs(directory: str | Path) -> int | None:
-    """Of a classifier's adapter that was written here; None of anything else."""
+    """The number of outputs of a classifier whose adapter Parley wrote; None for anything else."""
     path = Path(directory).expanduser() / BASE_FILE
     return read_json(path).get("outputs") if is_adapter(directory) and path.is_file() else None
 
 
 def refuse_code(settings: dict[str, Any], name: str) -> None:
-    """Refuse an adapter whose settings have a tokenizer's own code run: PEFT hands them on as they are.
+    """Refuse an adapter whose settings would run a tokenizer's own code, as PEFT passes them on unchecked.
 
     Args:
-        settings: Of its adapter_config.json, or of a checkpoint.
-        name: Where they are from.
+        settings: The content of its adapter_config.json, or the same in a checkpoint.
+        name: Their source, for the message.
 
     Raises:
-        ParleyError: They do.
+        ParleyError: They would.
     """
     if (settings.get("tokenizer_kwargs") or {}).get("trust_remote_code"):
         raise ParleyError(f"{name} {FOREIGN_CODE}")

@@ -1,4 +1,4 @@
-"""What autocast does again and again, done once."""
+"""Casting of frozen weights once instead of at every autocast call."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from transformers.pytorch_utils import Conv1D
 def cast_once(
     model: PreTrainedModel | PeftModel, *, frozen_only: bool = False, spare_head: bool = False
 ) -> Iterator[None]:
-    """Within the block the linear layers' weights are in autocast's dtype; outside autocast nothing happens.
+    """Within the block keep the linear layers' weights in autocast's dtype; without autocast do nothing.
 
-    Autocast keeps what it has cast for weights that are trained. A frozen weight it casts at every call, which in
-    decoding is at every token, and there costs as much as the product itself. The answers are the same to the bit; the
-    price is the memory of the cast weights while the block lasts.
+    Autocast caches its casts of trained weights only. A frozen weight is cast at every call, which in decoding is at
+    every token, and there costs as much as the product itself. Results are identical bit for bit; the cost is the
+    memory of the cast weights within the block.
 
     Args:
-        model: Any model; switched in place for the length of the block.
-        frozen_only: Leave weights alone that are trained, for a block that goes backward.
-        spare_head: Leave the output head's weights alone, for a block that applies them in float32.
+        model: Any model; changed in place within the block.
+        frozen_only: Leave trained weights unchanged, for blocks with a backward pass.
+        spare_head: Leave the output head unchanged, for blocks that apply it in float32.
     """
     device = next(model.parameters()).device.type
     if not torch.is_autocast_enabled(device):
@@ -42,7 +42,7 @@ def cast_once(
         if parameter is not None and _is_castable(parameter, dtype) and not (frozen_only and parameter.requires_grad)
     ]
     try:
-        for module, name, parameter in kept:  # the attribute, not its data: a head may share it with the embeddings
+        for module, name, parameter in kept:  # not its data, which a head may share with the embeddings
             module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
         yield
     finally:
@@ -51,7 +51,7 @@ def cast_once(
 
 
 def _is_castable(parameter: nn.Parameter, dtype: torch.dtype) -> bool:
-    """A whole weight in float32: none of FSDP's shards, nothing quantised."""
+    """Whether a parameter is a whole float32 weight, neither sharded nor quantised."""
     return (
         type(parameter) is nn.Parameter
         and not isinstance(parameter.data, DTensor)

@@ -1,4 +1,4 @@
-"""Sequence classifiers made of any base: whether there is one, which part is the head, and what of it is fresh."""
+"""Sequence classifiers made from any base: supported architectures, the head, and newly initialised modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.errors import ParleyError
 from src.models.head import in_float32
 from src.models.tying import base_model
 
-HEADS = ("score", "classifier", "classification_head", "logits_proj")  # of transformers' classifiers
+HEADS = ("score", "classifier", "classification_head", "logits_proj")  # names of the head in transformers' classifiers
 ENDING = "ForSequenceClassification"
 
 
@@ -25,17 +25,17 @@ def is_classifier(model: nn.Module) -> bool:
 
 
 def says_classifier(config: PreTrainedConfig) -> bool:
-    """Whether a model's files are a sequence classifier's."""
+    """Whether a model's files are those of a sequence classifier."""
     return any(str(name).endswith(ENDING) for name in config.architectures or [])
 
 
 def check_classifiable(config: PreTrainedConfig, name: str) -> None:
-    """Refuse an architecture that transformers has no classifier of.
+    """Refuse an architecture for which transformers has no classifier.
 
     Raises:
-        ParleyError: It has none.
+        ParleyError: There is none.
     """
-    own = getattr(config, "auto_map", None) or {}  # of a model with code of its own
+    own = getattr(config, "auto_map", None) or {}  # only models with their own code have it
     if (
         config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
         and AutoModelForSequenceClassification.__name__ not in own
@@ -47,7 +47,7 @@ def check_classifiable(config: PreTrainedConfig, name: str) -> None:
 
 
 def head_name(model: nn.Module) -> str:
-    """What a classifier calls its head.
+    """The attribute name of a classifier's head.
 
     Raises:
         ParleyError: It is not known.
@@ -60,18 +60,18 @@ def head_name(model: nn.Module) -> str:
 
 
 def fresh_modules(model: PreTrainedModel, missing: list[str], mismatched: list[str]) -> tuple[str, ...]:
-    """What of a classifier its base's files do not have, and is random therefore.
+    """The modules of a classifier that are missing in its base's files, and so newly initialised.
 
     Args:
         model: The classifier.
         missing: Names of weights that the files lack.
-        mismatched: Names of weights of another shape, as of a head with more outputs.
+        mismatched: Names of weights with another shape, such as those of a head with more outputs.
 
     Returns:
-        The last names of the modules: the head, and what some encoders have below it.
+        The last parts of the modules' names: the head, and what some encoders have below it (a pooler).
 
     Raises:
-        ParleyError: The files lack more than that, or a weight of the trunk has another shape.
+        ParleyError: The files lack more than that, or a weight of the rest has another shape.
     """
     prefix = f"{model.base_model_prefix}."
     fresh: dict[str, None] = {}
@@ -88,9 +88,9 @@ def fresh_modules(model: PreTrainedModel, missing: list[str], mismatched: list[s
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Within the block random numbers come from a seed; those of the run go on afterwards as if nothing were drawn.
+    """Within the block draw random numbers from a seed; the run's random state is restored afterwards.
 
-    A fresh head is then the same on every process, whatever else was drawn before.
+    So a new head is the same on every process.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -100,7 +100,7 @@ def drawn_from(seed: int) -> Iterator[None]:
 
 @contextmanager
 def head_in_float32(model: nn.Module) -> Iterator[None]:
-    """Within the block a classifier's head computes in float32, whatever autocast is on: see `in_float32`."""
+    """Within the block compute a classifier's head in float32, regardless of autocast; see `in_float32`."""
     base: Any = base_model(model)
     name = head_name(base)
     head = getattr(base, name)

@@ -1,4 +1,4 @@
-"""Texts to train a tokenizer on: plain text, tables of texts, or a directory of them."""
+"""Reads texts for training a tokenizer, from plain text, tables or directories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def read_corpus(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Every text in the given files; of a table, every cell that is text.
+    """Every text in the given files; for tables, every cell that is text.
 
     Args:
         paths: Files, or directories whose files with one of `SUFFIXES` are read in the order of their names.

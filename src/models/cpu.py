@@ -1,9 +1,9 @@
-"""Dropout, attention and GELU as a CPU does them fast: the same functions, some 1.6 times the speed of a small T5.
+"""Faster dropout, attention and GELU on CPUs: the same functions, with which a small T5 trains 1.6 times as fast.
 
 Three things are slow on a CPU. `scaled_dot_product_attention` has one fast kernel there, which takes neither dropout
-nor a bias that is learned, and otherwise works in float32 under bf16 autocast too; without dropout it is used all the
-same, and the bias gets its gradient here. `bernoulli_` draws for each element anew, one after the other; a quarter of a
-small T5's training time goes there. And "gelu_new", which FLAN-T5 and GPT-2 have, is eight operations in transformers
+nor a bias that is learned, and otherwise works in float32 under bf16 autocast too; without dropout it is used here too,
+and the bias's gradient is computed here. `bernoulli_` draws each element separately, which takes a quarter of a small
+T5's training time. And "gelu_new", which FLAN-T5 and GPT-2 use, is eight operations in transformers
 and one in PyTorch.
 """
 
@@ -20,14 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 ATTENTION = "parley_cpu"
-MODEL_TYPES = frozenset({"t5", "mt5", "bart", "gpt2"})  # whose attention is `attention`'s formula and nothing more
+MODEL_TYPES = frozenset({"t5", "mt5", "bart", "gpt2"})  # their attention has exactly the formula of `attention`
 _LEVELS = 2**16
 
 
 def speed_up_on_cpu(model: PreTrainedModel | PeftModel, *, with_attention: bool = True) -> None:
-    """Replace a model's dropout, its GELU, and its attention where it goes through PyTorch's, for training on a CPU.
+    """Replace a model's dropout, GELU and, if it uses PyTorch's, attention, for training on a CPU.
 
-    Weights, configuration and what the model computes stay as they are; only the random numbers of dropout differ.
+    Weights, configuration and the computed functions stay the same; only dropout's random numbers differ.
 
     Args:
         model: Changed in place.
@@ -47,19 +47,19 @@ def speed_up_on_cpu(model: PreTrainedModel | PeftModel, *, with_attention: bool 
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` by `dropout`."""
+    """`torch.nn.Dropout` with the fast `dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop while training."""
+        """Apply dropout in training mode."""
         return dropout(input, self.p) if self.training else input
 
 
 def dropout(values: Tensor, p: float) -> Tensor:
-    """Dropout from 16 random bits an element: p is met to 1/65,536, the expectation exactly.
+    """Dropout with 16 random bits per element: p is exact to 1/65,536, and the expected value is exact.
 
     Args:
         values: Of any shape, in any floating dtype.
-        p: Probability of becoming 0; 1 - p is what the rest is divided by.
+        p: The probability of setting an element to 0; the others are divided by 1 - p.
     """
     dropped = round(p * _LEVELS)
     if dropped == 0:
@@ -68,7 +68,7 @@ def dropout(values: Tensor, p: float) -> Tensor:
         return values * 0.0
     count = values.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
-    words.random_(torch.iinfo(torch.int64).min, None)  # every bit, the sign's too
+    words.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits, including the sign
     kept = words.view(torch.int16)[:count].view(values.shape) >= dropped - _LEVELS // 2
     return values * kept.to(values.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 
@@ -84,24 +84,24 @@ def attention(
     position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(query keyᵀ · scaling + bias + mask) value, by PyTorch's kernel where a CPU's fast one applies.
+    """softmax(query keyᵀ · scaling + bias + mask) value, by PyTorch's fast CPU kernel where that applies.
 
     Args:
         module: The attention layer.
         query: (batch, heads, queries, width).
         key: (batch, heads, keys, width).
         value: (batch, heads, keys, width).
-        attention_mask: To be added, broadcast to (batch, heads, queries, keys).
-        dropout: Of the attention's weights.
+        attention_mask: An additive mask, broadcast to (batch, heads, queries, keys).
+        dropout: Dropout probability of the attention weights.
         scaling: width^-0.5 when None.
         position_bias: T5's, (1, heads, queries, keys).
-        **kwargs: As the model gives them; for PyTorch's kernel.
+        **kwargs: The model's other arguments, passed on to PyTorch's kernel.
 
     Returns:
-        (batch, queries, heads, width), and no weights.
+        (batch, queries, heads, width), and None for the attention weights.
     """
     if not (dropout and torch.is_grad_enabled()):
-        bias = None if position_bias is None else position_bias.detach()  # for which the fast kernel has no gradient
+        bias = None if position_bias is None else position_bias.detach()  # the fast kernel computes no gradient of it
         values, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, position_bias=bias, **kwargs
         )
@@ -125,9 +125,9 @@ def _weights(
 
 
 class _LearnedBias(torch.autograd.Function):
-    """Attention's values as they are, with the bias's gradient, for which the weights are computed once more.
+    """Passes attention's result through, and computes the bias's gradient by recomputing the attention weights.
 
-    So a model's answer is the same to the bit with gradients and without.
+    So a model's output is bitwise the same with and without gradients.
     """
 
     @staticmethod
@@ -148,4 +148,4 @@ class _LearnedBias(torch.autograd.Function):
         return gradient, of_bias, None, None, None, None, None
 
 
-_dropout = dropout  # which the argument's name hides
+_dropout = dropout  # `attention` has an argument of that name

@@ -1,4 +1,4 @@
-"""Rows that are decoded together, token by token, each for as long as it goes on: transformers' models and caches."""
+"""Token-by-token decoding of a batch from which ended rows are removed, with transformers' models and caches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from src.models.tying import T5_FAMILY, base_model
 
 
 class Decoder:
-    """The rows that have not ended, with their caches.
+    """A batch of unfinished rows with their key-value cache.
 
     Args:
         model: An encoder-decoder or decoder-only model in evaluation mode.
         query_ids: (rows, query time); left-padded for a decoder-only model.
         query_mask: (rows, query time).
-        encoder_hidden: What `encode` gave for these queries; computed when left out.
+        encoder_hidden: What `encode` returned for these queries; computed when left out.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Decoder:
         self.base, self.head = base_model(model), output_head(model)
         self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
         self.query_mask = query_mask
-        self.answer_mask: Tensor | None = None  # of an encoder-decoder whose rows began at different times
+        self.answer_mask: Tensor | None = None  # only for an encoder-decoder whose rows began at different times
         if self.is_encoder_decoder:
             self.encoder_hidden: Any = encoder_hidden
             if encoder_hidden is None:
@@ -46,13 +46,13 @@ class Decoder:
             self.positions = position_ids(self.base, query_mask)
 
     def next_logits(self) -> Tensor:
-        """Logits of each row's next token, (rows, vocabulary), float32, to be changed at will."""
+        """Logits of each row's next token, (rows, vocabulary), float32; the caller may change them in place."""
         with states_caught(self.base) as caught:
             self.base(**self._inputs())
         return self.head(caught["head_input"][:, -1])
 
     def own_logits(self) -> Tensor:
-        """As `next_logits`, but what the model itself makes of its head, as transformers' `generate` does."""
+        """As `next_logits`, but with the head computed by the model itself, in its own precision, as in `generate`."""
         one = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.base.forward).parameters else {}
         return self.base(**self._inputs(), **one).logits[:, -1].float()
 
@@ -68,7 +68,7 @@ class Decoder:
         return {**inputs, "attention_mask": self.query_mask, "past_key_values": self.cache, "use_cache": True}
 
     def multiply(self, times: int) -> None:
-        """Let each row go on as several, which follow one another, now that its prompt has been read once."""
+        """Repeat each row, to sample several answers after its prompt has been processed once."""
         self.cache.batch_repeat_interleave(times)
         self.query_mask, self.next_ids = (
             rows.repeat_interleave(times, dim=0) for rows in (self.query_mask, self.next_ids)
@@ -79,11 +79,11 @@ class Decoder:
             self.positions = {name: ids.repeat_interleave(times, dim=0) for name, ids in self.positions.items()}
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
-        """Take in the tokens of the rows that go on; forget the others.
+        """Append the next tokens of the rows that go on, and remove the others.
 
         Args:
-            tokens: (alive,).
-            alive: (alive,) places among the present rows.
+            tokens: (alive,) the next tokens.
+            alive: (alive,) the indices of these rows among the current rows.
         """
         if len(alive) < len(self.next_ids):
             self.query_mask = self.query_mask[alive]
@@ -102,20 +102,20 @@ class Decoder:
 
     @property
     def can_join(self) -> bool:
-        """Whether rows that began at other times can be decoded in one batch with these.
+        """Whether rows that began at other times can join this batch.
 
-        Their caches are then padded on the left, so a token's place must be told by its position (decoder-only models
-        that take `position_ids`) or by distances (T5), not by its place in the cache (BART).
+        Caches are then padded on the left, so a token's position must come from position ids (decoder-only models that
+        take `position_ids`) or relative distances (T5), not from its index in the cache (BART).
         """
         if self.is_encoder_decoder:
             return self.base.config.model_type in T5_FAMILY and all(map(_is_plain, self._own_layers()))
         return bool(self.positions) and all(map(_is_plain, self._own_layers()))
 
     def join(self, other: Decoder) -> None:
-        """Take another's rows in, after these; both have advanced by a token at least, and `can_join`.
+        """Append another decoder's rows to these; both must have advanced by at least one token, and `can_join`.
 
         Args:
-            other: Of the same model; not to be used any more.
+            other: A decoder of the same model; not to be used afterwards.
         """
         both = (self, other)
         seen = max(one._seen for one in both)
@@ -141,11 +141,11 @@ class Decoder:
         self.next_ids = torch.cat([one.next_ids for one in both])
 
     def trim(self) -> None:
-        """Forget what was padded on the left for rows that have ended."""
+        """Remove padding on the left that only rows that have ended needed."""
         mask = self.answer_mask if self.is_encoder_decoder else self.query_mask
         if mask is None or not self.can_join or not len(mask):
             return
-        spare = int(mask.argmax(dim=1).min())  # places before the first token of the longest row
+        spare = int(mask.argmax(dim=1).min())  # positions before the first token of the longest row
         if not spare:
             return
         for layer in self._own_layers():
@@ -157,12 +157,12 @@ class Decoder:
 
     @property
     def _seen(self) -> int:
-        """Places in the cache of what the rows have read or written themselves."""
+        """The length of the self-attention cache."""
         return int(self._own_layers()[0].get_seq_length())
 
     @property
     def _answers(self) -> Tensor:
-        """(rows, seen + 1) which of an encoder-decoder's places are its row's, the next token's among them."""
+        """(rows, seen + 1) the mask of an encoder-decoder's answer tokens in the cache, including the next token."""
         if self.answer_mask is not None:
             return self.answer_mask
         return self.query_mask.new_ones((len(self.next_ids), self._seen + 1))
@@ -178,12 +178,12 @@ def takes_cache(model: Model) -> bool:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a cache's layer holds every place from the first on."""
+    """Whether a cache's layer keeps all positions, as without a sliding window."""
     return type(layer) is DynamicLayer
 
 
 def _pad(part: Tensor, size: int, dim: int, *, right: bool = False) -> Tensor:
-    """A tensor with as many places along a dimension, zeros before them or after them."""
+    """Pad a tensor with zeros along a dimension, on the left or on the right."""
     lacking = size - part.shape[dim]
     if not lacking:
         return part

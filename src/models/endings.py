@@ -1,4 +1,4 @@
-"""Where an answer ends: decided here for data, training, rollouts, evaluation, generation, chat and export."""
+"""The tokens that end an answer, the same for data, training, rollouts, evaluation, generation, chat and export."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from src.models.tying import base_model, embedding_matrix
 
-TURN_START, TURN_END = "<s>", "</s>"  # the published turns, by name: KoGPT2 has both but calls `</s>` its BOS
+TURN_START, TURN_END = "<s>", "</s>"  # of `published` turns, by name: KoGPT2 has both but calls `</s>` its BOS
 _ANSWER = "answer"
-# Settings that name tokens rather than say how to decode.
+# Generation settings that name tokens, as opposed to decoding options.
 TOKEN_SETTINGS = (
     "bos_token_id",
     "decoder_start_token_id",
@@ -28,15 +28,15 @@ TOKEN_SETTINGS = (
 
 
 def ending_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel | None = None) -> list[int]:
-    """The tokens that end an answer, each of them enough.
+    """The tokens that end an answer; any one of them does.
 
-    These are the tokenizer's EOS, what the chat template puts after an assistant's turn, `</s>` where the tokenizer has
-    the published turns, and what the model's generation settings name. Ids that there is no token for do not count:
-    `GPT2Config(vocab_size=600)` has an EOS of 50256.
+    These are the tokenizer's EOS, the token that the chat template puts after an assistant's turn, `</s>` if the
+    tokenizer has both `<s>` and `</s>`, and the EOS of the model's generation settings. Ids outside of the vocabulary
+    are left out: `GPT2Config(vocab_size=600)` has an EOS of 50256.
 
     Args:
         tokenizer: The model's.
-        model: With or without an adapter; data is made without one.
+        model: The model, with or without an adapter; left out for encoding data.
 
     Returns:
         The ids, the tokenizer's EOS first.
@@ -49,11 +49,11 @@ def ending_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | Peft
 
 
 def token_settings(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Of a model's generation settings those that name tokens, without ids that there is no token for.
+    """Those of a model's generation settings that name tokens, without ids outside of the vocabulary.
 
     Args:
         model: With or without an adapter.
-        tokenizer: Its tokenizer, whose BOS and padding stand in or count.
+        tokenizer: Its tokenizer, whose BOS and padding are used too.
     """
     base = base_model(model)
     rows = embedding_matrix(base).shape[0]
@@ -75,20 +75,20 @@ def token_settings(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedToke
 
 
 def until_end(ids: Sequence[int], endings: Iterable[int]) -> list[int]:
-    """Token ids up to the first that ends an answer, which is no part of it."""
+    """Token ids up to, but without, the first one that ends an answer."""
     ends = set(endings)
     return list(ids[: next((place for place, id in enumerate(ids) if id in ends), len(ids))])
 
 
 def close_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, endings: Sequence[int]) -> list[int]:
-    """An answer with the one token that ends it, where the tokenizer has any.
+    """An answer with exactly one end token, if the tokenizer has any.
 
-    A chat template may put several there, or white space after it, which nobody generates.
+    A chat template may put several there, or white space after it, which is never generated.
 
     Args:
-        ids: An answer's, with whatever a template put behind it.
-        tokenizer: The model's.
-        endings: What `ending_ids` gave.
+        ids: The answer's ids, with whatever a template put after it.
+        tokenizer: The model's tokenizer.
+        endings: What `ending_ids` returned.
     """
     place = len(ids)
     for end in range(len(ids) - 1, -1, -1):
@@ -102,12 +102,12 @@ def close_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, endings: Se
 
 
 def decode_answers(tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: Iterable[int]) -> list[str]:
-    """Answers as text, up to their ends.
+    """Decode answers up to their ends.
 
     Args:
         tokenizer: The model's.
-        ids: (answers, time), whatever fills them up after their ends.
-        endings: What `ending_ids` gave.
+        ids: (answers, time), with any padding after their ends.
+        endings: What `ending_ids` returned.
     """
     ends = set(endings)
     return list(tokenizer.batch_decode([until_end(row, ends) for row in ids.tolist()], skip_special_tokens=True))
@@ -116,13 +116,13 @@ def decode_answers(tokenizer: PreTrainedTokenizerBase, ids: Tensor, endings: Ite
 def answer_mask(
     ids: Tensor, ending_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str] = ()
 ) -> Tensor:
-    """Which tokens belong to generated answers: (answers, time) 1 = up to the one that ended it, which counts.
+    """The mask of generated answers' tokens: (answers, time) 1 = up to and including the end token.
 
     Args:
-        ids: (answers, time), filled up with anything after their ends.
-        ending_ids: Each of these ends an answer.
-        tokenizer: The model's.
-        stop_strings: Texts that end an answer too: with the token that completes one.
+        ids: (answers, time), with any padding after their ends.
+        ending_ids: The tokens that end an answer.
+        tokenizer: The model's tokenizer.
+        stop_strings: Texts that also end an answer, at the token that completes one.
     """
     ends = torch.isin(ids, torch.tensor(list(ending_ids), dtype=torch.long, device=ids.device)).long()
     mask = (ends.cumsum(-1) - ends == 0).long()
@@ -139,13 +139,13 @@ def answer_mask(
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template puts after an assistant's turn, where it is one."""
+    """The token that the chat template puts after an assistant's turn; None if there is no single one."""
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template is a program that raises what it likes; whoever asks by it is told so
+    except Exception:  # templates may raise anything; encoding by the template reports it
         return None
     before, _, after = text.rpartition(_ANSWER)
     if not before or not after.strip():
@@ -161,7 +161,7 @@ def _published_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     found = [
         id is not None and tokenizer.convert_ids_to_tokens(id) == mark for id, mark in zip(ids, marks, strict=True)
     ]
-    return ids[1] if all(found) else None  # of one that it lacks, the id is the unknown token's or None
+    return ids[1] if all(found) else None  # for a missing token, the id is that of the unknown token or None
 
 
 def _listed(ids: Any) -> list[int]:
@@ -169,7 +169,7 @@ def _listed(ids: Any) -> list[int]:
 
 
 def _known(ids: Iterable[int | None], tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> list[int]:
-    """Those that there is a token for, each once."""
+    """The ids within the vocabulary, without duplicates."""
     found = dict.fromkeys(id for id in ids if id is not None and id >= 0 and (rows is None or id < rows))
     return [id for id in found if _has(tokenizer, id)]
 
@@ -177,6 +177,6 @@ def _known(ids: Iterable[int | None], tokenizer: PreTrainedTokenizerBase, rows: 
 def _has(tokenizer: PreTrainedTokenizerBase, id: int) -> bool:
     try:
         token = tokenizer.convert_ids_to_tokens(id)
-    except (IndexError, KeyError, OverflowError):  # a tokenizer written in Python
+    except (IndexError, KeyError, OverflowError):  # slow tokenizers raise
         return False
     return token is not None and tokenizer.convert_tokens_to_ids(token) == id

@@ -1,4 +1,4 @@
-"""Which base a model is: its name, and a content hash that tells its weights from another's."""
+"""Identifies base models: a model's name, and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RECORD = "parley_base"
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """A base model as its files have it: before its embeddings grow, before an adapter changes it.
+    """A base model as in its files, before its embeddings are grown or an adapter changes it.
 
     Attributes:
         name: The directory or hub name.
@@ -48,15 +48,15 @@ def record_base(
     outputs: int | None = None,
     fresh: tuple[str, ...] = (),
 ) -> BaseRecord:
-    """Look at a model that was just read, and keep with it what is seen.
+    """Record a model that was just loaded, and attach the record to it.
 
     Args:
         model: The model, with its `name_or_path`.
         gguf_file: The GGUF file that it was read from.
-        rounded: Its weights are not those of the file.
-        trusted: Its own code may be run to read it.
-        outputs: Of a sequence classifier.
-        fresh: Modules of a classifier that its files do not have, which the fingerprint leaves out.
+        rounded: Whether its weights were rounded when loaded.
+        trusted: Whether its own code may be run to load it.
+        outputs: The number of outputs of a sequence classifier; None for a language model.
+        fresh: Newly initialised modules of a classifier, which the fingerprint leaves out.
     """
     seen = None if rounded else fingerprint(model, fresh)
     rows = embedding_matrix(model).shape[0]
@@ -66,26 +66,26 @@ def record_base(
 
 
 def keep_record(model: nn.Module, record: BaseRecord) -> None:
-    """Keep a record with the base model, as transformers does with its name; copies of the model have it too."""
+    """Attach a record to the base model as an attribute; copies of the model have it too."""
     setattr(base_model(model), _RECORD, record)
 
 
 def base_record(model: nn.Module) -> BaseRecord:
-    """What `record_base` saw of a model's base; of a model that was not read from files, what it is now."""
+    """The record of a model's base; made now if the model was not loaded from files."""
     base = base_model(model)
     record = getattr(base, _RECORD, None)
     return record if isinstance(record, BaseRecord) else record_base(base)
 
 
 def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> str:
-    """Hash a module's weights, cheaply: names, shapes and an even sample of each parameter's values.
+    """Hash a module's weights cheaply: names, shapes and an evenly spaced sample of each parameter's values.
 
-    The directory that a model came from does not count. Values are compared as float32; on the meta device names and
-    shapes count. Of a model in shards every process must ask.
+    The model's directory is not included. Values are hashed as float32; on the meta device only names and shapes are.
+    For a sharded model every process must call this.
 
     Args:
         model: Any module.
-        without: Modules that do not count, by their last names.
+        without: Modules to leave out, by the last parts of their names.
 
     Returns:
         Sixteen hexadecimal digits.

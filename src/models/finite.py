@@ -1,4 +1,4 @@
-"""Weights that nothing can come of: one NaN makes every answer of NaN."""
+"""Refuses weights that are not finite, since a single NaN makes every output NaN."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def refuse_not_finite(weights: Iterable[tuple[str, Tensor]], name: str) -> None:
     """Refuse a model's weights where one is not finite.
 
     Args:
-        weights: Each with its name.
-        name: What the user called the model.
+        weights: Pairs of name and weight.
+        name: The model's name as the user gave it.
 
     Raises:
         ParleyError: A weight is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Decoding options and generating text with them."""
+"""Decoding options, and generation of text with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RANGES = {
     "repetition_penalty": Range(0, above=True, note="1 is none"),
     "seed": SEED,
 }
-TRANSFORMERS_TOP_K = 50  # what transformers samples among where a model's settings do not say
+TRANSFORMERS_TOP_K = 50  # transformers' default
 
 
 @dataclass
@@ -39,22 +39,22 @@ class GenerationOptions:
     """How to decode; greedy search when nothing is set.
 
     Attributes:
-        max_new_tokens: Tokens to generate at most, the prompt not counted.
+        max_new_tokens: The most tokens to generate, the prompt not counted.
         min_new_tokens: Tokens to generate before EOS is allowed.
         num_beams: Beams of the beam search; 1 is greedy search or plain sampling.
         do_sample: Draw tokens at random instead of taking the likeliest.
-        temperature: Divides the logits before sampling; below 1 is bolder towards likely tokens.
+        temperature: Divides the logits before sampling; below 1 favours likely tokens.
         top_k: Sample among the k likeliest tokens; 0 does not limit.
-        top_p: Sample among the likeliest tokens that share this probability; 1 does not limit.
+        top_p: Sample among the likeliest tokens that together have this probability; 1 does not limit.
         no_repeat_ngram_size: No n-gram of this size twice; 0 allows all.
         repetition_penalty: Above 1 makes tokens that occurred less likely.
         length_penalty: Above 0 favours longer beams.
-        num_return_sequences: Answers a prompt.
-        bad_words: Texts that are never generated, inside longer words neither; a special token such as `<unk>` is
-            meant as the token.
-        stop_strings: Texts that end an answer; they are no part of it.
-        seed: Makes sampling repeatable, whatever else is random in the process. Without beams each prompt has a random
-            stream of its own, so that its answers do not depend on what else is in the batch.
+        num_return_sequences: Answers per prompt.
+        bad_words: Texts that are never generated, not even inside longer words; the name of a special token such as
+            `<unk>` bans that token.
+        stop_strings: Texts that end an answer and are not part of it.
+        seed: Makes sampling repeatable, independent of other random numbers in the process. Without beams each prompt
+            has its own random stream, so that its answers do not depend on the rest of the batch.
     """
 
     max_new_tokens: int = 64
@@ -92,7 +92,7 @@ class GenerationOptions:
     def to_generation_config(
         self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     ) -> GenerationConfig:
-        """The same as transformers' own configuration, with the model's special tokens."""
+        """The options as transformers' GenerationConfig, with the model's special tokens."""
         config = token_settings(model, tokenizer)
         options: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
@@ -117,12 +117,12 @@ class GenerationOptions:
     def to_logits_processors(
         self, tokenizer: PreTrainedTokenizerBase, start: int, numbers: Sequence[int]
     ) -> LogitsProcessorList:
-        """What transformers' own configuration cannot say: banned texts, and a random stream for each row.
+        """Processors for what GenerationConfig cannot express: banned texts, and a random stream for each row.
 
         Args:
             tokenizer: The model's.
-            start: How many tokens of the generated rows are not the answer's.
-            numbers: The prompts' numbers, for their random streams.
+            start: The number of tokens in the generated rows before the answer.
+            numbers: The prompts' numbers, on which their random streams depend.
         """
         processors = LogitsProcessorList()
         if texts := [word for word in self.bad_words if not _is_token(word, tokenizer)]:
@@ -142,22 +142,22 @@ class GenerationOptions:
 
 @dataclass
 class ModelOptions(GenerationOptions):
-    """A model's own generation settings, where nobody says how to decode; what it leaves open is as ever here.
+    """A model's own generation settings, for use when no decoding option is given.
 
-    What transformers knows and `GenerationOptions` has no name for holds too.
+    Settings of transformers that `GenerationOptions` does not have are applied too.
 
     Attributes:
-        own: The settings.
+        own: The model's GenerationConfig.
     """
 
     own: GenerationConfig = field(default_factory=GenerationConfig)
 
     @property
     def further(self) -> dict[str, Any]:
-        """Those of the settings that only transformers has a name for."""
+        """The settings that `GenerationOptions` does not have."""
         names = {item.name for item in fields(GenerationOptions)} | {"max_length", "min_length", "eos_token_id"}
         names |= {"pad_token_id", "early_stopping", "transformers_version", *TOKEN_SETTINGS}
-        names |= {"use_cache", "return_dict_in_generate"}  # what `generate` costs and returns, not what it says
+        names |= {"use_cache", "return_dict_in_generate"}  # these do not affect the text
         said = self.own.to_diff_dict()
         return {
             name: value for name, value in said.items() if name not in names and not name.startswith(("_", "output_"))
@@ -168,7 +168,7 @@ class ModelOptions(GenerationOptions):
         """Read a model's settings.
 
         Raises:
-            ParleyError: They contradict themselves.
+            ParleyError: They contradict each other.
         """
         base = base_model(model)
         own = base.generation_config
@@ -178,7 +178,7 @@ class ModelOptions(GenerationOptions):
             said["top_k"] = TRANSFORMERS_TOP_K
         if isinstance(stops := getattr(own, "stop_strings", None), (str, list)):
             said["stop_strings"] = [stops] if isinstance(stops, str) else list(stops)
-        # These two count what an answer begins from: one token, or the prompt, of which nothing is known yet.
+        # max_length and min_length include the start token or the prompt, whose length is not known here.
         longest, shortest = getattr(own, "max_length", None), getattr(own, "min_length", None)
         window = positions(base) or math.inf
         if base.config.is_encoder_decoder:
@@ -197,7 +197,7 @@ class ModelOptions(GenerationOptions):
     def to_generation_config(
         self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
     ) -> GenerationConfig:
-        """The options, and beside them what only transformers has a name for."""
+        """The options as GenerationConfig, with the settings that `GenerationOptions` does not have."""
         config = super().to_generation_config(model, tokenizer)
         config.update(**self.further)
         if self.num_beams > 1 and self.num_beams == self.own.num_beams:
@@ -206,7 +206,7 @@ class ModelOptions(GenerationOptions):
 
 
 def _is_token(word: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether this is the name of a token rather than a text."""
+    """Whether a word is the name of a token rather than plain text."""
     return word in tokenizer.all_special_tokens or word in tokenizer.get_added_vocab()
 
 
@@ -218,7 +218,7 @@ def _token_id(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 @contextmanager
 def _nothing_inherited(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Keep transformers from filling up what is not set with the model's own settings."""
+    """Within the block keep transformers from filling unset options with the model's own settings."""
     base = base_model(model)
     own, base.generation_config = base.generation_config, GenerationConfig()
     try:
@@ -229,7 +229,7 @@ def _nothing_inherited(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw from the seed within the block, and go on afterwards as if nothing had been drawn."""
+    """Within the block seed torch's generator; its previous state is restored afterwards."""
     if seed is None:
         yield
         return
@@ -250,7 +250,7 @@ def generate_ids(
     recorder: Recorder | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Generate answers, with dropout off and LoRA folded into the weights meanwhile.
+    """Generate answers, with dropout off and LoRA merged into the weights during generation.
 
     Args:
         model: An encoder-decoder or decoder-only model, with or without adapter.
@@ -258,9 +258,9 @@ def generate_ids(
         prompt_ids: (batch, prompt); left-padded for a decoder-only model.
         prompt_attention_mask: (batch, prompt).
         options: How to decode.
-        numbers: The prompts' numbers among all that are to be answered, on which seeded sampling depends; their
-            places in the batch when left out.
-        recorder: Notes what could be generated at each place, top-k and top-p apart.
+        numbers: The prompts' numbers among all prompts, on which seeded sampling depends; their indices in the batch
+            when left out.
+        recorder: Records which tokens could be drawn at each position, before top-k and top-p.
         **kwargs: For transformers' `generate`, such as a `streamer`.
 
     Returns:
@@ -270,11 +270,11 @@ def generate_ids(
     start = 1 if model.config.is_encoder_decoder else prompt_ids.shape[1]
     config = options.to_generation_config(model, tokenizer)
     config.return_dict_in_generate = True
-    if options._has_streams:  # then the stream's processor applies them
+    if options._has_streams:  # temperature, top-k and top-p are applied by `SeededSampling`
         config.update(temperature=1.0, top_k=0, top_p=1.0)
     numbers = range(len(prompt_ids)) if numbers is None else numbers
     processors = options.to_logits_processors(tokenizer, start, numbers)
-    if recorder is not None:  # before the streams, which leave nothing but what they drew
+    if recorder is not None:  # before `SeededSampling`, which leaves only the drawn token
         processors.insert(len(processors) - int(options._has_streams), recorder)
     model.eval()
     try:
@@ -285,7 +285,7 @@ def generate_ids(
                 attention_mask=prompt_attention_mask,
                 generation_config=config,
                 logits_processor=processors,
-                synced_gpus=False,  # in shards too: what answers has been gathered
+                synced_gpus=False,  # also with sharding, since the weights have been gathered
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
                 **_read_once(model, prompt_ids, prompt_attention_mask, config),
                 **kwargs,
@@ -320,7 +320,7 @@ def _read_once(
 
 
 def _about_the_model(error: Exception) -> str | None:
-    """What transformers or torch find of a model or its settings while it generates."""
+    """An error of transformers or torch that is about the model or its settings, as one line; otherwise None."""
     said = " ".join(str(error).split())
     if "probability tensor contains" in said:
         return "what the model makes of a prompt is not finite, so nothing can be drawn from it; give another model."
@@ -357,9 +357,9 @@ def continued_text(
     Args:
         tokenizer: The model's.
         prompt: Token ids, without padding.
-        answer: Generated ids, whatever fills them up.
+        answer: Generated ids, with any padding.
         endings: The tokens that end an answer.
-        stop_strings: Texts that end it too.
+        stop_strings: Texts that also end it.
     """
     before = str(tokenizer.decode(list(prompt), skip_special_tokens=True))
     whole = str(tokenizer.decode([*prompt, *until_end(answer, endings)], skip_special_tokens=True))
@@ -367,6 +367,6 @@ def continued_text(
 
 
 def until_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """A text up to the first of the stop strings."""
+    """A text up to the first occurrence of any stop string."""
     ends = [text.find(stop) for stop in stop_strings if stop in text]
     return text[: min(ends)] if ends else text

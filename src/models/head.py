@@ -1,4 +1,4 @@
-"""The output head: over the positions that matter only, and in float32."""
+"""The output head, computed at selected positions only, and in float32."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 @contextmanager
 def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Within the block the model's logits are those of the chosen positions: (chosen, vocabulary).
+    """Within the block the model returns logits for the selected positions only: (selected, vocabulary).
 
-    A language model's head is its widest layer, and what it says about a prompt or about padding is thrown away.
-    Choosing its inputs instead of its outputs leaves everything that a model does before and after the head in place.
+    A language model's head is its widest layer, and its logits at prompt and padding positions are not needed. Since
+    the head's inputs are selected rather than its outputs, everything before and after the head is unchanged.
 
     Args:
         model: Any model with output embeddings.
-        positions: (batch, time) True where logits are wanted.
+        positions: (batch, time) true where logits are needed.
     """
 
     def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        virtual = inputs[0].shape[1] - positions.shape[1]  # what prompt tuning puts in front
+        virtual = inputs[0].shape[1] - positions.shape[1]  # virtual tokens of prompt tuning
         return (inputs[0][F.pad(positions, (virtual, 0))], *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore[operator]
@@ -34,10 +34,10 @@ def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
 
 def in_float32(head: nn.Module, hidden: Tensor) -> Tensor:
-    """What a head makes of hidden states, in float32 whatever autocast is on and whatever its weights are in.
+    """Apply a head to hidden states in float32, regardless of autocast and of its weights' dtype.
 
-    The trunk of a model may compute in bfloat16. Its head must not where ratios of probabilities are learned from:
-    rounding a logit of 10 to bfloat16 is off by up to 0.03.
+    The rest of a model may compute in bfloat16, but not its head where ratios of probabilities are used in training:
+    the rounding error of a logit of 10 in bfloat16 is up to 0.03.
 
     Args:
         head: Any module with one input.

@@ -1,4 +1,4 @@
-"""Base models from anywhere `from_pretrained` takes: a directory, a hub name, a GGUF file, a PEFT adapter."""
+"""Loads base models: from a directory, a hub name, a GGUF file or a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def load_config(
     outputs: int | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedConfig:
-    """The configuration of a base model; of an adapter directory, its base's.
+    """The configuration of a base model; for an adapter directory, that of its base.
 
     Args:
         name_or_path: A directory or hub name.
         gguf_file: The GGUF file's name within it.
-        outputs: Of a sequence classifier that is to be made of it; a language model when left out.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        outputs: The number of outputs, if a sequence classifier is to be made from it; a language model when left out.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
-        ParleyError: When there is none, or it is of no language model that generates (or no classifier can be made).
+        ParleyError: There is none, or it is not of a generating language model (or of one that has a classifier).
     """
     if is_adapter(name_or_path):
         base, base_gguf = adapter_base(name_or_path)
@@ -90,7 +90,7 @@ def load_config(
 
 @functools.lru_cache(maxsize=4)
 def _gguf_config(name: str, gguf_file: str, local_only: bool, _modified: float) -> PreTrainedConfig:
-    """Kept, since transformers goes through the whole file, vocabulary and all, which takes seconds."""
+    """The configuration in a GGUF file, cached: transformers reads the whole file, which takes seconds."""
     return AutoConfig.from_pretrained(name, local_files_only=local_only, gguf_file=gguf_file, trust_remote_code=False)
 
 
@@ -106,9 +106,9 @@ def is_encoder_decoder(
 
 
 def is_encoder_only(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is of a model that reads texts and writes none, such as BERT and RoBERTa.
+    """Whether a configuration is of an encoder-only model, such as BERT and RoBERTa.
 
-    transformers has a causal class for many of these, which then looks at the words to come.
+    transformers has a causal class for many of these, which attends to later tokens, however.
     """
     writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     return not writes and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -126,10 +126,10 @@ def load_model(
     outputs: int | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel | PeftModel:
-    """Load a base model, or a PEFT adapter on its base; the head stays tied or untied as the weights have it.
+    """Load a base model, or a PEFT adapter on its base; the head stays tied or untied as in the files.
 
-    A classifier that is made of a language model, or of one with other outputs, gets a fresh head, drawn from the run's
-    seed alone.
+    A classifier made from a language model, or from a classifier with other outputs, gets a new head, initialised from
+    the run's seed.
 
     Args:
         name_or_path: A directory or hub name, or a directory with an adapter.
@@ -182,7 +182,7 @@ def load_model(
             local_files_only=local_only,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # said below, in one line
+            ignore_mismatched_sizes=True,  # reported below, in one line
             **{key: value for key, value in given.items() if value is not None},
         )
     model, report = loaded
@@ -196,7 +196,7 @@ def load_model(
 
 @contextmanager
 def _attending(implementation: str | None) -> Iterator[None]:
-    """Say which setting it was where a model does not take the attention that was asked for."""
+    """Turn an error about an unsupported attention into one that names the setting."""
     try:
         yield
     except ParleyError as error:
@@ -210,7 +210,7 @@ def _attending(implementation: str | None) -> Iterator[None]:
 
 
 def _fresh(model: PreTrainedModel, report: dict[str, Any], name: str, outputs: int | None) -> tuple[str, ...]:
-    """What of a classifier is not in its base's files; nothing of a language model may be missing there."""
+    """The newly initialised modules of a classifier; for a language model nothing may be missing in the files."""
     missing, odd = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
     if outputs is not None:
         return fresh_modules(model, missing, [key for key, *_ in odd])
@@ -229,15 +229,15 @@ def _fresh(model: PreTrainedModel, report: dict[str, Any], name: str, outputs: i
 def model_from_config(
     config: PreTrainedConfig, *, outputs: int | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A model with random weights, also under `torch.device("meta")`; with a head of its own where T5 v1.1 has one.
+    """A model with random weights, also under `torch.device("meta")`; with an untied head for T5 v1.1.
 
     An untied T5 head starts at a standard deviation of d_model^-0.5, as in T5X (the 1.0 that transformers 4 used
     makes the first logits tens of units wide).
 
     Args:
         config: Any configuration of an encoder-decoder or decoder-only language model.
-        outputs: Of a sequence classifier; a language model when left out.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        outputs: The number of outputs of a sequence classifier; a language model when left out.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
         ParleyError: When the architecture is neither.
@@ -281,7 +281,7 @@ def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, opt
 
 
 def _set_dropout(config: PreTrainedConfig, probability: float) -> None:
-    """Set whatever the architecture calls its dropout probabilities."""
+    """Set all dropout probabilities of a configuration, whatever their names."""
     names = (
         "dropout",
         "dropout_rate",
@@ -305,7 +305,7 @@ def _auto_class(config: PreTrainedConfig, name: str, outputs: int | None = None)
     if outputs is not None:
         check_classifiable(config, name)
         return AutoModelForSequenceClassification
-    own = getattr(config, "auto_map", {})  # of a model with code of its own
+    own = getattr(config, "auto_map", {})  # only models with their own code have it
     if config.is_encoder_decoder and "AutoModelForSeq2SeqLM" in own:
         return AutoModelForSeq2SeqLM
     if not config.is_encoder_decoder and "AutoModelForCausalLM" in own:
@@ -320,6 +320,6 @@ def _auto_class(config: PreTrainedConfig, name: str, outputs: int | None = None)
 
 
 def _file_says_untied(name: str) -> bool:
-    """Whether config.json itself has `tie_word_embeddings: false`, which T5's and mT5's config classes forget."""
+    """Whether config.json itself has `tie_word_embeddings: false`, which T5's and mT5's config classes do not keep."""
     path = Path(name) / "config.json"
     return path.is_file() and read_json(path).get("tie_word_embeddings") is False

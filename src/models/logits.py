@@ -1,4 +1,4 @@
-"""Rules that generation obeys at every token, as transformers' logits processors."""
+"""Logits processors: banned texts, token rules of a model's settings, seeded sampling, recording of sets."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from src.models.tying import base_model
 from src.rl.drawable import Drawable
 
 _LAST_CHARACTER = "\U0010ffff"
-_BLANKS = ("▁", "Ġ")  # SentencePiece's and GPT-2's
+_BLANKS = ("▁", "Ġ")  # the blank before a word in SentencePiece's and GPT-2's tokens
 
 
 class BannedTexts(LogitsProcessor):
-    """Texts that are never generated, however they are cut into tokens and inside longer words too.
+    """Bans texts, however they are split into tokens, also inside longer words.
 
-    transformers' `bad_words_ids` bans one spelling of a word, the one that the tokenizer would choose; a sampling
-    model finds others. Here a token is refused when it would complete a banned text, which is told from the tokens'
-    own alphabet, in which a token that ends amid a Korean syllable has its bytes too.
+    transformers' `bad_words_ids` bans one tokenisation of a word, the tokenizer's own; in sampling others occur. Here a
+    token is banned when it would complete a banned text. Texts are compared in the tokens' own alphabet, which also
+    represents tokens that end in the middle of a character, as in Korean.
 
     Args:
-        texts: What is not to be generated; the name of a special token is meant as the token, and a text that the
-            tokenizer cannot spell is passed over.
+        texts: The texts to ban; the name of a special token bans that token, and a text that the tokenizer cannot
+            represent is ignored.
         tokenizer: The model's.
-        start: How many tokens of `input_ids` are not the answer's.
+        start: The number of tokens in `input_ids` before the answer.
     """
 
     def __init__(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, start: int) -> None:
@@ -57,7 +57,7 @@ class BannedTexts(LogitsProcessor):
         in_order = [self.pieces[id] for id in order]
         self.whole = [id for id, piece in enumerate(self.pieces) if any(text in piece for text in self.texts)]
         self.whole += [int(tokenizer.get_vocab()[name]) for name in named]
-        self.completing: dict[str, list[int]] = {}  # from what is there already to the tokens that complete it
+        self.completing: dict[str, list[int]] = {}  # from the beginning of a banned text to the tokens that complete it
         for text in self.texts:
             for cut in range(1, len(text)):
                 first = bisect.bisect_left(in_order, text[cut:])
@@ -68,7 +68,7 @@ class BannedTexts(LogitsProcessor):
         """Scores of (rows, vocabulary) with -inf where a token would complete a banned text."""
         scores = scores.clone()
         scores[:, self.whole] = -torch.inf
-        spare = len(self.pieces)  # rows of the embeddings beyond the tokenizer
+        spare = len(self.pieces)  # rows of the embeddings beyond the tokenizer's vocabulary
         for row, ids in enumerate(input_ids[:, self.start :].tolist()):
             tail = ""
             for id in reversed(ids):
@@ -82,12 +82,12 @@ class BannedTexts(LogitsProcessor):
 
 
 def special_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The texts that stand for one token rather than for themselves."""
+    """The names of special and added tokens."""
     return {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
 
 
 def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text in the alphabet of the tokens, without the blank that some put before it; empty if impossible."""
+    """A text in the tokens' alphabet, without a blank that the tokenizer adds in front; empty if not representable."""
     pieces = tokenizer.tokenize(text)
     if tokenizer.unk_token in pieces:
         return ""
@@ -96,7 +96,7 @@ def _spelling(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class ForcedStart(LogitsProcessor):
-    """Nothing but one token begins an answer: `forced_bos_token_id`, where the rows are answers without their start.
+    """Forces the first token of an answer (`forced_bos_token_id`), for rows that hold the answer only.
 
     Args:
         id: The token.
@@ -106,7 +106,7 @@ class ForcedStart(LogitsProcessor):
         self.id = id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of (rows, vocabulary), at the first token with -inf for all but one."""
+        """Scores, (rows, vocabulary); at the first token -inf for all but one."""
         if input_ids.shape[1]:
             return scores
         forced = torch.full_like(scores, -torch.inf)
@@ -115,11 +115,11 @@ class ForcedStart(LogitsProcessor):
 
 
 def token_rules(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> LogitsProcessorList:
-    """Which tokens a model's generation settings force or forbid, for rows that are answers without what they follow.
+    """Processors for the tokens that a model's generation settings force or forbid, for rows that hold answers only.
 
-    These are `forced_bos_token_id` (of an encoder-decoder, whose answers begin from one token), `suppress_tokens`,
-    `begin_suppress_tokens` and `bad_words_ids`, as transformers' `generate` has them. `forced_eos_token_id` is none of
-    them: a response that reaches its maximum is cut off, and counts as that.
+    These are `forced_bos_token_id` (for an encoder-decoder, whose answers follow a start token), `suppress_tokens`,
+    `begin_suppress_tokens` and `bad_words_ids`, as in transformers' `generate`. `forced_eos_token_id` is not applied: a
+    response that reaches its maximum counts as cut off.
 
     Args:
         model: With or without an adapter.
@@ -141,10 +141,10 @@ def token_rules(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeniz
 
 
 class Recorder(LogitsProcessor):
-    """Notes what the rules before it leave to be generated at every step, and changes nothing.
+    """Records which tokens the processors before it allow at every step, without changing the scores.
 
     Attributes:
-        drawable: (answers, time) the same for finished answers.
+        drawable: (answers, time) the sets along the finished answers, after `finish`.
     """
 
     drawable: Drawable
@@ -154,17 +154,17 @@ class Recorder(LogitsProcessor):
         self.vocabulary = 0
 
     def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores as they are."""
+        """Record the allowed tokens and return the scores unchanged."""
         self.steps.append(Drawable.of(scores > -torch.inf))
         self.vocabulary = scores.shape[-1]
         return scores
 
     def finish(self, ids: Tensor, beams: Tensor | None) -> None:
-        """Put the steps together.
+        """Combine the recorded steps into the sets along the answers.
 
         Args:
             ids: (answers, time).
-            beams: (answers, time) the row that each token was generated in, where that is not the answer's own.
+            beams: (answers, time) the row that each token was generated in; None if that is the answer's own.
         """
         rows = torch.arange(len(ids), device=ids.device)
         steps: list[tuple[Tensor, Drawable] | None] = []
@@ -174,7 +174,7 @@ class Recorder(LogitsProcessor):
 
 
 def truncation(top_k: int, top_p: float) -> Callable[[Tensor], Tensor]:
-    """Top-k and top-p as transformers applies them, on logits (rows, vocabulary); 0 and 1 do not limit."""
+    """A function that applies top-k and top-p as transformers does, to logits (rows, vocabulary)."""
     warpers = sampling_limits(1.0, top_k, top_p)
 
     def apply(logits: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def truncation(top_k: int, top_p: float) -> Callable[[Tensor], Tensor]:
 
 
 def sampling_limits(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
-    """Temperature, top-k and top-p as transformers applies them before it samples."""
+    """Temperature, top-k and top-p as transformers' logits processors."""
     warpers: list[LogitsProcessor] = []
     if temperature != 1.0:
         warpers.append(TemperatureLogitsWarper(temperature))
@@ -196,17 +196,17 @@ def sampling_limits(temperature: float, top_k: int, top_p: float) -> LogitsProce
 
 
 class SeededSampling(LogitsProcessor):
-    """Draws each row's next token with a generator of the row's own, so that no row depends on its neighbours.
+    """Draws each row's next token with the row's own generator, so that rows do not depend on each other.
 
-    With one row this draws the very tokens that transformers draws after `torch.manual_seed(seed)`:
+    With one row this draws the same tokens as transformers after `torch.manual_seed(seed)`:
     `torch.multinomial` takes the largest of p / q with q from an exponential distribution, and so does `draw`. The
-    choice is handed on as a distribution with one token in it. Applies temperature, top-k and top-p itself, since
-    transformers puts its own after every processor that it is given.
+    result is passed on as scores that allow one token only. It applies temperature, top-k and top-p itself, since
+    transformers puts its own after all given processors.
 
     Args:
-        seed: What all draws depend on.
-        numbers: For each prompt its number; the draws for a prompt depend on it and not on its place in the batch.
-        num_return_sequences: Rows a prompt.
+        seed: The seed.
+        numbers: The prompts' numbers; the draws for a prompt depend on its number, not on its index in the batch.
+        num_return_sequences: Rows per prompt.
         temperature: As in transformers.
         top_k: As in transformers; 0 does not limit.
         top_p: As in transformers; 1 does not limit.
@@ -226,7 +226,7 @@ class SeededSampling(LogitsProcessor):
         self.warpers = sampling_limits(temperature, top_k, top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of (rows, vocabulary) with 0 at the drawn token and -inf elsewhere."""
+        """Scores, (rows, vocabulary), with 0 at the drawn token and -inf elsewhere."""
         if not self.generators:
             self.generators = [torch.Generator(scores.device).manual_seed(seed) for seed in self.seeds]
         scores = self.warpers(input_ids, scores)  # type: ignore[arg-type]
@@ -235,14 +235,14 @@ class SeededSampling(LogitsProcessor):
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """One token a row, each drawn with the row's own generator: `torch.multinomial` row by row.
+    """Draw one token per row with the row's own generator, as `torch.multinomial` would for each row.
 
     Args:
         probabilities: (rows, vocabulary).
-        generators: One a row, on the same device.
+        generators: One per row, on the same device.
 
     Returns:
-        (rows,)
+        The drawn tokens, (rows,).
     """
     noise = torch.empty_like(probabilities)
     for row, generator in zip(noise, generators, strict=True):

@@ -1,4 +1,4 @@
-"""Adapters by PEFT: putting one on, counting, folding it in and taking it out again."""
+"""PEFT adapters: adding one to a model, counting parameters, merging and unmerging."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from src.models.fingerprint import base_record
 from src.models.sources import first_line
 from src.models.tying import T5_FAMILY, base_model, settle_head
 
-NEVER_MERGED = (PeftType.LILY, PeftType.OSF)  # PEFT has no way there, or none back
+NEVER_MERGED = (PeftType.LILY, PeftType.OSF)  # PEFT cannot merge or unmerge these
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many of a model's parameters train; tied ones count once."""
+    """The numbers of all and of trained parameters; tied ones are counted once."""
 
     trainable: int
     total: int
@@ -50,12 +50,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Put an adapter on a model; the base is frozen, in place.
+    """Add an adapter to a model; the base is frozen in place.
 
     Args:
         model: The base.
-        config: Any PEFT configuration. It is not changed; a `task_type` left out follows the architecture. Of a
-            classifier the head, and whatever else is fresh, is trained whole.
+        config: Any PEFT configuration. It is not changed; if `task_type` is left out, it follows the architecture. A
+            classifier's head, and whatever else of it is newly initialised, is trained in full.
 
     Returns:
         The PEFT model around `model`.
@@ -72,15 +72,15 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     check_config(model, config)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT puts it right by itself
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT corrects it itself
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # see `merged`
             adapted = get_peft_model(model, config)
     except (
-        RuntimeError,  # shapes that a chosen start cannot have; a bias or a layer that the chosen tuner has not got
-        ValueError,  # settings at odds with each other
+        RuntimeError,  # shapes that an initialisation does not support; a bias or layer that the tuner does not support
+        ValueError,  # settings that contradict each other
         TypeError,
-        KeyError,  # a name that PEFT does not know
+        KeyError,  # an unknown name
     ) as error:
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
     check_adapter(adapted)
@@ -88,7 +88,7 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
 
 def _train_head(model: PreTrainedModel, config: PeftConfig) -> None:
-    """Have a classifier's head trained beside the adapter: it may be fresh, and a frozen one would stay random.
+    """Train a classifier's head beside the adapter: if newly initialised, a frozen one would stay random.
 
     Raises:
         ParleyError: The configuration is of another task, or cannot train a head.
@@ -103,17 +103,17 @@ def _train_head(model: PreTrainedModel, config: PeftConfig) -> None:
         )
     config.task_type = TaskType.SEQ_CLS
     whole = dict.fromkeys([*(config.modules_to_save or []), head_name(model), *base_record(model).fresh])
-    config.modules_to_save = [name for name in whole if name not in SEQ_CLS_HEAD_NAMES]  # which PEFT adds itself
+    config.modules_to_save = [name for name in whole if name not in SEQ_CLS_HEAD_NAMES]  # PEFT adds these itself
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
-    """A copy of the model with the adapter folded into its weights; the given model stays as it is.
+    """A copy of the model with the adapter merged into its weights; the given model is not changed.
 
-    An adapter on the embeddings or on the head of a model that has one matrix for both unties the two in the copy:
-    folding it into the one matrix would change the other's use of it as well.
+    If the adapter is on the embeddings or the head of a model in which they are tied, they are untied in the copy:
+    merging into the shared matrix would change both.
 
     Raises:
-        ParleyError: When the adapter cannot be folded in, or the architecture has no place for what would come of it.
+        ParleyError: The adapter cannot be merged, or the architecture does not support the merged weights.
     """
     if obstacle := _merge_obstacle(model):
         raise ParleyError(f"{obstacle}; export it without --merge.")
@@ -122,11 +122,11 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     is_replicated = bool(getattr(model.active_peft_config, "layer_replication", None))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # they no longer are
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # they have been untied
         merged = model.merge_and_unload(safe_merge=True)
-    if merged.config.model_type in T5_FAMILY:  # PEFT sets it to False; T5 reads from it that its stacks share theirs
+    if merged.config.model_type in T5_FAMILY:  # PEFT sets it to False, but T5's two stacks share embeddings by it
         merged.config.tie_word_embeddings = True
-    if is_replicated:  # the replicas share what was not adapted
+    if is_replicated:  # replicas share the layers that are not adapted
         embeddings = (merged.get_input_embeddings(), merged.get_output_embeddings())
         _give_own_weights(module for module in merged.modules() if module not in embeddings)
     for parameter in merged.parameters():
@@ -136,14 +136,14 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 
 @contextmanager
 def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Fold the adapter into the weights while generating, and put the very bits back afterwards.
+    """Within the block merge the adapter into the weights, and restore them bit for bit afterwards.
 
     PEFT's own way back subtracts what it added, which drifts by a rounding each time, and its way there changes every
     module that shares a weight with an adapted one. Here the adapted modules get copies of their weights for as long
     as the block lasts. A model without an adapter, or with one that is off or cannot be folded in, is left as it is.
 
     Args:
-        model: Any model; switched in place for the length of the block.
+        model: Any model; changed in place within the block.
     """
     layers = _tuned_layers(model) if isinstance(model, PeftModel) and not _fold_obstacle(model) else []
     if not layers or any(layer.merged or layer.disable_adapters for layer in layers):
@@ -163,12 +163,12 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def can_merge(model: PeftModel) -> bool:
-    """Whether `merge_lora` can make a whole model of it."""
+    """Whether `merge_lora` supports the model."""
     return _merge_obstacle(model) is None
 
 
 def _fold_obstacle(model: PeftModel) -> str | None:
-    """Why the adapter is no change to weights that are there."""
+    """Why the adapter cannot be expressed as a change of the weights; None if it can."""
     config = model.active_peft_config
     kind = config.peft_type.value
     if (
@@ -201,7 +201,7 @@ def _merge_obstacle(model: PeftModel) -> str | None:
 
 
 def _is_tied_wrapper(module: nn.Module) -> bool:
-    """Whether the same rows are trained wherever the matrix is used, so that it stays one."""
+    """Whether the trained rows are the same for embeddings and head, so that they stay tied."""
     return isinstance(module, TrainableTokensWrapper) and module.token_adapter.tied_adapter is not None
 
 
@@ -215,10 +215,10 @@ def _adapted_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _give_own_weights(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Give modules copies of their weights, which nothing else shares.
+    """Give modules their own copies of their weights.
 
     Returns:
-        The modules, names and parameters, to be put back.
+        The modules, names and original parameters, to be restored.
     """
     originals = [
         (module, name, parameter)

@@ -1,4 +1,4 @@
-"""What a language model says about responses that are there already."""
+"""Scores given responses under a language model: log-probabilities, entropies, values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from src.rl.logprobs import logprobs_from_hidden, token_logprobs
 
 
 class TokenFigures(NamedTuple):
-    """What a model says about responses, each of shape (batch, time), float32.
+    """Scores of responses under a model, each of shape (batch, time), float32.
 
     Attributes:
-        logprobs: Of the tokens.
-        entropy: Of the distribution at each token.
-        values: Of the value head; zeros without one.
+        logprobs: The tokens' log-probabilities.
+        entropy: The entropy of the distribution at each token.
+        values: The value head's predictions; zeros without one.
     """
 
     logprobs: Tensor
@@ -34,7 +34,7 @@ class TokenFigures(NamedTuple):
 def encode_prompts(model: Model, query_ids: Tensor, query_mask: Tensor) -> Tensor | None:
     """The encoder's output for each prompt, (prompts, query time, hidden), without gradient; None without an encoder.
 
-    Autocast's cache is cleared, so that it may be called where weights change or trade places.
+    Autocast's cache is cleared, so that this may be called where weights change or are swapped.
 
     Args:
         model: The policy.
@@ -61,7 +61,7 @@ def score_tokens(
     value_head: ValueHead | None = None,
     entropy_requires_grad: bool = False,
 ) -> TokenFigures:
-    """Log-probabilities, entropies and values of responses that are there already.
+    """Log-probabilities, entropies and values of given responses.
 
     Args:
         model: Policy or reference.
@@ -69,11 +69,11 @@ def score_tokens(
         query_mask: (batch, query time).
         response_ids: (batch, time).
         response_mask: (batch, time).
-        encoder_hidden: The encoder's output, where it is known.
-        drawable: What could be drawn at each place; everything when left out.
-        temperature: The one that responses are sampled at.
-        value_head: The policy's.
-        entropy_requires_grad: Let gradient through the entropy.
+        encoder_hidden: The encoder's output; computed when left out.
+        drawable: The tokens that could be drawn at each position; all when left out.
+        temperature: The temperature that the responses are sampled with.
+        value_head: The policy's value head; None for no values.
+        entropy_requires_grad: Compute the gradient of the entropy.
     """
     states = response_states(model, query_ids, query_mask, response_ids, response_mask, encoder_hidden)
     labels = response_ids.masked_fill(response_mask == 0, IGNORE_INDEX)
@@ -99,7 +99,7 @@ def score_groups(
     drawable: Drawable | None = None,
     temperature: float = 1.0,
 ) -> TokenFigures:
-    """As `score_tokens`, of several responses to each prompt, which is read once; without values.
+    """As `score_tokens`, for several responses to each prompt, which is processed once; without values.
 
     Args:
         model: A decoder-only policy or reference that `keeps_answers_apart`.
@@ -107,8 +107,8 @@ def score_groups(
         query_mask: (prompts, query time).
         response_ids: (prompts × n, time): all responses to the first prompt, then those to the second, and so on.
         response_mask: (prompts × n, time).
-        drawable: What could be drawn at each place; everything when left out.
-        temperature: The one that responses are sampled at.
+        drawable: The tokens that could be drawn at each position; all when left out.
+        temperature: The temperature that the responses are sampled with.
     """
     count = len(query_ids)
     places = torch.arange(len(response_ids), device=response_ids.device)
@@ -122,11 +122,11 @@ def score_groups(
 
 
 class AnswerLogprobs(NamedTuple):
-    """What a model says about several answers to each prompt, float32.
+    """Log-probabilities of several answers to each prompt, float32.
 
     Attributes:
-        answers: (answers, time) of their tokens; 0 at padding.
-        prompts: (prompts, query time - 1) of the prompts' tokens from the second on; None where not asked for.
+        answers: (answers, time) those of the answers' tokens; 0 at padding.
+        prompts: (prompts, query time - 1) those of the prompts' tokens from the second on; None if not asked for.
     """
 
     answers: Tensor
@@ -144,7 +144,7 @@ def answer_logprobs(
     with_prompts: bool = False,
     share: bool = False,
 ) -> AnswerLogprobs:
-    """Log-probabilities of answers over the whole vocabulary; an encoder reads each prompt once.
+    """Log-probabilities of answers over the whole vocabulary; an encoder processes each prompt once.
 
     Args:
         model: Policy or reference.
@@ -152,13 +152,13 @@ def answer_logprobs(
         query_mask: (prompts, query time).
         answer_ids: (n × prompts, time): the first answers to all prompts, then the second ones, and so on.
         answer_mask: (n × prompts, time).
-        encoder_hidden: The encoder's output for each prompt, where it is known.
+        encoder_hidden: The encoder's output for each prompt; computed when left out.
         with_prompts: Score the prompts too, once each; decoder-only.
-        share: Put the answers to a prompt into one row, where prompts are long: for a model that `keeps_answers_apart`.
+        share: Put the answers to a prompt into one row if prompts are long; for models that `keeps_answers_apart`.
     """
     labels = answer_ids.masked_fill(answer_mask == 0, IGNORE_INDEX)
     head, count = output_head(model), len(query_ids)
-    known = (query_mask[:, 1:] * query_mask[:, :-1]) == 1  # the first token follows nothing
+    known = (query_mask[:, 1:] * query_mask[:, :-1]) == 1  # the first token is not predicted
     asked = query_ids[:, 1:].masked_fill(~known, IGNORE_INDEX)
     if share and is_worth_sharing(query_ids, answer_ids):
         states, prompt_states = shared_states(model, query_ids, query_mask, answer_ids, answer_mask)

@@ -1,4 +1,4 @@
-"""The frozen model that a policy is held to: the policy as it was at the start."""
+"""The frozen reference model of a policy: the policy as it was when training started."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from src.parallel.sharding import shard_like
 
 
 class Reference(nn.Module):
-    """The policy as it was, in as little memory as can be.
+    """The policy at its start, in as little memory as possible.
 
     - A fresh adapter: the reference is the base, the adapter switched off; nothing is kept.
     - An adapter that is trained on, starts elsewhere than at its base or trains biases too: a copy of what is trained.
     - A whole model: a copy of its weights.
 
-    Copies trade places with the policy's tensors while the reference is wanted. So there is one module and one way to
-    run it, and where policy and reference are equal they compute the same bits. The copies are in no state dict: they
-    are what training starts from. (`trl.create_reference_model` copies the modules too, and the base with them.)
+    The copies are swapped with the policy's tensors while the reference is used. So the same module computes both, and
+    where policy and reference are equal, results are bitwise equal. The copies are not in the state dict, since they
+    can be restored from the base. (`trl.create_reference_model` copies the modules too, with the base.)
 
     Args:
         model: The policy at its start.
@@ -42,9 +42,9 @@ class Reference(nn.Module):
         self._fingerprint = "" if self.is_base else fingerprint(self)
 
     def follow(self, model: PreTrainedModel | PeftModel) -> None:
-        """Keep the copies in shards where the policy has come to be in shards.
+        """Shard the copies like the policy's parameters.
 
-        Within `gathered` they are whole again, and may trade places with the policy's.
+        Within `gathered` they are whole again, and can be swapped with the policy's.
 
         Args:
             model: The policy.
@@ -80,7 +80,7 @@ class Reference(nn.Module):
 
     def _trade(self, trained: list[nn.Parameter]) -> None:
         for parameter, copy in zip(trained, list(self.parameters()), strict=True):
-            # A policy that is gathered may compute in less than float32.
+            # A gathered policy may be in lower precision than float32.
             parameter.data, copy.data = copy.data.to(parameter.dtype), parameter.data
 
     def parameter_count(self, model: PreTrainedModel | PeftModel) -> ParameterCount:
@@ -89,30 +89,30 @@ class Reference(nn.Module):
         return ParameterCount(0, frozen + sum(copy.numel() for copy in self.parameters()))
 
     def fingerprint(self) -> str:
-        """A content hash of the copies; empty where there are none."""
+        """A hash of the copies; empty without copies."""
         return self._fingerprint
 
     def _save_to_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
-        """Leave the copies out: they are what training started from."""
+        """Save nothing: the copies can be restored from the model that training started from."""
 
     def _load_from_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
-        """Expect nothing."""
+        """Load nothing, as nothing is saved."""
 
 
 def is_base_below_adapter(model: PreTrainedModel | PeftModel, *, is_continued: bool) -> bool:
-    """Whether the reference is the base with the adapter switched off, so that nothing need be kept.
+    """Whether the reference is the base with the adapter switched off, so that no copy is needed.
 
     Args:
         model: The policy at its start.
-        is_continued: An adapter from a directory is trained on.
+        is_continued: Whether an adapter from a directory is trained further.
     """
     return isinstance(model, PeftModel) and not is_continued and _starts_at_base(model)
 
 
 def _starts_at_base(model: PeftModel) -> bool:
-    """Whether the adapter changes nothing at its start, and nothing but the adapter is trained.
+    """Whether the adapter initially changes nothing, and only the adapter is trained.
 
-    PiSSA and OLoRA change the base as well, and the base's biases stay as trained when the adapter is switched off.
+    PiSSA and OLoRA also change the base, and trained biases of the base stay changed when the adapter is switched off.
     """
     config = model.active_peft_config
     starts_at_zero = getattr(config, "init_lora_weights", False) in (True, "gaussian")

@@ -1,4 +1,4 @@
-"""What scoring answers asks of a language model: hidden states at the answer's tokens, and an output head to slice."""
+"""Hidden states at response tokens, and the output head, for scoring responses in slices."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Model = PreTrainedModel | PeftModel
 
 
 class ResponseStates(NamedTuple):
-    """Hidden states at the places that predict each response token, each of shape (batch, time, hidden).
+    """Hidden states at the positions that predict each response token, each of shape (batch, time, hidden).
 
     Attributes:
-        head_input: What the output head takes, after whatever the architecture does before it (T5's scaling).
-        last_hidden: What the decoder gave: what the value head takes.
+        head_input: The input of the output head, after anything that the architecture does before it (T5's scaling).
+        last_hidden: The decoder's output, which is the input of the value head.
     """
 
     head_input: Tensor
@@ -43,7 +43,7 @@ def encode(model: Model, query_ids: Tensor, query_mask: Tensor) -> Tensor | None
 
 
 def encoder_is_frozen(model: Model) -> bool:
-    """Whether the encoder's output stays what it was, whatever is trained and with an adapter or without."""
+    """Whether the encoder's output never changes: no encoder parameter is trained or belongs to an adapter."""
     base = base_model(model)
     if not base.config.is_encoder_decoder:
         return False
@@ -62,7 +62,7 @@ def response_states(
     *,
     from_prompt: bool = False,
 ) -> ResponseStates:
-    """Run the model over responses that are there already, all tokens at once, without its output head.
+    """Run the model over given responses, all tokens at once, without its output head.
 
     Args:
         model: The model.
@@ -70,11 +70,11 @@ def response_states(
         query_mask: (batch, query time).
         response_ids: (batch, time), padded on the right.
         response_mask: (batch, time).
-        encoder_hidden: What `encode` gave for these queries; computed when left out.
-        from_prompt: Decoder-only: also the places that predict the query's tokens, from the second on.
+        encoder_hidden: What `encode` returned for these queries; computed when left out.
+        from_prompt: Decoder-only: also return the positions that predict the query's tokens, from the second on.
 
     Returns:
-        (batch, time, hidden) twice; (batch, query time + time - 1, hidden) with `from_prompt`.
+        Two tensors of shape (batch, time, hidden); (batch, query time + time - 1, hidden) with `from_prompt`.
     """
     base, time = base_model(model), response_ids.shape[1]
     inputs: dict[str, Any]
@@ -98,7 +98,7 @@ def response_states(
 
 @contextmanager
 def states_caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Keeps `ResponseStates` by name at every call of the model within the block; its head gets nothing to do."""
+    """Within the block record `ResponseStates` by name at every call of the model; its head gets an empty input."""
     caught: dict[str, Tensor] = {}
 
     def before_head(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -120,10 +120,10 @@ def states_caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
 
 
 def output_head(model: Model) -> Callable[[Tensor], Tensor]:
-    """From what enters the head, (tokens, hidden), to the model's logits, (tokens, vocabulary), float32."""
+    """A function from the head's input, (tokens, hidden), to the model's logits, (tokens, vocabulary), float32."""
     base = base_model(model)
-    head, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)  # the bias is BART's
-    cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2's
+    head, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)  # BART has the bias
+    cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2 has it
 
     def apply(hidden: Tensor) -> Tensor:
         logits = in_float32(head, hidden)
@@ -135,7 +135,7 @@ def output_head(model: Model) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def check_output_head(model: Model, token: int) -> None:
-    """Refuse an architecture that does something after its head which `output_head` does not know.
+    """Refuse an architecture that changes its head's output in a way that `output_head` does not support.
 
     Args:
         model: The model.
@@ -167,7 +167,7 @@ def check_output_head(model: Model, token: int) -> None:
 
 
 def decoder_start(base: PreTrainedModel) -> int:
-    """The token that an encoder-decoder's answers start from, before their first."""
+    """The start token of an encoder-decoder's answers, before their first token."""
     start = base.generation_config.decoder_start_token_id
     start = base.config.decoder_start_token_id if start is None else start
     if start is None:
@@ -176,7 +176,7 @@ def decoder_start(base: PreTrainedModel) -> int:
 
 
 def position_ids(base: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
-    """Positions that do not count padding, as the keyword argument; empty where a model takes none.
+    """Position ids that skip padding, as a keyword argument; empty if the model takes none.
 
     Args:
         base: A decoder-only model.

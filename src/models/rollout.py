@@ -1,7 +1,7 @@
-"""Sampling responses for PPO: batched, each row with a maximum of its own, no cost for rows that have ended.
+"""Sampling of responses in batches, each row with its own maximum length; ended rows are removed from the batch.
 
-transformers' `generate` keeps computing rows that have ended until the last one ends. With maxima drawn between 100 and
-400 that is a large share of the work, so the loop is our own; its cache and logits processors are transformers'.
+transformers' `generate` keeps computing ended rows until the last one ends. With maxima between 100 and 400 that is a
+large share of the work, so the loop is our own; cache and logits processors are transformers'.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ RANGES = {
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """How responses are sampled while PPO learns; the defaults are the published recipe's.
+    """How responses are sampled in online training; the defaults are the published recipe's.
 
     Attributes:
-        temperature: Divides the logits. The policy that is trained is the tempered one.
+        temperature: Divides the logits, in sampling and in the log-probabilities that are trained on.
         top_k: Sample among the k likeliest tokens; 0 does not limit.
-        top_p: Sample among the likeliest tokens that share this probability; 1 does not limit.
+        top_p: Sample among the likeliest tokens that together have this probability; 1 does not limit.
         min_new_tokens: Tokens before EOS is allowed.
-        output_min_length: Each response's own maximum is drawn evenly from this …
-        output_max_length: … to this, both included; EOS counts.
-        bad_words: Texts that are never sampled, inside longer words neither; a special token such as `<unk>` is meant
-            as the token.
+        output_min_length: The lower end of the range from which each response's own maximum length is drawn uniformly.
+        output_max_length: The upper end of that range; both ends are included, and EOS counts.
+        bad_words: Texts that are never sampled, not even inside longer words; the name of a special token such as
+            `<unk>` bans that token.
     """
 
     temperature: float = 1.0
@@ -77,7 +77,7 @@ class RolloutOptions:
             )
 
     def processors(self) -> LogitsProcessorList:
-        """Temperature, top-k and top-p as transformers applies them."""
+        """Temperature, top-k and top-p as transformers' logits processors."""
         chosen: list[Any] = []
         if self.temperature != 1:
             chosen.append(TemperatureLogitsWarper(self.temperature))
@@ -94,8 +94,8 @@ class Responses(NamedTuple):
     Attributes:
         ids: (batch, time) padded on the right; EOS is kept.
         mask: (batch, time) 1 = response token, EOS included.
-        has_eos: (batch,) false where a response was cut off.
-        drawable: (batch, time) the tokens that each was drawn from.
+        has_eos: (batch,) false for responses that were cut off.
+        drawable: (batch, time) the set of tokens that each was drawn from.
     """
 
     ids: Tensor
@@ -119,27 +119,26 @@ def sample_responses(
     encoder_hidden: Tensor | None = None,
     answers: int = 1,
 ) -> Responses:
-    """Sample responses to queries, each of which is read once; the model must be in evaluation mode.
+    """Sample responses to queries, each of which is processed once; the model must be in evaluation mode.
 
-    An adapter is folded into the weights meanwhile.
-
-    A response ends with EOS, at its own maximum, or where the model has no more positions.
+    An adapter is merged into the weights during sampling.
+    A response ends with EOS, at its own maximum, or at the model's last position.
 
     Args:
         model: An encoder-decoder or decoder-only model, with or without adapter.
         query_ids: (queries, query time), left-padded for a decoder-only model.
         query_mask: (queries, query time).
         options: How to sample.
-        eos_token_ids: Each of these ends a response.
-        pad_token_id: Fills `ids` where a response has ended.
-        banned: Forbids tokens, given the responses so far: what is wanted of `token_rules` and `BannedTexts`.
-        seeds: One a row, on which its maximum and its tokens depend, whatever else is in the batch; see `row_seeds`.
-        generator: Draws the seeds where they are left out; a CPU generator, torch's own when left out.
-        encoder_hidden: What `encode` gave for these queries; computed when left out.
-        answers: Responses to each query, which follow one another.
+        eos_token_ids: The tokens that end a response.
+        pad_token_id: The padding of `ids` after a response's end.
+        banned: Processors that forbid tokens, given the responses so far, such as `token_rules` and `BannedTexts`.
+        seeds: One per row, which determines its maximum and its tokens, independent of the batch; see `row_seeds`.
+        generator: Draws the seeds if they are left out; a CPU generator, torch's default when left out.
+        encoder_hidden: What `encode` returned for these queries; computed when left out.
+        answers: Responses per query; those to one query are adjacent.
 
     Returns:
-        The responses, as long as the longest; batch is queries times answers.
+        The responses, padded to the longest; the batch size is queries times answers.
 
     Raises:
         ParleyError: A query leaves no position for a response, or the model's probabilities are not finite.
@@ -182,13 +181,13 @@ def sample_responses(
 
 
 def row_seeds(seed: int, iteration: int, numbers: Sequence[int], answers: int = 1) -> list[int]:
-    """Seeds for the answers to some prompts: the same ones in whichever batch and on whichever process a prompt is.
+    """Seeds for the answers to prompts, independent of the batch and the process that a prompt is in.
 
     Args:
-        seed: The run's.
-        iteration: Each has seeds of its own.
+        seed: The run's seed.
+        iteration: The iteration, so that each has other seeds.
         numbers: The prompts' rows in their split.
-        answers: To each prompt.
+        answers: Answers per prompt.
     """
     own = row_seed(seed, iteration, -1)
     return [row_seed(own, number, answer) for number in numbers for answer in range(answers)]
@@ -197,7 +196,7 @@ def row_seeds(seed: int, iteration: int, numbers: Sequence[int], answers: int = 
 def _draw_limits(
     base: PreTrainedModel, query_mask: Tensor, options: RolloutOptions, streams: Sequence[torch.Generator]
 ) -> Tensor:
-    """How long each response may become, shape (batch,)."""
+    """Draw the maximum length of each response, shape (batch,)."""
     bounds = (options.output_min_length, options.output_max_length + 1)
     limits = torch.cat([torch.randint(*bounds, (1,), generator=stream, device=query_mask.device) for stream in streams])
     window = positions(base)
@@ -214,7 +213,7 @@ def _draw_limits(
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Of the next token, (rows, vocabulary)."""
+    """The probabilities of the next token, (rows, vocabulary)."""
     probabilities = logits.float().softmax(-1)
     if not torch.isfinite(probabilities).all():
         raise ParleyError(

@@ -1,4 +1,4 @@
-"""Plain Hugging Face directories, which stock libraries load: transformers 5 and 4.45 alike."""
+"""Writes plain Hugging Face directories that both transformers 5 and 4.45 can load."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def save_model(
     """Write a model directory that gives the same logits in transformers 5 and in 4.45.
 
     Args:
-        model: A whole model (an adapter is merged first, or goes to `save_adapter`).
+        model: A whole model (merge an adapter first, or use `save_adapter`).
         tokenizer: Its tokenizer.
-        directory: Where to; written beside it first, then renamed, so it is whole or not there.
-        overwrite: Replace a directory that has something in it.
+        directory: The directory; written under a temporary name and renamed, so it is never incomplete.
+        overwrite: Replace a directory that is not empty.
 
     Returns:
         The directory.
 
     Raises:
-        ParleyError: When the directory has something in it, or cannot be written.
+        ParleyError: The directory is not empty, or cannot be written.
     """
     if isinstance(model, PeftModel):
         raise ParleyError("this model carries an adapter; merge it first, or save the adapter alone.")
@@ -54,9 +54,10 @@ def save_model(
 
 @contextmanager
 def _all_weights(model: PreTrainedModel) -> Iterator[None]:
-    """Have the positions written that Marian and others leave out, and no settings, which come after.
+    """Within the block save positions too, which Marian and others leave out, and no generation settings.
 
-    transformers refuses to save settings that contradict themselves, as some published ones do.
+    The settings are written separately, since transformers refuses contradictory ones, which some published models
+    have.
     """
     skipped, settings = model._keys_to_ignore_on_save, getattr(model, "generation_config", None)
     model._keys_to_ignore_on_save = None
@@ -71,14 +72,14 @@ def _all_weights(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the model's generation settings as they are, with each token that ends an answer."""
+    """Write the model's generation settings unchanged, except that EOS lists all tokens that end an answer."""
     settings, ends = copy.deepcopy(model.generation_config), ending_ids(tokenizer, model)
     settings.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
     settings.to_json_file(folder / "generation_config.json")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a tokenizer which both versions load: tokenizer.json has all of it, so the plainest class will do."""
+    """Write a tokenizer that both versions load: tokenizer.json is complete, so the generic class is named."""
     tokenizer.save_pretrained(str(directory), save_jinja_files=False)
     path = directory / "tokenizer_config.json"
     config = read_json(path)
@@ -86,13 +87,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.pop("backend", None)
     if isinstance(extra := config.pop("extra_special_tokens", None), list):
-        config["additional_special_tokens"] = extra  # a name that both know
+        config["additional_special_tokens"] = extra  # a name that both versions know
     config.setdefault("clean_up_tokenization_spaces", bool(tokenizer.clean_up_tokenization_spaces))
     _write_json(path, config)
 
 
 def _tying_for_both_versions(model: PreTrainedModel) -> dict[str, Any]:
-    """What config.json must say so that both versions tie, and scale, as this model does.
+    """The entries of config.json with which both versions tie and scale the head as this model does.
 
     In transformers 4 the flag of the T5 family means tied *and* scaled by d_model^-0.5; in 5, T5 ties by what the
     weights are and scales by `scale_decoder_outputs`, mT5 never scales. "Not tied" with both matrices in the file
@@ -111,7 +112,7 @@ def _tying_for_both_versions(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _state_for_both_versions(model: PreTrainedModel, changes: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights under every name that a reader without tying will look for, each in memory of its own."""
+    """The weights under every name that a version without tying looks for, without shared memory."""
     state = model.state_dict()
     if changes.get("tie_word_embeddings", True):
         return state
@@ -124,13 +125,13 @@ def _state_for_both_versions(model: PreTrainedModel, changes: dict[str, Any]) ->
         if first != name and needed and not tensor.is_meta:
             state[name] = tensor.clone()
     if model.config.model_type == "t5" and model.config.scale_decoder_outputs:
-        for name in names:  # untied but scaled has no name in transformers 4: the factor goes into the head
+        for name in names:  # transformers 4 cannot express untied but scaled: multiply the factor into the head
             state[name] = (state[name].float() * model.config.d_model**-0.5).to(state[name].dtype)
     return state
 
 
 def _rope_for_both_versions(config: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` under transformers 4's names too; without them it takes a base of 10,000 for granted."""
+    """`rope_parameters` under transformers 4's names too; without them it assumes a base of 10,000."""
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope:
         return {}
@@ -142,7 +143,7 @@ def _rope_for_both_versions(config: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def fresh_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling that becomes `directory` when the block ends well, and vanishes otherwise."""
+    """A temporary directory that is renamed to `directory` if the block succeeds, and deleted otherwise."""
     target = Path(directory).expanduser()
     check_output(target, overwrite)
     folder, earlier = (target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}" for _ in range(2))
@@ -161,10 +162,10 @@ def fresh_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
 
 
 def check_output(directory: str | Path, overwrite: bool) -> None:
-    """Refuse a directory that something would be lost in.
+    """Refuse a directory whose content would be lost.
 
     Raises:
-        ParleyError: When it is a file, or has something in it and `overwrite` is not set.
+        ParleyError: It is a file, or not empty and `overwrite` is not set.
     """
     target = Path(directory).expanduser()
     if target.is_file():

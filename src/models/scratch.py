@@ -1,4 +1,4 @@
-"""Small base models from scratch: a tokenizer trained on a corpus, random weights, a plain Hugging Face directory."""
+"""Makes small base models from scratch: a tokenizer trained on a corpus, random weights, a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class Architecture:
-    """What makes one kind of base model.
+    """The recipe of one kind of base model.
 
     Attributes:
-        special_tokens: In the order of their ids.
+        special_tokens: The special tokens, in the order of their ids.
         roles: Which of them is bos, eos, pad and unk.
-        template: What the tokenizer puts around a text, in the words of `tokenizers.processors`; empty for nothing.
-        configure: From sizes, vocabulary size and token ids to a configuration.
-        has_positions: Whether there is a largest position.
+        template: The template of `tokenizers.processors` for special tokens around a text; empty for none.
+        configure: Makes the configuration from sizes, vocabulary size and token ids.
+        has_positions: Whether the number of positions is limited.
     """
 
     special_tokens: tuple[str, ...]
@@ -47,16 +47,16 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a model is.
+    """The sizes of a model.
 
     Attributes:
         hidden_size: Width of the residual stream.
-        layers: Blocks; in an encoder-decoder, on either side.
-        heads: Attention heads; they divide the width.
+        layers: Blocks; in an encoder-decoder, in each of the two.
+        heads: Attention heads; their number must divide the width.
         feed_forward_size: Width within a block's feed-forward layer; four times `hidden_size` when None.
-        vocab_size: The most tokens the tokenizer may have.
-        max_positions: Longest sequence where the architecture has one; T5 does not.
-        untied_head: T5 only: gated-GELU and a head of its own, as T5 v1.1 and FLAN-T5 have.
+        vocab_size: The most tokens that the tokenizer may have.
+        max_positions: The longest sequence, for architectures with a limit; T5 has none.
+        untied_head: T5 only: gated GELU and an untied head, as in T5 v1.1 and FLAN-T5.
     """
 
     hidden_size: int = 256
@@ -69,12 +69,12 @@ class Sizes:
 
     @property
     def feed_forward(self) -> int:
-        """The feed-forward width, settled."""
+        """The feed-forward width, with its default."""
         return self.feed_forward_size or 4 * self.hidden_size
 
     @property
     def positions(self) -> int:
-        """The longest sequence, settled."""
+        """The longest sequence, with its default."""
         return self.max_positions or 1024
 
 
@@ -92,10 +92,10 @@ def make_base_model(
     Args:
         architecture: One of `ARCHITECTURES`.
         corpus: Texts to learn the tokenizer from.
-        directory: Where the model goes.
-        sizes: How large; the defaults of `Sizes` when None.
-        seed: Of the weights; the tokenizer has no chance in it.
-        overwrite: Replace a directory that has something in it.
+        directory: The directory to write.
+        sizes: The sizes; the defaults of `Sizes` when None.
+        seed: The seed of the weights; training the tokenizer is deterministic.
+        overwrite: Replace a directory that is not empty.
 
     Returns:
         The model and its tokenizer, as saved.
@@ -120,10 +120,10 @@ def make_base_model(
 
 
 def check_sizes(architecture: str, sizes: Sizes) -> None:
-    """Refuse sizes that no model can have.
+    """Refuse invalid sizes.
 
     Raises:
-        ParleyError: With the size that is wrong.
+        ParleyError: A size is invalid; the message names it.
     """
     kind = ARCHITECTURES[architecture]
     for name in ("hidden_size", "layers", "heads", "feed_forward", "positions"):
@@ -148,9 +148,9 @@ def check_sizes(architecture: str, sizes: Sizes) -> None:
 
 
 def train_tokenizer(kind: Architecture, corpus: Iterable[str], sizes: Sizes) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE: any text comes back byte for byte, whatever the corpus was.
+    """Train a byte-level BPE tokenizer, which restores any text exactly, whatever the corpus.
 
-    Each digit is a token, so that a model copies times and prices it has not met.
+    Each digit is a separate token, so that a model can copy unseen times and prices.
 
     Raises:
         ParleyError: When the corpus has no text.
@@ -243,7 +243,7 @@ def _llama(sizes: Sizes, vocab_size: int, ids: dict[str, int]) -> PreTrainedConf
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
         max_position_embeddings=sizes.positions,
-        tie_word_embeddings=True,  # as small Llamas are (SmolLM2): most of their parameters would be the head
+        tie_word_embeddings=True,  # as in small Llamas (SmolLM2), whose parameters would mostly be the head
         bos_token_id=ids["bos"],
         pad_token_id=ids["pad"],
         eos_token_id=ids["eos"],

@@ -1,4 +1,4 @@
-"""Several answers to a prompt in one row, none of which sees another: a decoder-only model reads the prompt once."""
+"""Several answers to a prompt in one row, kept apart by the attention mask, so that the prompt is processed once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from src.models.responses import Model, response_states, states_caught
 from src.models.tying import base_model, embedding_matrix
 
-LEAK_TOLERATED = 0.1  # a model either keeps the answers apart, up to rounding, or does not
-WORTH = 2  # prompts at least so many times as long as answers: a row's attention costs by its length squared
+LEAK_TOLERATED = 0.1  # of `_leak`, which is near 0 or near 1
+WORTH = 2  # least ratio of prompt to answer length, since the cost of attention is quadratic in a row's length
 
 
 def is_worth_sharing(query_ids: Tensor, answer_ids: Tensor) -> bool:
-    """Whether prompts are long enough beside their answers.
+    """Whether prompts are long enough, compared with their answers, for sharing to pay.
 
     Args:
         query_ids: (prompts, query time).
@@ -29,10 +29,10 @@ def is_worth_sharing(query_ids: Tensor, answer_ids: Tensor) -> bool:
 def shared_states(
     model: Model, query_ids: Tensor, query_mask: Tensor, answer_ids: Tensor, answer_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What enters the output head at the places that predict answers and prompts.
+    """The output head's inputs at the positions that predict answers and prompts.
 
-    A row is a prompt and all answers to it, each of which sees the prompt and itself and counts its positions from the
-    prompt's end, by a mask over pairs of places.
+    A row is a prompt and all answers to it. By a mask over pairs of positions each answer attends to the prompt and
+    itself only, and its position ids continue from the prompt's.
 
     Args:
         model: A decoder-only model that `keeps_answers_apart`.
@@ -68,13 +68,13 @@ def shared_states(
 
 
 def _mask(mask: Tensor, width: int, times: int, dtype: torch.dtype) -> Tensor:
-    """(rows, 1, places, places), to be added to scores: 0 where a place may look, the least number elsewhere.
+    """The additive attention mask, (rows, 1, places, places): 0 where attention is allowed, the least number elsewhere.
 
     Args:
         mask: (rows, places) 1 = token.
-        width: Places of the prompt.
-        times: Answers in a row.
-        dtype: Of the model.
+        width: The prompt's length.
+        times: The number of answers in a row.
+        dtype: The model's type.
     """
     length = (mask.shape[1] - width) // times
     segments = torch.cat(
@@ -85,13 +85,13 @@ def _mask(mask: Tensor, width: int, times: int, dtype: torch.dtype) -> Tensor:
     )
     earlier = torch.ones(len(segments), len(segments), dtype=torch.bool, device=mask.device).tril()
     own = (segments[None] == 0) | (segments[None] == segments[:, None])
-    itself = torch.eye(len(segments), dtype=torch.bool, device=mask.device)  # padding sees itself, not nothing
+    itself = torch.eye(len(segments), dtype=torch.bool, device=mask.device)  # for padding: a fully masked row gives NaN
     sees = (earlier & own)[None] & mask.bool()[:, None] | itself
     return torch.zeros(sees.shape, dtype=dtype, device=mask.device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def keeps_answers_apart(model: Model) -> bool:
-    """Try whether a model can be shown several answers in a row: not every architecture takes masks and positions.
+    """Test whether a model keeps several answers in a row apart; not every architecture takes such masks and positions.
 
     Args:
         model: The model.
@@ -106,14 +106,14 @@ def keeps_answers_apart(model: Model) -> bool:
     try:
         with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
             return _leak(base) <= LEAK_TOLERATED
-    except (RuntimeError, ValueError, TypeError, IndexError):  # of a model that takes no such mask
+    except (RuntimeError, ValueError, TypeError, IndexError):  # the model does not take such a mask
         return False
     finally:
         base.train(training)
 
 
 def _has_window(base: PreTrainedModel) -> bool:
-    """Whether some layers look back only so far, which a mask of our own would undo."""
+    """Whether some layers have a sliding window, which our own mask would remove."""
     kinds = getattr(base.config, "layer_types", None) or []
     return any(kind != "full_attention" for kind in kinds) or (
         not kinds and getattr(base.config, "sliding_window", None) is not None
@@ -121,7 +121,7 @@ def _has_window(base: PreTrainedModel) -> bool:
 
 
 def _leak(base: PreTrainedModel) -> float:
-    """How far answers are from themselves when they share a prompt, where 1 is what reading one after another makes."""
+    """The relative change of answers' logits when they share a row: 1 if they attend to each other fully."""
     ids = torch.arange(20, device=base.device) % embedding_matrix(base).shape[0]
     query, first, second = ids[None, :6], ids[None, 6:12], ids[None, 12:18]
     padded = torch.cat([ids[None, 18:], query], dim=1)

@@ -1,4 +1,4 @@
-"""Where a base model lies: a directory here, or a name on the Hugging Face hub (or in its local cache)."""
+"""Locates base models: a local directory, or a name on the Hugging Face hub (or in its local cache)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from src.errors import ParleyError
 
 HUB_TIMEOUT_SECONDS = 5.0
-BASE_FILE = "parley_base.json"  # what PEFT's own adapter_config.json has no place for
+BASE_FILE = "parley_base.json"  # entries that PEFT's adapter_config.json does not have
 FOREIGN_CODE = (
     "brings code of its own, which is not run unless you say so (trust_remote_code: true in init_args, "
     "--trust-remote-code in other commands); give a model whose architecture is in transformers."
@@ -24,16 +24,16 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[\w.\-]+)?")
 
 
 def locate(name_or_path: str | Path) -> tuple[str, bool]:
-    """Find a model without waiting for a network that is not there.
+    """Locate a model, without long retries if the network is down.
 
-    `from_pretrained` retries an unreachable hub for some twenty seconds a file. One probe decides instead whether
-    the hub is asked at all; without it only the local cache is read.
+    `from_pretrained` retries an unreachable hub for some twenty seconds per file. Here one request decides whether the
+    hub is used at all; otherwise only the local cache is.
 
     Args:
         name_or_path: A directory, or a hub name such as `google/flan-t5-base`.
 
     Returns:
-        The directory or hub name, and what to pass on as `local_files_only`.
+        The directory or hub name, and the value for `local_files_only`.
 
     Raises:
         ParleyError: When there is no such directory, or the hub cannot be reached and the cache does not have it.
@@ -58,14 +58,14 @@ def locate(name_or_path: str | Path) -> tuple[str, bool]:
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Whether the hub answers; one request a process, honouring proxies and `HF_HUB_OFFLINE`."""
+    """Whether the hub answers; one request per process, honouring proxies and `HF_HUB_OFFLINE`."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
-    except Exception:  # whichever client is underneath: no answer is no answer
+    except Exception:  # of any type, which depends on the HTTP client
         return False
     return True
 
@@ -77,15 +77,15 @@ def _is_cached(name: str) -> bool:
 
 
 def find_file(name: str, file: str, local_only: bool) -> Path | None:
-    """One of a model's files: in its directory, in the cache, or fetched from the hub.
+    """Find one of a model's files: in its directory, in the cache, or downloaded from the hub.
 
     Args:
-        name: The directory or hub name, as `locate` gives it.
+        name: The directory or hub name, as `locate` returns it.
         file: The file's name.
-        local_only: Do not ask the hub, as `locate` says.
+        local_only: Do not use the hub, as `locate` returns it.
 
     Returns:
-        The file here, or None where the model has no such file.
+        The local file, or None if the model has no such file.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -95,7 +95,7 @@ def find_file(name: str, file: str, local_only: bool) -> Path | None:
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(name, file, local_files_only=local_only))
-    except EntryNotFoundError:  # also where the cache alone is asked
+    except EntryNotFoundError:  # raised also when only the cache is used
         return None
 
 
@@ -105,7 +105,7 @@ def is_adapter(name_or_path: str | Path) -> bool:
 
 
 def adapter_base(adapter: str | Path) -> tuple[str, str | None]:
-    """The base model that an adapter directory names, and the GGUF file within it where it is one.
+    """The base model that an adapter directory names, and its GGUF file, if it is in one.
 
     Raises:
         ParleyError: When it names none.
@@ -120,20 +120,20 @@ def adapter_base(adapter: str | Path) -> tuple[str, str | None]:
 
 @contextmanager
 def reading(what: str, name: str) -> Iterator[None]:
-    """Turn whatever a library throws while it reads files into one line.
+    """Turn any exception in the block, from a library that reads files, into a one-line ParleyError.
 
     Args:
         what: What is being read ("the weights").
         name: The directory or hub name it is read from.
 
     Raises:
-        ParleyError: In place of any reading error.
+        ParleyError: In place of any exception.
     """
     try:
         yield
     except ParleyError:
         raise
-    except Exception as error:  # of every kind: tokenizers, for one, raises nothing more particular
+    except Exception as error:  # of any type: tokenizers, for one, raises plain Exception
         if "contains custom code" in str(error):
             raise ParleyError(f"{name} {FOREIGN_CODE}") from error
         raise ParleyError(f"{what} of {name} cannot be read: {first_line(error)}") from error
@@ -141,13 +141,13 @@ def reading(what: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def quietly(*, bars: bool = False) -> Iterator[None]:
-    """Keep transformers from saying what the caller says in one line, or what is no help.
+    """Within the block suppress messages of transformers that are not helpful, or that the caller reports itself.
 
-    That is its table of weights that do not fit, its advice to write `tie_word_embeddings: false` into the config,
-    which its T5 configs cannot hold, and what KoBART's config says of labels, which a language model has not got.
+    These are its table of mismatched weights, its advice to write `tie_word_embeddings: false` into the config, which
+    T5's config does not keep, and a warning about labels in KoBART's config.
 
     Args:
-        bars: Whether progress may be drawn, as for a download; for local files it is over at once.
+        bars: Whether progress bars are shown, as for downloads.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -171,7 +171,7 @@ def quietly(*, bars: bool = False) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or its type."""
+    """The first informative line of an exception's message, or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, KeyError) or not lines:
         return f"{type(error).__name__} {' '.join(lines)}".strip()
@@ -182,7 +182,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ParleyError: When the file holds something else.
+        ParleyError: The file cannot be read, or holds anything else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

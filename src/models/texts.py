@@ -1,4 +1,4 @@
-"""What people wrote, as token ids: it stays text, whatever tokens are called, and what is lost of it is counted."""
+"""Tokenises user texts, in which names of special tokens stay plain text, and counts characters that are lost."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-_STANDS_IN = 0xF0000  # characters for private use, which no text has: one for each special token
+_STANDS_IN = 0xF0000  # private-use characters, one for each special token
 
 
 def text_ids(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, special: bool = False, target: bool = False
 ) -> list[list[int]]:
-    """Token ids of texts in which `</s>` is five characters and never the token of that name.
+    """Token ids of texts, in which `</s>` is plain text and never the token of that name.
 
     Args:
-        texts: What people wrote.
-        tokenizer: As `load_tokenizer` gives it.
-        special: Put the tokenizer's own tokens around each.
-        target: Encode as the tokenizer wants answers, where it makes a difference.
+        texts: The texts.
+        tokenizer: A tokenizer from `load_tokenizer`.
+        special: Add the tokenizer's special tokens around each text.
+        target: Encode as targets, for tokenizers that distinguish them.
     """
     if not texts:
         return []
@@ -31,10 +31,10 @@ def text_ids(
 
 
 def tell_names_from_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a text that reads like a special token be cut, where the model of the tokenizer would find it whole.
+    """Make a unigram tokenizer split the name of a special token in a text.
 
-    `split_special_tokens` keeps `</s>` in a text from becoming the token, but for a tokenizer of unigrams, as T5's,
-    it is a word like any other. A step before that model parts its first character from the rest.
+    `split_special_tokens` keeps `</s>` in a text from becoming the token, except in unigram tokenizers such as T5's,
+    whose vocabulary has it like any word. A pre-tokeniser step separates its first character from the rest.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -50,11 +50,11 @@ def tell_names_from_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def rendered_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of what a chat template made of disguised texts: its markers are tokens, the texts stay text.
+    """Token ids of disguised texts rendered by a chat template: its markers become tokens, the texts stay plain text.
 
     Args:
-        text: Rendered from texts that went through `disguise`.
-        tokenizer: The chat template's.
+        text: The rendering of texts that were disguised by `disguise`.
+        tokenizer: The tokenizer with the chat template.
     """
     names = special_names(tokenizer)
     original, spans = _undisguised(text, names)
@@ -74,19 +74,19 @@ def rendered_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def rendered_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of pieces of one rendered text, each as it follows those before it.
+    """Token ids of consecutive pieces of one rendered text.
 
-    All ids together are those of the text as a whole, where its tokens do not reach over the borders of pieces. Where
-    they do, a piece is encoded by itself. Either way a piece's ids depend on it and on what is before it alone.
+    Together they are the ids of the whole text, if no token of it crosses a border of pieces; otherwise pieces are
+    encoded separately. Either way a piece's ids depend only on it and on the pieces before it.
 
     Args:
         pieces: As for `rendered_ids`.
-        tokenizer: The chat template's.
+        tokenizer: The tokenizer with the chat template.
     """
     apart = [rendered_ids(piece, tokenizer) for piece in pieces]
     if len(pieces) < 2 or [id for ids in apart for id in ids] == rendered_ids("".join(pieces), tokenizer):
         return apart
-    before, placed = apart[0], [apart[0]]  # a tokenizer that puts a blank before a text, for instance
+    before, placed = apart[0], [apart[0]]  # such as of a tokenizer that adds a blank before a text
     for number in range(1, len(pieces)):
         whole = rendered_ids("".join(pieces[: number + 1]), tokenizer)
         placed.append(whole[len(before) :] if whole[: len(before)] == before else apart[number])
@@ -95,10 +95,10 @@ def rendered_pieces(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
 
 
 def disguise(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
-    """What makes the names of special tokens in a text unrecognisable until `rendered_ids`.
+    """A function that hides the names of special tokens in texts until `rendered_ids`.
 
     Returns:
-        From a text to one with a character for private use in the place of each name.
+        A function that replaces each name in a text by a private-use character.
     """
     names = special_names(tokenizer)
     if not names:
@@ -108,14 +108,14 @@ def disguise(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
 
 
 def special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens, by id."""
+    """The names of the special tokens, sorted by id."""
     added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     roles = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return [name for _, name in sorted({**roles, **added}.items()) if name]
 
 
 def _undisguised(text: str, names: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text as it was, and from where to where it has names that are text."""
+    """The original text, and the spans of names in it that are plain text."""
     original, spans = "", []
     for piece in re.split(f"([{chr(_STANDS_IN)}-{chr(_STANDS_IN + len(names))}])", text):
         number = ord(piece) - _STANDS_IN if len(piece) == 1 else -1
@@ -129,14 +129,14 @@ def _undisguised(text: str, names: Sequence[str]) -> tuple[str, list[tuple[int, 
 def lost_characters(
     texts: Sequence[str], encoded: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """How many characters of each text do not come back from its tokens.
+    """The number of characters of each text that decoding its tokens does not restore.
 
-    Blanks, case and Unicode's forms of one character do not count, since many tokenizers fold them.
+    White space, case and Unicode normalisation are ignored, since many tokenizers change them.
 
     Args:
-        texts: What people wrote.
-        encoded: The token ids of each, special tokens among them or not.
-        tokenizer: Which made them.
+        texts: The texts.
+        encoded: The token ids of each, with or without special tokens.
+        tokenizer: The tokenizer that made them.
     """
     decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     pairs = ((visible(text), visible(back)) for text, back in zip(texts, decoded, strict=True))

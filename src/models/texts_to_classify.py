@@ -1,4 +1,4 @@
-"""Prompt and answer as one text, and its token ids: as a reward model learns from them, a classifier scores them."""
+"""Prompt and answer as one text, and its token ids, the same for training and use of reward models."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import nn
 
 from src.errors import ParleyError
 
-if TYPE_CHECKING:  # a reward without a model does without transformers
+if TYPE_CHECKING:  # rewards without a model do not import transformers
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Text = Literal["prompt_and_response", "response"]
-UNKNOWN_LENGTH = 512  # of a text, where neither model nor tokenizer knows a limit
+UNKNOWN_LENGTH = 512  # the limit if neither model nor tokenizer has one
 
 
 def check_text(text: str) -> None:
-    """Complain about a `text` argument that `texts_to_score` does not know."""
+    """Refuse a `text` argument that `texts_to_score` does not support."""
     if text not in get_args(Text):
         raise ParleyError(f"there is no text {text!r}; choose {' or '.join(get_args(Text))}.")
 
 
 def texts_to_score(prompts: Sequence[str], responses: Sequence[str], text: Text) -> list[str]:
-    """What a reward reads of each pair: prompt, a space and the response, or the response alone."""
+    """The texts that a reward scores: prompt, a space and the response, or the response alone."""
     if text == "response":
         return list(responses)
     return [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)]
@@ -32,21 +32,21 @@ def texts_to_score(prompts: Sequence[str], responses: Sequence[str], text: Text)
 
 @dataclass(frozen=True)
 class TextReader:
-    """How a classifier reads texts.
+    """Encodes texts for a classifier.
 
     Attributes:
-        tokenizer: Which cuts off a text's beginning, never the response at its end.
-        max_length: Tokens of a text at most, special tokens included.
+        tokenizer: The tokenizer, which truncates on the left, so that the response at the end is kept.
+        max_length: The most tokens of a text, special tokens included.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts as they are: the name of a special token in one, such as `</s>`, is text like any other.
+        """Token ids of texts; names of special tokens in them, such as `</s>`, are plain text.
 
         Args:
-            texts: What to classify. One without tokens is one token of padding, alone as in a batch.
+            texts: The texts. A text without tokens becomes one token of padding.
         """
         if not texts:
             return []
@@ -59,16 +59,16 @@ class TextReader:
 def load_reader(
     name_or_path: str, *, gguf_file: str | None = None, max_length: int | None = None, trust_remote_code: bool = False
 ) -> TextReader:
-    """The reader of a classifier that is to be made of a base model, or is one; its weights are not read.
+    """The reader for a classifier, or for one to be made from a base model; weights are not loaded.
 
     Args:
         name_or_path: A model directory, a hub name or an adapter directory.
         gguf_file: The GGUF file's name within the directory.
-        max_length: Tokens of a text at most; as many as the classifier can read when left out.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        max_length: The most tokens of a text; the classifier's own limit when left out.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
-        ParleyError: There is no such model, or its architecture has no classifier.
+        ParleyError: There is no such model, or transformers has no classifier for its architecture.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -84,12 +84,12 @@ def load_reader(
 
 
 def reader_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None) -> TextReader:
-    """The reader of a classifier that is there.
+    """The reader for a loaded classifier.
 
     Args:
         model: The classifier, with or without an adapter.
-        tokenizer: As `load_classifier_tokenizer` gives it.
-        max_length: Tokens of a text at most; as many as the classifier can read when left out.
+        tokenizer: A tokenizer from `load_classifier_tokenizer`.
+        max_length: The most tokens of a text; the classifier's own limit when left out.
     """
     most = _readable(model, tokenizer)
     return TextReader(tokenizer, min(max_length or most, most))
@@ -98,23 +98,23 @@ def reader_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int | 
 def load_classifier_tokenizer(
     name_or_path: str, config: PreTrainedConfig, gguf_file: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a classifier's tokenizer, and let the classifier agree on the padding.
+    """Load a classifier's tokenizer, and set the same padding token for tokenizer and classifier.
 
     Args:
         name_or_path: A model directory, a hub name or an adapter directory.
-        config: The classifier's; it learns the padding token.
+        config: The classifier's configuration, whose padding token is set.
         gguf_file: The GGUF file's name within the directory.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
-        ParleyError: There is no tokenizer, or no token that could pad.
+        ParleyError: There is no tokenizer, or no token that could serve as padding.
     """
     from src.models.texts import tell_names_from_tokens
     from src.models.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(name_or_path, gguf_file, trust_remote_code=trust_remote_code)
     tokenizer.truncation_side = "left"
-    tokenizer.padding_side = "right"  # where a model that takes its answer from the last token finds it
+    tokenizer.padding_side = "right"  # decoder-only classifiers read the last token before the padding
     _settle_padding(config.get_text_config(), tokenizer, name_or_path)
     tell_names_from_tokens(tokenizer)
     if config.is_encoder_decoder:
@@ -123,7 +123,7 @@ def load_classifier_tokenizer(
 
 
 def _settle_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Let model and tokenizer agree on a padding token: the one's, the other's or, as for GPT-2, EOS."""
+    """Set one padding token for model and tokenizer: the tokenizer's, the model's or, as for GPT-2, EOS."""
     if tokenizer.pad_token is None and config.pad_token_id is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     elif tokenizer.pad_token is None:
@@ -134,9 +134,9 @@ def _settle_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 
 
 def _close_texts(eos: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have the tokenizer end texts with EOS, as T5's and BART's do and KoBART's does not.
+    """Make the tokenizer add EOS to texts, which T5's and BART's do but KoBART's does not.
 
-    A classifier with a decoder takes its answer from there, in stock transformers too, so it is the tokenizer's to add.
+    A classifier with a decoder reads its output at EOS, in plain transformers too.
     """
     from tokenizers.processors import Sequence as Processors
     from tokenizers.processors import TemplateProcessing
@@ -151,13 +151,13 @@ def _close_texts(eos: int | list[int] | None, tokenizer: PreTrainedTokenizerBase
 
 
 def _readable(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the classifier can read; a tokenizer that does not know says 10³⁰."""
+    """The most tokens that the classifier can read; a tokenizer without a limit has 10³⁰."""
     limits = [tokenizer.model_max_length]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits += [positions] if positions is not None else []
     for module_name, module in model.named_modules():
         if module_name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from behind its padding index, which costs that many places.
+            # RoBERTa's positions start after its padding index, so that fewer can be used.
             taken = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - taken)
     readable = min(limits)

@@ -1,4 +1,4 @@
-"""Tokenizers as they come: without a padding token, in an old layout, longer than the model's embeddings."""
+"""Loads tokenizers, also those without padding token, in old file layouts, or larger than the model's embeddings."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from src.models.tying import embedding_matrix, head_is_tied
 logger = logging.getLogger(__name__)
 ADDED_PADDING = "<pad>"
 FEWEST_WORDS = 8
-PROBES, PROBE_WORDS = 256, 16  # texts to compare two tokenizers on, and words of each
-UNKNOWN = "\U0010fffd"  # a character for private use, which no vocabulary has
+PROBES, PROBE_WORDS = 256, 16  # number of texts for comparing two tokenizers, and words in each
+UNKNOWN = "\U0010fffd"  # a private-use character, which no vocabulary has
 SPECIAL_TOKENS = {
     "bos_token": ("<s>", "</s>", "<|endoftext|>"),
     "eos_token": ("</s>", "<|endoftext|>"),
     "pad_token": ("<pad>",),
     "unk_token": ("<unk>", "<|endoftext|>"),
 }
-UNBOUNDED_LENGTH = int(1e30)  # what transformers writes where a tokenizer has no limit
+UNBOUNDED_LENGTH = int(1e30)  # transformers' value for no limit
 
 
 def load_tokenizer(
     name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that can pad, and tells what people wrote from the tokens of that name.
+    """Load a tokenizer, with a padding token, that encodes names of special tokens in texts as plain text.
 
-    One without a padding token gets, in this order: `<pad>` where its vocabulary has one, the unknown token, the
-    end-of-sequence token, an added `<pad>` (then the embeddings must grow: see `fit_embeddings`). None of these
-    keeps EOS from being learned so long as padding is told from the attention mask and the -100 of the labels,
-    never from the id: that is the contract of this project's batches.
+    Without a padding token one is chosen, in this order: `<pad>` if it is in the vocabulary, the unknown token, EOS, an
+    added `<pad>` (then the embeddings must grow: see `fit_embeddings`). EOS is still learned in every case, because
+    batches mark padding by the attention mask and labels of -100, never by the id.
 
     Args:
         name_or_path: A model directory or hub name, or a PEFT adapter directory (its own tokenizer, or its base's).
         gguf_file: The GGUF file's name within the directory, which then holds the tokenizer too.
-        trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        trust_remote_code: Allow code from the model's directory to run.
 
     Raises:
         ParleyError: When there is none, or it cannot be read.
@@ -52,7 +51,7 @@ def load_tokenizer(
         base, base_gguf = adapter_base(name_or_path)
         return load_tokenizer(base, gguf_file or base_gguf, trust_remote_code=trust_remote_code)
     if is_adapter(name_or_path):
-        gguf_file = None  # the base's; the adapter's own tokenizer lies beside it as plain files
+        gguf_file = None  # the GGUF file is the base's; the adapter has its own tokenizer files
     tokenizer = read_tokenizer(name_or_path, gguf_file, trust_remote_code=trust_remote_code)
     _ensure_eos(tokenizer, *locate(name_or_path))
     ensure_padding(tokenizer)
@@ -63,7 +62,7 @@ def load_tokenizer(
 def read_tokenizer(
     name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Read a tokenizer as its files mean it, with no more special tokens than it has, which do for a classifier.
+    """Read a tokenizer as its files define it, without adding special tokens.
 
     Args:
         name_or_path: A directory or hub name.
@@ -89,13 +88,13 @@ def read_tokenizer(
                     raise
                 raise ParleyError(f"{name} has no tokenizer: its files (tokenizer.json, ...) are missing.") from error
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-    if len(words) < FEWEST_WORDS:  # without its files, transformers makes up a tokenizer with next to nothing in it
+    if len(words) < FEWEST_WORDS:  # if files are missing, transformers makes a nearly empty tokenizer
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
     return tokenizer
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Choose a padding token where there is none; see `load_tokenizer` for the order."""
+    """Choose a padding token if there is none; see `load_tokenizer` for the order."""
     if tokenizer.pad_token_id is not None:
         return
     vocabulary = tokenizer.get_vocab()
@@ -111,13 +110,13 @@ def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Add rows to embeddings and head where the tokenizer has more tokens than the model has rows.
+    """Add rows to embeddings and head if the tokenizer has more tokens than the model has rows.
 
-    Old rows stay bit for bit as they were; each new row is the mean of the old ones, which needs no seed, so two
-    processes get the same model. Spare rows (FLAN-T5 has 28) stay.
+    Old rows are unchanged; each new row is the mean of the old ones, which is deterministic, so that all processes get
+    the same model. Spare rows (FLAN-T5 has 28) are kept.
 
     Returns:
-        How many rows were added.
+        The number of added rows.
     """
     rows = embedding_matrix(model).shape[0]
     added = len(tokenizer) - rows
@@ -128,7 +127,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     _fill_with_mean(embedding_matrix(model), rows)
     if untied and head is not None:
-        if head.weight.shape[0] == rows:  # transformers believes that an untied T5 is tied, and leaves its head
+        if head.weight.shape[0] == rows:  # transformers takes an untied T5 for a tied one, and does not resize its head
             grown = nn.Linear(
                 head.in_features,
                 len(tokenizer),
@@ -152,7 +151,7 @@ def _fill_with_mean(matrix: torch.Tensor, rows: int) -> None:
 
 
 def _ensure_eos(tokenizer: PreTrainedTokenizerBase, name: str, local_only: bool) -> None:
-    """Find the special tokens where no EOS is named: without one, a model never learns where an answer ends."""
+    """Find the special tokens if no EOS is named: without one, a model does not learn to end answers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer.eos_token_id is not None or backend is None:
         return
@@ -168,10 +167,10 @@ def _has_tokenizer(directory: Path) -> bool:
 
 
 def _without_settings(name: str, local_only: bool) -> PreTrainedTokenizerBase | None:
-    """Read a tokenizer that has no `tokenizer_config.json`, as none of KoGPT2's releases has; None for any other.
+    """Read a tokenizer without `tokenizer_config.json`, such as KoGPT2's; None for any other.
 
-    `AutoTokenizer` then goes by the model's type, which for a GPT-2 is byte-level: of `tokenizer.json` it keeps the
-    words and drops what cuts texts into them, so that Korean comes out as nothing at all.
+    `AutoTokenizer` then goes by the model's type, which for a GPT-2 is byte-level: it keeps the vocabulary of
+    `tokenizer.json` and drops the pre-tokeniser, so that all Korean characters are lost.
     """
     if find_file(name, "tokenizer_config.json", local_only) is not None:
         return None
@@ -193,13 +192,13 @@ def _without_settings(name: str, local_only: bool) -> PreTrainedTokenizerBase | 
 
 
 def _as_its_file_says(name: str, local_only: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
-    """Read `tokenizer.json` as it is where the class that `tokenizer_config.json` names cuts texts otherwise.
+    """Read `tokenizer.json` unchanged if the class named in `tokenizer_config.json` would tokenise differently.
 
-    transformers 5 takes the words out of the file and rebuilds around them what the class usually does. A KoBART of
-    class `BartTokenizer` then is byte-level, and its Korean comes out as nothing at all.
+    transformers 5 takes the vocabulary from the file and builds the class's usual pipeline around it. A KoBART of class
+    `BartTokenizer` is then byte-level, and loses all Korean characters.
 
     Returns:
-        None where there is no such file, or the class keeps to it.
+        The tokenizer; None if there is no such file, or the class tokenises in the same way.
     """
     whole = find_file(name, "tokenizer.json", local_only)
     if whole is None:
@@ -209,13 +208,13 @@ def _as_its_file_says(name: str, local_only: bool, trust_remote_code: bool) -> P
         rebuilt: PreTrainedTokenizerBase | None = AutoTokenizer.from_pretrained(
             name, local_files_only=local_only, trust_remote_code=trust_remote_code
         )
-    except (TypeError, ValueError):  # a class for another kind of tokenizer than the file's
+    except (TypeError, ValueError):  # the class does not fit the kind of tokenizer in the file
         rebuilt = None
     if rebuilt is not None and _cuts_alike(backend, rebuilt):
         return rebuilt
     config = find_file(name, "config.json", local_only)
     roles = _roles(backend, read_json(config) if config is not None else {})
-    if rebuilt is not None:  # the class knows its special tokens without being told
+    if rebuilt is not None:  # special tokens that the class knows by itself
         usual = {role: getattr(rebuilt, role) for role in SPECIAL_TOKENS}
         roles |= {role: str(token) for role, token in usual.items() if backend.token_to_id(str(token)) is not None}
     as_it_is = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=local_only)
@@ -225,7 +224,7 @@ def _as_its_file_says(name: str, local_only: bool, trust_remote_code: bool) -> P
 
 
 def _cuts_alike(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Compare two tokenizers on texts made of the first one's words, which are in whatever languages it is for."""
+    """Whether two tokenizers agree on texts made of the first one's vocabulary, which covers its languages."""
     rebuilt = getattr(tokenizer, "backend_tokenizer", None)
     size = backend.get_vocab_size(with_added_tokens=False)
     starts = range(0, size, max(size // PROBES, PROBE_WORDS))
@@ -238,7 +237,7 @@ def _cuts_alike(backend: Tokenizer, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _bare_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
-    """Read `vocab.json` and `merges.txt`: byte-level as GPT-2 has it, or SentencePiece's `▁` as KoGPT2 has it."""
+    """Read `vocab.json` and `merges.txt`: byte-level as GPT-2's, or with SentencePiece's `▁` as KoGPT2's."""
     words = read_json(vocabulary)
     if not any(word.startswith("▁") for word in words):
         return ByteLevelBPETokenizer.from_file(str(vocabulary), str(merges))._tokenizer
@@ -247,7 +246,7 @@ def _bare_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
 
 
 def _roles(backend: Tokenizer, settings: dict[str, Any]) -> dict[str, str]:
-    """The special tokens: those whose ids the model's config gives, else by the names that they usually have."""
+    """The special tokens by role: from the ids in the model's config, else by their usual names."""
     roles: dict[str, str] = {}
     for role, usual in SPECIAL_TOKENS.items():
         given = settings.get(f"{role}_id")

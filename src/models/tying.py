@@ -1,9 +1,9 @@
-"""The output head and the embeddings: one matrix, or two.
+"""Tied and untied output heads and embeddings.
 
-T5 v1.1, FLAN-T5 and mT5 have two. Since transformers 5, `T5Config` and `MT5Config` say `tie_word_embeddings=True`
-whatever the file said: `T5Config` keeps the old flag as `scale_decoder_outputs`, `MT5Config` drops it. A model
-built from such a config has one matrix, `load_state_dict` then writes one of two over the other, and every later
-`tie_weights()` (resizing calls it) would do so again. What is here keeps the two apart.
+T5 v1.1, FLAN-T5 and mT5 are untied. Since transformers 5, `T5Config` and `MT5Config` have `tie_word_embeddings=True`
+whatever the file says: `T5Config` keeps the old flag as `scale_decoder_outputs`, `MT5Config` drops it. A model
+built from such a config has one matrix, `load_state_dict` then overwrites one of two by the other, and every later
+`tie_weights()` (resizing calls it) would do so again. The functions here keep the two apart.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ T5_FAMILY = ("t5", "mt5", "umt5")
 
 
 def wants_untied_head(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration has a head of its own.
+    """Whether a model of this configuration has an untied head.
 
-    For mT5 always: its published weights do, and the configuration no longer says.
+    Always true for mT5, as for its published weights, since the configuration no longer has the flag.
     """
     if config.model_type == "t5":
         return not config.scale_decoder_outputs
@@ -38,10 +38,10 @@ def head_is_tied(model: PreTrainedModel) -> bool:
 
 
 def untie_head(model: PreTrainedModel) -> None:
-    """Give the head a matrix of its own (a copy, where it shared one), for good.
+    """Untie the head permanently, with a copy of a shared matrix.
 
-    The mapping that `tie_weights()` and `save_pretrained` follow is narrowed on this instance; the config stays as
-    transformers wants it, since T5 reads from it that its encoder and decoder share their embeddings.
+    The mapping that `tie_weights()` and `save_pretrained` use is reduced on this instance; the config is not changed,
+    since T5's encoder and decoder share their embeddings by it.
     """
     head = model.get_output_embeddings()
     if head is None:
@@ -55,11 +55,11 @@ def untie_head(model: PreTrainedModel) -> None:
 
 
 def settle_head(model: PreTrainedModel, *, untied: bool) -> PreTrainedModel:
-    """Make a freshly loaded model's head stay what its weights or its file say.
+    """Tie or untie a freshly loaded model's head as its weights or its file have it.
 
     Args:
         model: The model, loaded.
-        untied: What the configuration file says; weights that differ count as untied in any case.
+        untied: Whether the configuration file says untied; different weights count as untied in any case.
 
     Returns:
         The same model.
@@ -70,17 +70,17 @@ def settle_head(model: PreTrainedModel, *, untied: bool) -> PreTrainedModel:
 
 
 def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a state dict so that no matrix is written over by another.
+    """Load a state dict so that tied parameters do not overwrite each other.
 
-    Where the model has one matrix for embeddings and head but the state dict has two different ones, the head is
-    untied first. Where it is the other way round, the head's own matrix gets the shared values.
+    If the model is tied but the state dict has two different matrices, the head is untied first. In the opposite case,
+    the head's own matrix gets the shared values.
 
     Args:
         model: A Hugging Face model, or a PEFT model around one.
-        state_dict: What `model.state_dict()` gave, here or in another process.
+        state_dict: A state dict of such a model.
 
     Raises:
-        ParleyError: When keys or shapes do not fit, or two names of one parameter come with different values.
+        ParleyError: Keys or shapes do not fit, or two names of one parameter have different values.
     """
     base = base_model(model)
     state = dict(state_dict)
@@ -109,26 +109,26 @@ def load_state(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def embedding_matrix(model: PreTrainedModel) -> nn.Parameter:
-    """The input embeddings, shape (rows, width), also where PEFT is around them."""
+    """The input embeddings, shape (rows, width), also if PEFT wraps them."""
     module: Any = model.get_input_embeddings()
-    module = getattr(module, "original_module", module)  # beside one that is trained, or below trained rows
+    module = getattr(module, "original_module", module)  # PEFT wraps it if embeddings or single rows are trained
     matrix = (module.get_base_layer() if hasattr(module, "get_base_layer") else module).weight
     assert isinstance(matrix, nn.Parameter)
     return matrix
 
 
 def base_model(model: Any) -> PreTrainedModel:
-    """The Hugging Face model, also where PEFT is around it."""
+    """The Hugging Face model, also if PEFT wraps it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def positions(model: Any) -> int | None:
-    """The tokens that a model can look at; None where any number."""
+    """The number of positions of a model; None for no limit."""
     return getattr(base_model(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def hidden_size(model: Any) -> int:
-    """Width of what the decoder gives; T5Gemma's configuration has it in that of its decoder."""
+    """The width of the decoder's hidden states; T5Gemma has it in its decoder's configuration."""
     return int(base_model(model).config.get_text_config(decoder=True).hidden_size)
 
 

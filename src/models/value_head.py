@@ -1,4 +1,4 @@
-"""What PPO estimates the rest of a response's reward with."""
+"""PPO's value head, which predicts the rest of a response's reward."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from src.models.sources import locate, quietly, reading
 
 
 class ValueHead(nn.Module):
-    """From the last decoder hidden state to a value: one linear layer, or the layers of a reward model's head.
+    """Maps decoder hidden states to values: one linear layer, or the layers of a reward model's head.
 
     Args:
         hidden_size: Width of the hidden state.
-        init: `zero`: 0 everywhere; `random`: weights of standard deviation 1 / sqrt(hidden_size + 1), as OpenAI's
-            lm-human-preferences gives to its reward head
-            (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo); else a directory or hub name
-            of a reward model, a sequence classifier with one output, whose head is taken.
+        init: `zero`: all weights 0; `random`: weights of standard deviation 1 / sqrt(hidden_size + 1), as OpenAI's
+            lm-human-preferences initialises its reward head
+            (https://huggingface.co/blog/the_n_implementation_details_of_rlhf_with_ppo); otherwise the directory or hub
+            name of a reward model, a sequence classifier with one output, whose head is copied.
 
     Raises:
         ParleyError: There is no such reward model, or its head does not fit.
@@ -51,7 +51,7 @@ def _head_of(name: str, hidden_size: int) -> nn.Sequential:
         )
     head: Any = getattr(model, "score", None) or getattr(model, "classification_head", None)
     layers: list[Any] = [head] if isinstance(head, nn.Linear) else []
-    if hasattr(head, "dense") and hasattr(head, "out_proj"):  # of T5, BART and their like
+    if hasattr(head, "dense") and hasattr(head, "out_proj"):  # as in T5's and BART's classifiers
         layers = [head.dense, nn.Tanh(), head.out_proj]
     sizes = (layers[0].in_features, layers[-1].out_features) if layers else (0, 0)
     if sizes != (hidden_size, 1):
