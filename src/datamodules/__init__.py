@@ -1,4 +1,4 @@
-"""DataModules, by short name in YAML."""
+"""DataModules; YAML may name them by class name alone."""
 
 from src.datamodules.base import TextDataModule
 from src.datamodules.chatbot import ChatbotDataModule

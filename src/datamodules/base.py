@@ -1,4 +1,4 @@
-"""What all DataModules share: rows read, filtered and cut; tokens through a cache; batches dealt to processes."""
+"""The base of DataModules: reading and filtering of rows, cached tokens, batches distributed to processes."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TextDataModule(LightningDataModule):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         refuse_outside(self, RANGES)
 
-    # What a dataset says
+    # For datasets to implement
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:
@@ -140,7 +140,7 @@ class TextDataModule(LightningDataModule):
 
     @abstractmethod
     def examples(self, part: str) -> list[Any]:
-        """Read, filter and cut a split.
+        """Read and filter a split, and take the part that is asked for.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -151,17 +151,17 @@ class TextDataModule(LightningDataModule):
 
     @abstractmethod
     def encode(self, examples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-        """Tokens of examples, one row of the cache each: `prompt_ids`, and `<answer>_ids` for each of `answers`."""
+        """Tokenise examples, one cache row each, with `prompt_ids`, and `<answer>_ids` for each of `answers`."""
 
     @abstractmethod
     def collator(self, *, training: bool) -> Callable[[Sequence[Any]], Any]:
-        """What makes a batch of rows."""
+        """The collate function, from rows to a batch."""
 
     def refuse_misfits(self, module: object) -> None:
-        """Refuse a Module or a model for which this data is not.
+        """Refuse a Module or a model that this data is not meant for.
 
         Args:
-            module: The Module; None where there is none.
+            module: The Module; None without a trainer.
 
         Raises:
             ParleyError: They do not fit.
@@ -173,7 +173,7 @@ class TextDataModule(LightningDataModule):
             )
 
     def training_dataset(self, lengths: list[int]) -> tuple[Dataset, list[int]]:
-        """What training takes its rows from, and the lengths of these.
+        """The dataset to train on, and the lengths of its rows.
 
         Args:
             lengths: Tokens of each example.
@@ -213,7 +213,7 @@ class TextDataModule(LightningDataModule):
         return read_split(self.path, self.splits[part].name)
 
     def _of_part(self, part: str, rows: list[Row]) -> list[Row]:  # noqa: ARG002
-        """Those of a source's rows that belong to a split, where the source does not say."""
+        """The rows that belong to a split, for sources that are not divided into splits."""
         return rows
 
     # Tokens
@@ -261,19 +261,19 @@ class TextDataModule(LightningDataModule):
         )
 
     def limits(self) -> dict[str, int]:
-        """Of tokens: of a prompt, and of each kind of answer."""
+        """The most tokens of a prompt and of each kind of answer."""
         return {"prompt": self.max_source_length, **dict.fromkeys(self.answers, self.max_target_length)}
 
     def cache_key(self) -> list[Any]:
-        """What the tokens depend on beside the examples, JSON-serialisable."""
+        """The part of the cache key that does not depend on the examples, JSON-serialisable."""
         format, tokenizer = self.resolved_format, tokenizer_fingerprint(self.tokenizer)
         return [CACHE_VERSION, not self.is_encoder_decoder, format, self.limits(), tokenizer]
 
     def _encoded(self, part: str) -> EncodedDataset:
-        """A split's tokens from the cache, or made now.
+        """A split's tokens, from the cache or computed now.
 
-        The key holds the finished examples, so whatever changes them (file, split, filters, template) makes a new
-        entry, and what does not (another file with the same rows, the seed) makes none.
+        The key includes the finished examples, so whatever changes them (file, split, filters, template) gives a new
+        entry, and what does not (another file with the same rows, the seed) gives none.
         """
         self.refuse_misfits(None if self.trainer is None else self.trainer.lightning_module)
         if part not in self._examples:
@@ -291,14 +291,14 @@ class TextDataModule(LightningDataModule):
         }.get(stage or "", ["train", "validation", "test"])
 
     def prepare_data(self) -> None:
-        """Tokenise into the cache; Lightning calls this on one process, so that the others find it done."""
+        """Tokenise into the cache; Lightning calls this on one process only."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
         for part in self._parts(stage):
             if part not in self.datasets:
                 self._encoded(part)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the splits that a stage needs and say what they hold."""
+        """Load the splits that a stage needs and log their sizes."""
         trainer = self.trainer
         if trainer is not None and trainer.world_size > 1 and uses_distributed_sampler(trainer):
             raise ParleyError(
@@ -319,14 +319,14 @@ class TextDataModule(LightningDataModule):
     # Batches
 
     def lengths(self, part: str, *, in_all: bool) -> list[int]:
-        """Tokens of each example, by which they are grouped.
+        """Tokens of each example, for grouping by length.
 
-        An encoder-decoder pads the two sides apart, and the prompts weigh more: grouping by them alone pads 1.5 % less
-        on DialogSum than grouping by the sum.
+        An encoder-decoder pads prompts and targets separately, and prompts are longer: grouping by them alone gives 1.5
+        % less padding on DialogSum than grouping by the sum.
 
         Args:
             part: The split.
-            in_all: Count what the model reads in all, as a budget of tokens does.
+            in_all: Count prompt and target together, as for a budget of tokens.
         """
         prompts = self.datasets[part].lengths("prompt_ids")
         if self.is_encoder_decoder and not in_all:

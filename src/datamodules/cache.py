@@ -1,4 +1,4 @@
-"""Tokenised examples on disk, one directory a set of examples and settings."""
+"""A disk cache of tokenised examples, one directory per set of examples and settings."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class EncodedDataset(Dataset):
 
 
 def default_cache_dir() -> Path:
-    """Beside the caches of `datasets`, wherever the user put those."""
+    """The default directory of the cache, beside the caches of `datasets`."""
     return Path(config.HF_DATASETS_CACHE).parent / "parley"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identify a tokenizer by what it does: its whole pipeline, or its vocabulary where it has no fast one."""
+    """A hash of a tokenizer's behaviour: of its whole pipeline, or of its vocabulary if it is not a fast one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     special = json.dumps([tokenizer.special_tokens_map, tokenizer.chat_template], default=str, sort_keys=True)
@@ -64,13 +64,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], Sequence[Mapping[str, Any]]]) -> EncodedDataset:
-    """Load rows from the cache, or make them and put them there.
+    """Load rows from the cache, or make and store them.
 
-    The directory is written under another name and renamed, so that two processes that make the same rows at once
-    and one that is killed do no harm.
+    The directory is written under a temporary name and renamed, so that it is safe if two processes make the same rows
+    at once, or one is killed.
 
     Args:
-        cache_dir: Where the caches are.
+        cache_dir: The cache's directory.
         key: Everything that the rows depend on, JSON-serialisable.
         make: Makes the rows.
 
@@ -88,7 +88,7 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], Sequence[Mapp
                     rows.save_to_disk(str(temporary))
                 temporary.rename(directory)
         except ParleyError:
-            if not directory.exists():  # else another process was faster
+            if not directory.exists():  # another process may have been faster
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -97,7 +97,7 @@ def cached(cache_dir: Path, key: Sequence[Any], make: Callable[[], Sequence[Mapp
 
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
-    """Writing takes a second or two; a bar for it would only be in the way."""
+    """Within the block switch off the progress bars of `datasets`."""
     if are_progress_bars_disabled():
         yield
         return

@@ -21,24 +21,24 @@ from src.errors import ParleyError
 class ChatbotDataModule(DialogueDataModule):
     """ChatbotData's `Q,A,label`, or any table with a question and an answer in columns of these names.
 
-    Splits that the source has under names of their own are taken as they are. Those that it lacks are dealt out of
-    the one to train on, as all three are where the source is one table (a file, a web address, a directory with one
-    file, a hub dataset with one split). They are dealt by question: equal questions, spaces, punctuation, case and
-    Unicode composition aside, fall into the same one. Where a question falls depends on the seed and on itself alone,
-    so that it stays there when rows are added or labels chosen.
+    The source's own splits are taken as they are. Missing ones are cut from the one to train on, and so are all three
+    if the source is a single table (a file, a URL, a directory with one file, a hub dataset with one split). Rows are
+    divided by question: questions that are equal apart from spaces, punctuation, case and Unicode composition are in
+    the same split. A question's split depends only on the seed and the question, so that it does not change when rows
+    are added or labels chosen.
 
     The published encoding is `<s>question</s><s>answer</s>`, of 128 tokens at most, and every token is learned (set
     `loss_on: all`).
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
-        path: A file, an http(s) address, a directory or a hub name.
+        path: A file, an http(s) URL, a directory or a hub name.
         labels: Keep rows with one of these labels (0 everyday, 1 parting, 2 love); all rows when left out.
-        validation_fraction: Share of the questions for validation, where one table is dealt.
-        test_fraction: Share of the questions for testing, where one table is dealt.
+        validation_fraction: Share of the questions for validation, if that is cut from the training split.
+        test_fraction: Share of the questions for testing, if that is cut from the training split.
         train_split: The source's split to train on; the parts that name the same one share it.
-        validation_split: The source's split for validation; dealt out of `train_split` where the source has none.
-        test_split: The source's split for testing and predicting; dealt likewise.
+        validation_split: The source's split for validation; cut from `train_split` if the source has none.
+        test_split: The source's split for testing and predicting; likewise.
         template: A prompt template's name or text; it has `{question}`.
         format: As in `DialogueDataModule`; `auto` takes a chat template where there is one, else `published` where the
             tokenizer has `<s>` and `</s>`, else `plain`.
@@ -92,7 +92,7 @@ class ChatbotDataModule(DialogueDataModule):
             )
 
     def to_rows(self, source: Rows) -> Iterator[Row]:
-        """One row an answer, in the order in which the questions come first."""
+        """One Row per answer, grouped by question in the order of the questions' first rows."""
         by_question: dict[str, list[Row]] = defaultdict(list)
         for number in range(len(source.rows)):
             if self.labels is not None and _label(source, number) not in self.labels:
@@ -105,7 +105,7 @@ class ChatbotDataModule(DialogueDataModule):
             yield from rows
 
     def in_order(self, rows: list[Row]) -> list[Row]:
-        """By their numbers, which are their names."""
+        """The rows in the source's order: their ids are their numbers."""
         return sorted(rows, key=lambda row: int(row.id))
 
     def _read(self, part: str) -> Rows:
@@ -122,7 +122,7 @@ class ChatbotDataModule(DialogueDataModule):
 
     @property
     def _table(self) -> Path | None:
-        """The one file that is the whole source."""
+        """The single file that is the whole source; None if it has splits."""
         if is_url(self.path):
             return downloaded(self.path, self.cache_dir)
         return only_table(self.path)
@@ -132,7 +132,7 @@ class ChatbotDataModule(DialogueDataModule):
         return [row for row in rows if self._part_of(row.fields["question"], sharing) == part]
 
     def _part_of(self, question: str, sharing: set[str]) -> str:
-        """Deal a question to one of the parts that share a source."""
+        """Assign a question to one of the parts that share a split of the source."""
         if len(sharing) == 1:
             return next(iter(sharing))
         digest = hashlib.sha256(f"{self.seed}:{question_key(question)}".encode()).digest()
@@ -145,7 +145,7 @@ class ChatbotDataModule(DialogueDataModule):
 
 
 def question_key(question: str) -> str:
-    """What two spellings of a question have in common: letters and digits, composed, without case."""
+    """A question normalised for comparison: letters and digits only, NFKC, without case."""
     text = unicodedata.normalize("NFKC", question).casefold()
     return "".join(character for character in text if character.isalnum()) or "".join(text.split())
 

@@ -1,4 +1,4 @@
-"""What the log says of a split, and what of it cannot be trained on."""
+"""Logs the size of a split, and checks truncation, lengths and characters that the tokenizer loses."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from src.models.texts import visible
 
 log = logging.getLogger(__name__)
 
-LABELS = {"chosen": "chosen answer", "rejected": "rejected answer"}  # where a column's name is not one
+LABELS = {"chosen": "chosen answer", "rejected": "rejected answer"}  # for messages
 LOSS_TO_WARN_OF, LOSS_TO_REFUSE = 0.01, 0.8  # shares of the characters
 
 
 def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
-    """Say how much a split holds, and what of it was cut off.
+    """Log the size of a split, and how much of it was truncated.
 
     Args:
         part: The split.
         dataset: Its tokens.
-        limits: Of tokens: of a `prompt`, and of each kind of answer.
+        limits: The most tokens of a `prompt` and of each kind of answer.
     """
     tokens = sum(sum(dataset.lengths(f"{what}_ids")) for what in limits)
     log.info("%s: %s examples, %s tokens.", part, f"{len(dataset):,}", f"{tokens:,}")
@@ -48,14 +48,14 @@ def report(part: str, dataset: EncodedDataset, limits: dict[str, int]) -> None:
 def refuse_too_long(
     part: str, dataset: EncodedDataset, answers: Sequence[str], config: PretrainedConfig, *, joined: bool
 ) -> None:
-    """Refuse examples with more tokens than a model has positions; the limits alone may be longer.
+    """Refuse examples with more tokens than the model has positions; limits above it are allowed.
 
     Args:
         part: The split.
         dataset: Its tokens.
-        answers: What a row has beside its prompt.
-        config: The model's.
-        joined: Whether the model reads prompt and answer as one.
+        answers: The kinds of answers in a row.
+        config: The model's configuration.
+        joined: Whether the model reads prompt and answer as one sequence.
 
     Raises:
         ParleyError: There is such an example.
@@ -72,17 +72,17 @@ def refuse_too_long(
 
 
 def check_survival(part: str, dataset: EncodedDataset, answers: Sequence[str], model: str, *, speaks: bool) -> None:
-    """Notice texts that the tokenizer cannot give back: it does not know their characters.
+    """Warn of, or refuse, texts with characters that the tokenizer does not know and so loses.
 
     Args:
         part: The split.
         dataset: Its tokens.
-        answers: What a row has beside its prompt.
-        model: Whose tokenizer it was.
-        speaks: Whether this process is the one that logs.
+        answers: The kinds of answers in a row.
+        model: The tokenizer's model, for messages.
+        speaks: Whether this process logs.
 
     Raises:
-        ParleyError: Nearly all is lost of the prompts or of the answers.
+        ParleyError: Nearly all characters of the prompts or of the answers are lost.
     """
     for what in ("prompt", *answers):
         lost = sum(dataset.rows[f"{what}_lost"])
@@ -106,7 +106,7 @@ def check_survival(part: str, dataset: EncodedDataset, answers: Sequence[str], m
 
 
 def warn_of_overlap(train: EncodedDataset, validation: EncodedDataset) -> None:
-    """Say which share of the validation split the model is trained on."""
+    """Warn of validation prompts that are in the training split too."""
     known = set(train.rows["prompt"])
     both = [
         name for name, prompt in zip(validation.rows["id"], validation.rows["prompt"], strict=True) if prompt in known

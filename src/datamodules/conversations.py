@@ -1,4 +1,4 @@
-"""Conversations: talks of any number of turns, of which the assistant's are learned."""
+"""Conversations of any number of turns, of which the assistant's are learned."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
 
-MESSAGE_COLUMNS = ("messages", "conversations")  # where nothing else is said: chat templates' name, and ShareGPT's
+MESSAGE_COLUMNS = ("messages", "conversations")  # defaults: the name in chat templates, and ShareGPT's
 
 
 @dataclass(frozen=True)
 class ConversationRow(Row):
-    """A talk; its target is the assistant's last turn.
+    """A conversation; its target is the assistant's last turn.
 
     Attributes:
         turns: From the user's first turn to the assistant's last, after the system's.
@@ -31,34 +31,34 @@ class ConversationRow(Row):
 
     @property
     def texts(self) -> list[str]:
-        """What must not be empty."""
+        """The texts that must not be empty."""
         return [turn.content for turn in self.turns]
 
 
 class ConversationDataModule(DialogueDataModule):
     """Conversations: messages with `role` and `content`, ShareGPT's `conversations`, transcripts, or columns of pairs.
 
-    A decoder-only model has one row a conversation and learns every turn of the assistant's with the token that ends
-    it, and nothing else (`loss_on: all` learns everything); validation and testing generate the last turn. An
-    encoder-decoder has one example for each of the assistant's turns, with what was said before as prompt. A talk that
-    is longer than `max_source_length` before its last answer loses its oldest turns, whole.
+    A decoder-only model has one row per conversation and learns every assistant turn with its end token, and nothing
+    else (`loss_on: all` learns everything); validation and testing generate the last turn. An encoder-decoder has one
+    example per assistant turn, with the turns before as prompt. A conversation that is longer than
+    `max_source_length` before its last answer loses its oldest turns, as a whole.
 
-    What the assistant says before the user's first turn is dropped, and so are questions without an answer; the log
-    counts both. Messages of one role in a row are one turn.
+    Assistant turns before the user's first turn are dropped, and so are final user turns without an answer; the log
+    counts both. Consecutive messages of one role are joined to one turn.
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
         path: A hub name, a directory, a file (.jsonl, .csv, .parquet) or a directory saved by `datasets`.
-        messages_column: The column with the talk; `messages` or `conversations` when left out.
-        user_column: The column with a question, where each row of the table is a pair. With `assistant_column`.
+        messages_column: The column with the conversation; `messages` or `conversations` when left out.
+        user_column: The column with a question, if each row of the table is a pair; with `assistant_column`.
         assistant_column: The column with its answer.
         assistant_name: Where the column of messages holds transcripts, a line a turn that begins with the speaker's
             name and a colon, as DialogSum's `dialogue` does: which speaker is the assistant, without the marks around
             the name (`Person2` for `#Person2#`); all others are the user.
-        system_column: The column with what the system says, where the talk itself has no such turn.
-        system: What the system says in all talks that do not say it themselves.
-        max_source_length: Tokens before the last answer at most.
-        max_target_length: Tokens of the last answer at most.
+        system_column: The column with the system prompt, for conversations that do not contain it.
+        system: The system prompt of all conversations that have none.
+        max_source_length: The most tokens before the last answer.
+        max_target_length: The most tokens of the last answer.
         **kwargs: The other arguments of `DialogueDataModule` and `TextDataModule`.
     """
 
@@ -131,7 +131,7 @@ class ConversationDataModule(DialogueDataModule):
         yield from rows
 
     def _talk(self, source: Rows, number: int) -> tuple[Turn, ...]:
-        """A row's talk, all of it, with what the system says."""
+        """A row's whole conversation, with its system prompt."""
         if self.pair is not None:
             question, answer = (source.text(number, column) for column in self.pair)
             talk: tuple[Turn, ...] = (Turn("user", question), Turn("assistant", answer))
@@ -162,8 +162,8 @@ class ConversationDataModule(DialogueDataModule):
         """Read, filter and cut a split.
 
         Args:
-            part: `train` gives every answer; `validation` and `test` give one example a history, with all that was
-                answered to it as references.
+            part: `train` gives every answer; `validation` and `test` give one example per history, with all answers to
+                it as references.
 
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
@@ -171,7 +171,7 @@ class ConversationDataModule(DialogueDataModule):
         return self.last_turns(part, every_turn=self.is_encoder_decoder)
 
     def last_turns(self, part: str, *, every_turn: bool = False) -> list[Example]:
-        """A split's conversations, the last turn of each as what is to be said; no model need be known.
+        """A split's conversations, with the last turn of each as the target; needs no model.
 
         Args:
             part: As for `examples`.

@@ -1,4 +1,4 @@
-"""Batches as a trainer wants them: how many in a step, how often each, dealt to which process, how many of a split."""
+"""Makes batch samplers that follow the trainer's settings: accumulation, processes, limits, repeated batches."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dealing:
-    """How examples become batches; the settings of the same names.
+    """How examples are batched; the attributes are the DataModule's settings of the same names.
 
     Attributes:
-        batch_size: Examples a process takes at a time.
-        max_tokens: In training, what a process takes at a time instead: tokens.
+        batch_size: Examples per batch and process.
+        max_tokens: In training, the token budget of a batch, instead of `batch_size`.
         group_by_length: Batch examples of similar length together.
-        seed: Of the shuffling.
+        seed: The seed of the shuffling.
     """
 
     batch_size: int
@@ -32,14 +32,15 @@ class Dealing:
     seed: int
 
     def training(self, lengths: Sequence[int], trainer: Trainer | None) -> LengthGroupedBatchSampler:
-        """Shuffled batches.
+        """A sampler of shuffled batches.
 
         Args:
             lengths: Tokens of each example.
-            trainer: Says how many batches an optimiser step takes, and how often its Module uses each.
+            trainer: The trainer, whose accumulation and Module decide how many batches a step takes and how often each
+                is used.
 
         Raises:
-            ParleyError: The batches are cut by tokens, and the Module samples answers to a number of prompts.
+            ParleyError: Batches have a token budget, but the Module samples answers to a fixed number of prompts.
         """
         accumulate, uses = trainer.accumulate_grad_batches if trainer is not None else 1, 1
         if trainer is not None and isinstance(trainer.lightning_module, LearnsFromRollouts):
@@ -55,13 +56,13 @@ class Dealing:
     def evaluation(
         self, lengths: Sequence[int], trainer: Trainer | None, *, part: str, limit: str
     ) -> LengthGroupedBatchSampler:
-        """Every example once over all processes; where the trainer wants fewer, a fair sample and not the longest.
+        """A sampler of every example once over all processes; of a random sample if the trainer limits the batches.
 
         Args:
             lengths: Tokens of each example.
-            trainer: Says how many batches it takes.
+            trainer: The trainer, with the limit.
             part: The split, for the log.
-            limit: The trainer's argument that says how many.
+            limit: The name of the trainer's limit.
         """
         sampler = self._sampler(lengths, trainer)
         wanted = getattr(trainer, limit, 1.0)

@@ -13,9 +13,9 @@ from src.datamodules.sources import Rows
 class DialogSumDataModule(DialogueDataModule):
     """DialogSum, from the hub, in its authors' own JSONL, or anything with the same columns.
 
-    The hub's test split has one row a reference (`test_0_1` to `test_0_3`) and the authors' has three summaries in a
-    row (`test_0`); both give the same examples by the same names. A row's characters, for `min_chars` and `max_chars`,
-    are its dialogue's.
+    The hub's test split has one row per reference (`test_0_1` to `test_0_3`) and the authors' three summaries per row
+    (`test_0`); both give the same examples with the same ids. `min_chars` and `max_chars` count the dialogue's
+    characters.
 
     The arguments are those of `DialogueDataModule` and `TextDataModule`. Chen et al., 2021, https://arxiv.org/abs/2105.06762.
     """
@@ -32,7 +32,7 @@ class DialogSumDataModule(DialogueDataModule):
         super().__init__(model_name_or_path, path=path, template=template, **kwargs)
 
     def to_rows(self, source: Rows) -> Iterator[Row]:
-        """One row a summary."""
+        """One Row per summary."""
         for number, cells in enumerate(source.rows):
             dialogue = source.text(number, "dialogue")
             name = str(cells.get("id") or cells.get("fname") or number)

@@ -1,4 +1,4 @@
-"""What the DataModules of prompts and right answers share."""
+"""The base of DataModules of prompts and right answers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from src.ranges import COUNT
 
 
 class DialogueDataModule(TextDataModule):
-    """Base of the DataModules of prompts and right answers: a dataset says what its rows mean.
+    """Base of the DataModules of prompts and right answers.
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
         path: A hub name, a directory, a file (.jsonl, .csv, .parquet) or a directory saved by `datasets`.
         loss_on: What a decoder-only model learns: the `response` alone, or `all` tokens, as the published chatbot does.
-        packing: In training, put several examples into one row, kept apart, instead of padding each to the longest.
-            Decoder-only models; the batch's sizes then count rows.
-        pack_length: Tokens of such a row at most; `max_source_length` and `max_target_length` together when left out.
-        **kwargs: What every DataModule takes (`TextDataModule`).
+        packing: In training, put several examples into one row, kept apart, instead of padding each to the longest. For
+            decoder-only models; batch sizes then count rows.
+        pack_length: The most tokens of such a row; `max_source_length` plus `max_target_length` when left out.
+        **kwargs: The arguments of every DataModule (`TextDataModule`).
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class DialogueDataModule(TextDataModule):
         COUNT.refuse("pack_length", pack_length)
 
     def examples(self, part: str) -> list[Example]:
-        """Read, filter and cut a split.
+        """Read and filter a split, and take the part that is asked for.
 
         Args:
-            part: `train` gives one example a right answer; `validation` and `test` give one a question, with all
+            part: `train` gives one example per right answer; `validation` and `test` give one per question, with all
                 its answers as references.
 
         Raises:
@@ -65,9 +65,10 @@ class DialogueDataModule(TextDataModule):
         ]
 
     def numbered(self, part: str, rows: str) -> list[Example]:
-        """Rows by their numbers in the source, one a right answer, whatever the filters and slices say.
+        """Rows by their numbers in the source, one per right answer, ignoring filters and slices.
 
-        So the hub counts DialogSum's test split, in its authors' files too: row i is dialogue i // 3, reference i % 3.
+        DialogSum's test split is numbered as on the hub, also in its authors' files: row i is dialogue i // 3,
+        reference i % 3.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -82,11 +83,11 @@ class DialogueDataModule(TextDataModule):
         return [Example(fill(self.template, row.fields), row.target, [row.target], row.id) for row in chosen]
 
     def in_order(self, rows: list[Row]) -> list[Row]:
-        """What `to_rows` gives, in the source's order."""
+        """The result of `to_rows` in the source's order."""
         return rows
 
     def encode(self, examples: Sequence[Example]) -> Sequence[Mapping[str, Any]]:
-        """Tokens of examples, one row of the cache each."""
+        """Tokenise examples, one cache row each."""
         return encode_examples(
             examples,
             self.tokenizer,
@@ -97,7 +98,7 @@ class DialogueDataModule(TextDataModule):
         )
 
     def refuse_misfits(self, module: object) -> None:
-        """Refuse a Module that learns from pairs, and what is for decoder-only models where the model is none."""
+        """Refuse a Module that learns from pairs, and decoder-only settings for an encoder-decoder."""
         super().refuse_misfits(module)
         if not self.is_encoder_decoder:
             return
@@ -109,7 +110,7 @@ class DialogueDataModule(TextDataModule):
                 )
 
     def training_dataset(self, lengths: list[int]) -> tuple[Dataset, list[int]]:
-        """The examples, packed where that is wanted."""
+        """The examples, packed if `packing` is set."""
         if not self.packing:
             return super().training_dataset(lengths)
         row_length = self.pack_length or self.max_source_length + self.max_target_length
@@ -117,7 +118,7 @@ class DialogueDataModule(TextDataModule):
         return packed, packed.lengths
 
     def collator(self, *, training: bool) -> Callable[[Sequence[Any]], Any]:
-        """What makes a `Batch` of rows."""
+        """The collate function, from rows to a `Batch`."""
         pad_token_id, learns_prompts = self.tokenizer.pad_token_id, self.loss_on == "all"
         if training and self.packing:
             return PackedCollator(pad_token_id, learns_prompts, self.pad_to_multiple_of)

@@ -1,4 +1,4 @@
-"""A file from a web address that the user gives, fetched once."""
+"""Downloads a file from a URL once."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ ADVICE = "make room there, or set cache_dir to another place"
 
 
 def is_url(path: str) -> bool:
-    """Whether this is a web address."""
+    """Whether this is an http(s) URL."""
     return urllib.parse.urlsplit(path).scheme in ("http", "https")
 
 
 def downloaded(url: str, cache_dir: Path) -> Path:
-    """The file at a web address, from the cache if it has been there before.
+    """The file at a URL, from the cache or downloaded now.
 
     Args:
-        url: An http or https address of a table; without an ending that says otherwise it is taken for CSV.
-        cache_dir: Where caches are; the file lies in `downloads/` in it. Delete it there to fetch it anew.
+        url: An http or https URL of a table; it is taken for CSV unless its suffix says otherwise.
+        cache_dir: The cache's directory; the file is stored in its `downloads/`. Delete it there to download it again.
 
     Raises:
-        ParleyError: It cannot be had, or is a web page.
+        ParleyError: The download fails, or gives a web page.
     """
     name = Path(urllib.parse.urlsplit(url).path).name
     if Path(name).suffix.lower() not in ROW_SUFFIXES:

@@ -1,8 +1,7 @@
-"""Examples to token ids, and token ids to batches.
+"""Encodes examples as token ids, and collates token ids to batches.
 
-Prompt and target are encoded apart, whatever the architecture; only the collator knows how an encoder-decoder and a
-decoder-only model want them joined. A pair is a talk of two turns, and a talk is a pair of its last answer and all that
-is before it.
+Prompt and target are encoded separately for every architecture; only the collator knows whether to join them, as for a
+decoder-only model. A conversation is encoded as a pair: its last answer is the target, and all before it the prompt.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class Encoded(TypedDict):
     target_ids: list[int]
     prompt_truncated: bool
     target_truncated: bool
-    prompt_lost: int  # characters that the tokenizer does not know, of the whole text
+    prompt_lost: int  # characters of the untruncated text that the tokenizer does not know
     target_lost: int
-    learned: list[list[int]]  # decoder-only: where earlier answers are in the prompt, [start, stop] each
-    turns_dropped: int  # the oldest of a talk that was too long
+    learned: list[list[int]]  # decoder-only: [start, stop] of each earlier answer in the prompt
+    turns_dropped: int  # number of turns dropped from a conversation that was too long
 
 
 def encode_examples(
@@ -53,19 +52,19 @@ def encode_examples(
 
     A target ends in EOS, truncated or not. Encoder-decoder: both get the tokenizer's own special tokens, and truncation
     keeps the beginning, as the published recipe does. Decoder-only: both are encoded in a format, and a long prompt
-    loses its middle, so that an instruction at either end survives. A talk that is too long loses its oldest turns,
-    whole, and is truncated only where the last question alone is too long.
+    loses its middle, so that an instruction at either end survives. A conversation that is too long loses its oldest
+    turns, as a whole, and is truncated only if the last question alone is too long.
 
     Args:
         examples: What to encode.
-        tokenizer: The model's.
-        is_encoder_decoder: How the model wants it.
-        max_source_length: Tokens of a prompt at most, special tokens included.
-        max_target_length: Tokens of a target at most, EOS included.
+        tokenizer: The model's tokenizer.
+        is_encoder_decoder: Whether the model has an encoder.
+        max_source_length: The most tokens of a prompt, special tokens included.
+        max_target_length: The most tokens of a target, EOS included.
         format: How a decoder-only model is shown prompt and target; see `formats`.
 
     Returns:
-        One row an example.
+        One row per example.
     """
 
     def encoded_prompts(prompts: Sequence[Prompt]) -> list[TalkIds]:
@@ -90,7 +89,7 @@ def encode_examples(
     else:
         target_ids = formats.answer_ids(talks, targets, tokenizer, format)
         cut_prompts = [_cut_middle(ids, max_source_length) for ids in prompt_ids]
-    # A chat template adds words, among which a lost character could be found again, and a talk's text names the roles.
+    # Counted on the bare texts: a template's own words could contain a lost character, and hide the loss.
     adds_words = format == "chat" or any(not isinstance(talk, str) for talk in talks)
     bare = (text_ids(prompts, tokenizer), text_ids(targets, tokenizer)) if adds_words else (prompt_ids, target_ids)
     closing = {*ending_ids(tokenizer), *tokenizer.all_special_ids}
@@ -131,7 +130,7 @@ def _fitted(
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
 ) -> list[tuple[Prompt, TalkIds]]:
-    """As much of each talk as fits, from the latest turn back, and its ids; the last question stays in any case."""
+    """The latest turns of each conversation that fit, and their ids; the last question is always kept."""
     candidates = [
         [prompt] if isinstance(prompt, str) else _possible([prompt, *shortened(prompt)], tokenizer, limit)
         for prompt in prompts
@@ -153,7 +152,7 @@ def _fitted(
 
 
 def _possible(talks: list[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Sequence[Turn]]:
-    """Shorter and shorter talks without those of which the words alone are too many, but for the last."""
+    """Drop shortened conversations whose contents alone are too long; the shortest is always kept."""
     if len(talks) == 1:
         return talks
     tokens = [len(ids) for ids in text_ids([turn.content.strip() for turn in talks[0]], tokenizer)]
@@ -164,7 +163,7 @@ def _possible(talks: list[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase, l
 
 
 def _cut_end(ids: list[int], limit: int, closing: Set[int | None]) -> list[int]:
-    """Keep the beginning, and what closes a text (EOS) where it has such a token."""
+    """Truncate the end, but keep a closing token such as EOS."""
     if len(ids) <= limit:
         return ids
     return [*ids[: limit - 1], ids[-1]] if ids[-1] in closing else ids[:limit]
@@ -178,7 +177,7 @@ def _cut_middle(ids: list[int], limit: int) -> list[int]:
 
 
 def _with_eos(ids: list[int], eos: int | None) -> list[int]:
-    """Close a target: KoBART's tokenizer, unlike T5's and BART's, does not, and the model must learn to stop."""
+    """Add EOS to a target that lacks it: KoBART's tokenizer does not add it, and the model must learn to stop."""
     return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
@@ -187,10 +186,10 @@ class Collator:
     """Pads encoded examples into a `Batch`.
 
     Args:
-        pad_token_id: Fills `input_ids`; the mask says where, so any id does.
-        is_encoder_decoder: How the model wants prompt and target.
-        learns_prompts: Decoder-only: the prompt's tokens are learned as well.
-        pad_to_multiple_of: Round lengths up, which tensor cores like.
+        pad_token_id: The padding of `input_ids`; any id will do, since the mask marks the padding.
+        is_encoder_decoder: Whether the model has an encoder.
+        learns_prompts: Decoder-only: learn the prompt's tokens too.
+        pad_to_multiple_of: Round lengths up to a multiple, which is efficient on tensor cores.
     """
 
     pad_token_id: int
@@ -199,7 +198,7 @@ class Collator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Make a batch of rows as `EncodedDataset` gives them."""
+        """Make a batch from rows of `EncodedDataset`."""
         prompts = [row["prompt_ids"] for row in rows]
         if self.is_encoder_decoder:
             inputs = prompts
@@ -230,16 +229,16 @@ class Collator:
 
 
 def nothing_of(ids: Sequence[int]) -> list[int]:
-    """Labels from which nothing is learned."""
+    """Labels of -100, one for each id."""
     return [IGNORE_INDEX] * len(ids)
 
 
 def joined_labels(row: Mapping[str, Any], *, learns_prompts: bool) -> list[int]:
-    """Labels of prompt and target in one sequence: all of the target, and of the prompt the earlier answers.
+    """Labels of prompt and target in one sequence: the target and the earlier answers in the prompt are learned.
 
     Args:
-        row: As `EncodedDataset` gives it.
-        learns_prompts: All of the prompt instead, but for the first token, which follows nothing.
+        row: A row of `EncodedDataset`.
+        learns_prompts: Learn the whole prompt, except its first token.
     """
     prompt, target = row["prompt_ids"], row["target_ids"]
     if learns_prompts:
@@ -251,13 +250,13 @@ def joined_labels(row: Mapping[str, Any], *, learns_prompts: bool) -> list[int]:
 
 
 def pad(sequences: list[list[int]], value: int, multiple_of: int = 1, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Sequences as one tensor, and a mask of where they are: both (sequences, longest, rounded up).
+    """Pad sequences into a tensor, with a mask: both (sequences, longest length, rounded up).
 
     Args:
         sequences: Token ids or labels.
-        value: Fills the rest.
+        value: The padding value.
         multiple_of: Round the length up to a multiple.
-        left: Fill on the left instead of the right.
+        left: Pad on the left instead of the right.
     """
     longest = max(map(len, sequences))
     width = -(-longest // multiple_of) * multiple_of

@@ -1,8 +1,7 @@
-"""How a decoder-only model is shown prompt and answer: as plain text, as turns in `<s>` and `</s>`, by a chat template.
+"""Prompt formats of decoder-only models: plain text, turns in `<s>` and `</s>`, or a chat template.
 
-A prompt is a text, or a talk that ends with the user's turn; a text is a talk of one turn.
-
-An encoder-decoder needs none of this: it reads the prompt on one side and writes the answer on the other.
+A prompt is a text, or a conversation that ends with the user's turn; a text is a conversation of one turn.
+An encoder-decoder needs no format, since it reads the prompt and writes the answer separately.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class TalkIds:
 
     Attributes:
         ids: Everything before the first token of the answer.
-        answers: From where to where the assistant's earlier turns are in it, each with the token that ends it.
+        answers: The spans (start, stop) of the assistant's earlier turns, each including its end token.
     """
 
     ids: list[int]
@@ -40,19 +39,19 @@ class TalkIds:
 def resolve_format(
     format: Format, tokenizer: PreTrainedTokenizerBase, *, is_encoder_decoder: bool, turns: bool
 ) -> Format:
-    """Choose what `auto` means for a model, and refuse what the model cannot do.
+    """Choose the format for a model if it is `auto`, and refuse unsupported formats.
 
     Args:
-        format: As configured.
-        tokenizer: The model's.
-        is_encoder_decoder: Whether the model has an encoder: then every format but `plain` is a contradiction.
+        format: The configured format.
+        tokenizer: The model's tokenizer.
+        is_encoder_decoder: Whether the model has an encoder: then only `plain` is allowed.
         turns: Whether `auto` may choose `published`, as for question and answer.
 
     Returns:
         `plain`, `published` or `chat`.
 
     Raises:
-        ParleyError: The model has no such format.
+        ParleyError: The model does not support the format.
     """
     if is_encoder_decoder:
         if format not in ("auto", "plain"):
@@ -75,16 +74,16 @@ def resolve_format(
 
 
 class _RewrittenError(ParleyError):
-    """A chat template's text of a talk does not begin with its text of the first turns."""
+    """A chat template renders earlier turns differently once later ones follow."""
 
 
 def prompt_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, format: Format) -> list[list[int]]:
-    """The ids of `talk_ids`; nothing earlier is learned, so that a chat template may show earlier turns as it likes.
+    """The ids of prompts whose earlier answers are not learned, so that a chat template may rewrite earlier turns.
 
     Args:
         prompts: As for `talk_ids`.
-        tokenizer: The model's.
-        format: Resolved, not `auto`.
+        tokenizer: The model's tokenizer.
+        format: The format; resolved, not `auto`.
 
     Raises:
         ParleyError: The chat template fails.
@@ -97,20 +96,22 @@ def prompt_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, fo
 def talk_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, format: Format) -> list[TalkIds]:
     """Everything before the first token of the answer, as a decoder-only model reads it in training and generation.
 
-    - `plain`: what the tokenizer puts before a text, and the prompt; a newline closes it unless whitespace does. In a
-      talk each of the assistant's turns follows so and ends in EOS, and the system's words are lines before the user's.
-    - `published`: `<s>` prompt `</s>` `<s>`; in a talk every turn is so enclosed.
+    - `plain`: the tokenizer's initial special tokens and the prompt, with a newline at its end unless it ends in white
+      space. In a conversation each assistant turn follows in the same way and ends in EOS, and the system prompt is in
+      lines before the user's.
+    - `published`: `<s>` prompt `</s>` `<s>`; in a conversation every turn is enclosed in this way.
     - `chat`: the chat template's turns and its generation prompt.
 
-    What is before an answer is the same whether more follows or not: a talk begins with the ids of its first turns.
+    A conversation's ids begin with the ids of its first turns, so that the ids before an answer do not depend on what
+    follows.
 
     Args:
-        prompts: The prompts; talks end with the user's turn.
-        tokenizer: The model's.
-        format: Resolved, not `auto`.
+        prompts: The prompts; conversations end with the user's turn.
+        tokenizer: The model's tokenizer.
+        format: The format; resolved, not `auto`.
 
     Raises:
-        ParleyError: The chat template fails, or does not keep to a talk that grows.
+        ParleyError: The chat template fails, or renders earlier turns differently once later ones follow.
     """
     talks = [_turns(prompt) for prompt in prompts]
     if format == "chat":
@@ -124,13 +125,13 @@ def talk_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, form
 def answer_ids(
     prompts: Sequence[Prompt], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, format: Format
 ) -> list[list[int]]:
-    """The answers as they follow `prompt_ids`, up to and with the token that ends them.
+    """The ids of answers as they follow `prompt_ids`, including the end token.
 
     Args:
-        prompts: The prompts, which some chat templates look at.
-        answers: One an prompt.
-        tokenizer: The model's.
-        format: Resolved, not `auto`.
+        prompts: The prompts, which some chat templates need.
+        answers: One per prompt.
+        tokenizer: The model's tokenizer.
+        format: The format; resolved, not `auto`.
 
     Raises:
         ParleyError: The chat template does not put the answer after its own generation prompt.
@@ -173,7 +174,7 @@ def _as_plain_text(talks: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokeniz
 
 
 def _lines_and_answers(talk: Sequence[Turn]) -> list[str]:
-    """What is said before an answer, the answer, and so on, up to the last question."""
+    """The texts of a conversation, alternately those before an answer and the answer, up to the last question."""
     pieces, lines = [], ""
     for turn in talk:
         if turn.role == "assistant":
@@ -218,7 +219,7 @@ def _disguised(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def _prompt_pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of the template's pieces of a prompt; where it rewrites earlier turns, the prompt is one piece."""
+    """The ids of a prompt's rendered pieces; if the template rewrites earlier turns, the prompt is one piece."""
     talk = _disguised(talk, tokenizer)
     try:
         pieces = _pieces(talk, tokenizer, tokenizer.convert_ids_to_tokens(ending_ids(tokenizer)))
@@ -228,14 +229,14 @@ def _prompt_pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, endings: Sequence[str]) -> list[str]:
-    """What the template makes of a disguised talk: up to an answer, the answer, and so on.
+    """Render a disguised conversation in pieces, alternately the text before an answer and the answer.
 
-    The last piece is what is before the next answer. Templates put a newline after the end of a turn; nobody generates
-    it, and it belongs to what comes next.
+    The last piece is the text before the next answer. The newline that templates put after the end of a turn is not
+    generated, and so belongs to the piece after the answer.
 
     Raises:
-        ParleyError: The template fails, puts an answer elsewhere than after its generation prompt, or shows earlier
-            turns otherwise once more is said.
+        ParleyError: The template fails, does not put an answer after its generation prompt, or renders earlier turns
+            differently once later ones follow.
     """
     pieces: list[str] = []
     done = ""
@@ -253,17 +254,17 @@ def _pieces(talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, endings: S
 
 
 def _as_it_goes_on(answer: str, rest: str, endings: Sequence[str]) -> str:
-    """What a template has put for an answer while it was the last turn, as it is once more is said.
+    """An answer as the template renders it when more turns follow.
 
-    Phi-3's puts EOS after the whole talk, behind the token that ends the turn.
+    Phi-3's template, for one, puts EOS after the whole conversation, behind the turn's end token.
 
     Args:
-        answer: As the last turn.
-        rest: What follows the answer's prompt in a talk with more turns.
+        answer: The answer as rendered as the last turn.
+        rest: The text after the answer's prompt in a conversation with more turns.
         endings: The tokens that end an answer, as text.
 
     Raises:
-        ParleyError: The answer is another once more is said.
+        ParleyError: The answer is rendered differently when more turns follow.
     """
     while not rest.startswith(answer):
         ending = next((ending for ending in endings if answer.endswith(ending)), "")
@@ -277,7 +278,7 @@ def _as_it_goes_on(answer: str, rest: str, endings: Sequence[str]) -> str:
 
 
 def _answer_after(before: str, talk: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template makes of a talk's last turn, the assistant's, after what is before it."""
+    """The rendered last turn of a conversation, the assistant's, without the text before it."""
     whole = _render(tokenizer, talk).rstrip()
     if not whole.startswith(before):
         raise _RewrittenError(
@@ -287,11 +288,11 @@ def _answer_after(before: str, talk: Sequence[Turn], tokenizer: PreTrainedTokeni
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, talk: Sequence[Turn], **options: Any) -> str:
-    """What the template makes of a disguised talk, for `rendered_pieces`."""
+    """Render a disguised conversation by the template, for `rendered_pieces`."""
     messages = [{"role": turn.role, "content": turn.content} for turn in talk]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except Exception as error:  # a template is a program: Jinja and the template itself raise what they like
+    except Exception as error:  # templates are programs and may raise any exception
         raise ParleyError(
             f"the model's chat template fails ({first_line(error)}); use format plain, or another tokenizer."
         ) from error

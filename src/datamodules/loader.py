@@ -1,4 +1,4 @@
-"""A DataLoader that says where it is and goes on from there."""
+"""A DataLoader that can save and restore its position."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001
-    """Go on preparing batches when a whole run is told to stop: its training ends when it has come to a step's end."""
+    """Ignore stop signals in a data worker, since training still needs batches until the end of its step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Batches:
-    """A loader's batches, and nothing that Lightning could rebuild.
+    """Wraps a loader as a plain iterable, which Lightning does not rebuild.
 
-    To predict, Lightning makes every `DataLoader` anew around a batch sampler that records indices, which a sampler
-    that is not torch's own does not survive. Our batches carry their indices.
+    For prediction Lightning rebuilds every `DataLoader` with a batch sampler that records indices, which fails with
+    custom samplers. Our batches contain their indices.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -40,7 +40,7 @@ class Batches:
 
 
 class ResumableDataLoader(DataLoader):
-    """A DataLoader whose position travels in the checkpoint.
+    """A DataLoader whose position is saved in the checkpoint.
 
     Lightning restores its own counters after a mid-epoch resume but not the loader, so the epoch would start over.
     It does save and load the state of a loader that offers `state_dict` and `load_state_dict`, and that is all
@@ -49,7 +49,7 @@ class ResumableDataLoader(DataLoader):
 
     Args:
         dataset: The examples.
-        batch_sampler: Gives the batches; can start at any of them.
+        batch_sampler: The sampler of batches, which can start at any of them.
         **kwargs: As for `torch.utils.data.DataLoader`.
     """
 
@@ -61,8 +61,8 @@ class ResumableDataLoader(DataLoader):
         self._batches_handed = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, so that nothing is drawn before the first batch is asked for: Lightning makes the iterator of a
-        # resumed run's first epoch before it calls `set_epoch`.
+        # A generator function, so that nothing happens before the first batch is requested: Lightning makes the
+        # iterator of a resumed run's first epoch before it calls `set_epoch`.
         sampler = self._sampler
         self._batches_handed = sampler.start_batch
         for batch in super().__iter__():
@@ -76,7 +76,7 @@ class ResumableDataLoader(DataLoader):
         return self.batch_sampler
 
     def state_dict(self) -> dict[str, int]:
-        """Where the training loop is: the epoch, the batches handed to it, and what these numbers are relative to."""
+        """The position: epoch, batches handed to the training loop, and the settings that these counts depend on."""
         sampler = self._sampler
         return {
             "epoch": sampler.epoch,
@@ -87,7 +87,7 @@ class ResumableDataLoader(DataLoader):
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state, also that of a run which dealt the same global batches to more or fewer processes."""
+        """Restore a position, also of a run that split the same global batches among another number of processes."""
         sampler = self._sampler
         now = sampler.accumulate * sampler.uses
         batches = converted_batches(state["batches"], batches_per_global_batch(state), now)

@@ -1,7 +1,7 @@
-"""Several examples in one row: short pairs waste most of a padded batch.
+"""Packing of several examples into one row, which avoids the padding of short pairs.
 
-Attention and positions keep the examples apart: positions start anew with each, and a model told of these positions
-and of no padding mask attends within an example only (transformers reads the borders off the positions).
+Position ids restart with every example; given these and no padding mask, a model attends within an example only, since
+transformers infers the borders from the position ids.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from src.errors import ParleyError
 
 
 def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Share examples out to rows, best fit first, the longest examples first.
+    """Distribute examples to rows by best-fit decreasing.
 
     Args:
         lengths: Tokens of each example.
-        limit: Tokens of a row at most.
+        limit: The most tokens of a row.
 
     Returns:
-        The examples' numbers, one list a row; each number once.
+        The examples' numbers, one list per row; each number once.
 
     Raises:
         ParleyError: An example is longer than a row.
@@ -42,7 +42,7 @@ def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
     from datasets import Dataset as ArrowDataset
     from trl import pack_dataset
 
-    # TRL packs token lists; what comes out of a list of an example's own number is where that example went.
+    # TRL packs lists of tokens; here each list repeats its example's number, which then shows where it was put.
     numbered = ArrowDataset.from_dict({"number": [[number] * length for number, length in enumerate(lengths)]})
     with without_progress_bar():
         packed = pack_dataset(numbered, limit, strategy="bfd", map_kwargs={"batch_size": len(lengths)})
@@ -57,10 +57,10 @@ class PackedDataset(Dataset):
     Args:
         examples: The tokenised examples.
         lengths: Tokens of each example.
-        limit: Tokens of a row at most.
+        limit: The most tokens of a row.
 
     Attributes:
-        rows: The examples' numbers, one list a row.
+        rows: The examples' numbers, one list per row.
         lengths: Tokens of each row.
     """
 
@@ -83,12 +83,12 @@ class PackedDataset(Dataset):
 class PackedCollator:
     """Joins the examples of each row and pads the rows into a `Batch` with `position_ids`.
 
-    Nothing can be generated from such a batch: `prompt_ids` is empty.
+    Such a batch is for training only: `prompt_ids` is empty.
 
     Args:
-        pad_token_id: Fills `input_ids`.
-        learns_prompts: The prompts' tokens are learned as well.
-        pad_to_multiple_of: Round lengths up, which tensor cores like.
+        pad_token_id: The padding of `input_ids`.
+        learns_prompts: Learn the prompts' tokens too.
+        pad_to_multiple_of: Round lengths up to a multiple, which is efficient on tensor cores.
     """
 
     pad_token_id: int
@@ -96,7 +96,7 @@ class PackedCollator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Make a batch of rows as `PackedDataset` gives them."""
+        """Make a batch from rows of `PackedDataset`."""
         inputs, labels, positions = [], [], []
         for row in rows:
             tokens = [example["prompt_ids"] + example["target_ids"] for example in row["examples"]]

@@ -1,4 +1,4 @@
-"""What the layouts of preference data say: a prompt, the better answer and the other."""
+"""Reads the layouts of preference data into prompt, better answer and other answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.datamodules.turns import as_text, parse_messages
 from src.errors import ParleyError
 
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-_MARK = re.compile(r"\n\n(Human|Assistant):")  # Anthropic's helpful and harmless talks
+_MARK = re.compile(r"\n\n(Human|Assistant):")  # in Anthropic's hh-rlhf data
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class PreferenceRow(Row):
 
     Attributes:
         rejected: The other one.
-        margin: By how much the better one is better, where the source says so.
-        turns: The talk that the prompt is, where it is one.
+        margin: By how much the better one is better; None if the source does not say.
+        turns: The conversation, if the prompt is one.
     """
 
     rejected: str = ""
@@ -34,19 +34,19 @@ class PreferenceRow(Row):
 
     @property
     def texts(self) -> list[str]:
-        """What must not be empty."""
+        """The texts that must not be empty."""
         return [*super().texts, self.rejected]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns are called.
+    """The names of the columns.
 
     Attributes:
-        prompt: With the prompt, where there is such a column.
-        chosen: With the better answer.
-        rejected: With the other.
-        margin: With the margin, where there is such a column.
+        prompt: The column of prompts; it need not exist.
+        chosen: The column of better answers.
+        rejected: The column of the other answers.
+        margin: The column of margins; it need not exist.
     """
 
     prompt: str = "prompt"
@@ -56,10 +56,11 @@ class Columns:
 
 
 def preference_rows(source: Rows, columns: Columns) -> Iterator[PreferenceRow]:
-    r"""One row a pair.
+    r"""Read one row per pair.
 
-    Read are: texts in three columns; messages in their place, with the prompt in a column or as what both talks begin
-    with (TRL's layouts); whole texts that begin alike, such as Anthropic's `\n\nHuman: … \n\nAssistant: …`; and
+    The layouts are: texts in three columns; messages instead of texts, with the prompt in a column or as the common
+    beginning of both conversations (TRL's layouts); whole texts with a common beginning, such as Anthropic's
+    `\n\nHuman: … \n\nAssistant: …`; and
     OpenAI's summaries (`info`, `summaries`, `choice`).
 
     Args:
@@ -67,7 +68,7 @@ def preference_rows(source: Rows, columns: Columns) -> Iterator[PreferenceRow]:
         columns: Their names.
 
     Raises:
-        ParleyError: Names the first row that is none of these.
+        ParleyError: A row has none of these layouts.
     """
     for number, cells in enumerate(source.rows):
         place = source.places[number]
@@ -117,7 +118,7 @@ def _summaries(cells: dict[str, Any], place: str) -> Pair:
 
 
 def _messages(cells: dict[str, Any], columns: Columns, place: str) -> Pair:
-    """Talks that end in the answers; the prompt is a column of its own, or what both begin with."""
+    """Conversations that end in the answers; the prompt is in its own column, or their common beginning."""
     chosen, rejected = (
         parse_messages(cells.get(name), f"{place}, {name}") for name in (columns.chosen, columns.rejected)
     )
@@ -139,13 +140,13 @@ def _messages(cells: dict[str, Any], columns: Columns, place: str) -> Pair:
 
 
 def _shared(chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> int:
-    """Turns that both begin with; the last of each is its answer, even where the answers are equal."""
+    """The number of common first turns; the last of each is always its answer, even if the answers are equal."""
     most = min(len(chosen), len(rejected)) - 1
     return next((place for place in range(most) if chosen[place] != rejected[place]), most)
 
 
 def _begin_alike(chosen: str, rejected: str, *, place: str) -> Pair:
-    """Whole texts, each with the prompt in front of its answer."""
+    """Whole texts with the prompt as their common beginning."""
     talks = [_marked(text) for text in (chosen, rejected)]
     if all(talks):
         cells = {name: [vars(turn) for turn in talk] for name, talk in zip(("chosen", "rejected"), talks, strict=True)}
@@ -163,7 +164,7 @@ def _begin_alike(chosen: str, rejected: str, *, place: str) -> Pair:
 
 
 def _marked(text: str) -> tuple[Turn, ...]:
-    r"""The turns of a text of the form `\n\nHuman: … \n\nAssistant: …`; none where it has another."""
+    r"""The turns of a text of the form `\n\nHuman: … \n\nAssistant: …`; empty for other texts."""
     before, *rest = _MARK.split(text if text.startswith("\n\n") else f"\n\n{text}")
     if before.strip():
         return ()

@@ -1,4 +1,4 @@
-"""Pairs of answers, of which one is better: what reward models and DPO learn from."""
+"""Preference pairs, for reward models and DPO."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ WHOLE = 10**9  # tokens: no text is as long
 class PreferenceDataModule(TextDataModule):
     """Preference pairs: as `parley prefer` writes them, in TRL's layouts, Anthropic's or OpenAI's.
 
-    The pairs of a prompt stay in one split. Pairs of equal answers say nothing and are dropped, counted in the log. For
-    a method that learns from its own answers (PPO), the prompts are there alone. Whole texts, as a reward model reads
-    them, have as many tokens as `max_source_length` and `max_target_length` together, and lose their beginning.
+    All pairs of a prompt are in the same split. Pairs of equal answers are dropped and counted in the log. Online
+    methods (PPO, …) use the prompts only. Whole texts, as a reward model reads them, are truncated at their beginning
+    to `max_source_length` plus `max_target_length` tokens.
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
         path: A hub name, a directory, a file (.jsonl, .csv, .parquet) or a directory saved by `datasets`.
-        template: A prompt template's name or text; it has `{prompt}`. A prompt that is a talk takes none.
-        prompt_column: The column with the prompt; without it, what both answers begin with.
+        template: A prompt template's name or text; it has `{prompt}`. It is not applied to conversations.
+        prompt_column: The column with the prompt; if it is missing, the prompt is the common beginning of both answers.
         chosen_column: The column with the better answer.
         rejected_column: The column with the other one.
-        margin_column: The column with a number of 0 or more by which the better answer is better, where there is one.
-        **kwargs: What every DataModule takes (`TextDataModule`).
+        margin_column: The column with a number of 0 or more by which the better answer is better; it need not exist.
+        **kwargs: The arguments of every DataModule (`TextDataModule`).
     """
 
     fields = frozenset({"prompt"})
@@ -67,7 +67,7 @@ class PreferenceDataModule(TextDataModule):
         self.columns = Columns(prompt_column, chosen_column, rejected_column, margin_column)
 
     def to_rows(self, source: Rows) -> Iterator[PreferenceRow]:
-        """One row a pair."""
+        """One Row per pair."""
         rows = list(preference_rows(source, self.columns))
         equal = [row for row in rows if row.target.strip() == row.rejected.strip()]
         if equal and self.strict:
@@ -85,7 +85,7 @@ class PreferenceDataModule(TextDataModule):
         yield from (row for row in rows if row.target.strip() != row.rejected.strip())
 
     def examples(self, part: str) -> list[Preference]:
-        """Read, filter and cut a split; every pair is an example.
+        """Read and filter a split, and take the part that is asked for; every pair is an example.
 
         Args:
             part: `train`, `validation` or `test`.
@@ -108,7 +108,7 @@ class PreferenceDataModule(TextDataModule):
         ]
 
     def refuse_misfits(self, module: object) -> None:
-        """Refuse a Module that learns right answers: of a pair, neither need be right."""
+        """Refuse a Module for supervised fine-tuning, since neither answer of a pair need be right."""
         if module is None or isinstance(module, (LearnsFromPreferences, LearnsFromRollouts)):
             return
         raise ParleyError(
@@ -124,7 +124,7 @@ class PreferenceDataModule(TextDataModule):
 
     @property
     def outputs(self) -> int | None:
-        """One, where whole texts are read; an encoder that generates nothing will do then."""
+        """1 if the Module is a classifier of whole texts, which may also be an encoder-only model; otherwise None."""
         return None if self._text is None else 1
 
     @cached_property
@@ -137,11 +137,11 @@ class PreferenceDataModule(TextDataModule):
         )
 
     def cache_key(self) -> list[Any]:
-        """What the tokens depend on beside the pairs."""
+        """The part of the cache key that does not depend on the pairs."""
         return [*super().cache_key(), self._text]
 
     def encode(self, examples: Sequence[Preference]) -> Sequence[Mapping[str, Any]]:
-        """Tokens of pairs, one row of the cache each."""
+        """Tokenise pairs, one cache row each."""
         rows = self._whole_texts(examples) if self._text is not None else self._answers(examples)
         return [
             {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "id": pair.id, **row}
@@ -150,7 +150,7 @@ class PreferenceDataModule(TextDataModule):
         ]
 
     def _answers(self, examples: Sequence[Preference]) -> list[dict[str, Any]]:
-        """Prompt and answers apart, as the model would be asked and would write them."""
+        """Prompt and answers separately, as in generation."""
         sides = {}
         for name in self.answers:
             sides[name] = encode_examples(
@@ -171,7 +171,7 @@ class PreferenceDataModule(TextDataModule):
         ]
 
     def _whole_texts(self, examples: Sequence[Preference]) -> list[dict[str, Any]]:
-        """Prompt and answer as one text, by the code by which a finished classifier reads texts."""
+        """Prompt and answer as one text, encoded by the same code as in `ClassifierReward`."""
         assert self._text is not None
         reader, prompts = self._reader, [pair.prompt for pair in examples]
         rows: list[dict[str, Any]] = [
@@ -186,17 +186,17 @@ class PreferenceDataModule(TextDataModule):
         return rows
 
     def limits(self) -> dict[str, int]:
-        """Of tokens: of a prompt, and of each kind of answer."""
+        """The most tokens of a prompt and of each kind of answer."""
         if self._text is None:
             return super().limits()
         return dict.fromkeys(self.answers, self._reader.max_length)
 
     def lengths(self, part: str, *, in_all: bool) -> list[int]:
-        """Tokens of the longer answer of each pair, with its prompt where one reads both."""
+        """Tokens of the longer answer of each pair, with its prompt if both are read as one."""
         return super().lengths(part, in_all=in_all or self._text is not None)
 
     def collator(self, *, training: bool) -> Callable[[Sequence[Any]], Any]:  # noqa: ARG002
-        """What makes a `PreferenceBatch` of rows."""
+        """The collate function, from rows to a `PreferenceBatch`."""
         tokenizer = self.tokenizer if self._text is None else self._reader.tokenizer
         assert isinstance(tokenizer.pad_token_id, int)
         return PreferenceCollator(tokenizer.pad_token_id, self.is_encoder_decoder, self.pad_to_multiple_of)
@@ -207,9 +207,9 @@ class PreferenceCollator:
     """Pads encoded pairs into a `PreferenceBatch`.
 
     Args:
-        pad_token_id: Fills the ids; the masks say where.
-        is_encoder_decoder: Prompts are then padded on the right.
-        pad_to_multiple_of: Round lengths up, which tensor cores like.
+        pad_token_id: The padding of the ids.
+        is_encoder_decoder: Whether the model has an encoder; prompts are then padded on the right.
+        pad_to_multiple_of: Round lengths up to a multiple, which is efficient on tensor cores.
     """
 
     pad_token_id: int
@@ -217,7 +217,7 @@ class PreferenceCollator:
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> PreferenceBatch:
-        """Make a batch of rows as `EncodedDataset` gives them."""
+        """Make a batch from rows of `EncodedDataset`."""
         multiple = self.pad_to_multiple_of
         prompts, answers = (
             pad([row["prompt_ids"] for row in rows], self.pad_token_id, multiple, left=not self.is_encoder_decoder),

@@ -1,4 +1,4 @@
-"""A source's rows, once a dataset has said what their columns mean."""
+"""Rows of a dataset, with their columns sorted into fields and answer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """A dataset's row, its columns sorted into what is asked and what is answered.
+    """A question and one right answer.
 
     Attributes:
-        fields: What the template may name.
+        fields: The values for the template's fields.
         target: One right answer.
         id: The row's name in its source.
-        size: Characters, for the limits on length.
+        size: Its length in characters, for `min_chars` and `max_chars`.
     """
 
     fields: dict[str, str] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def texts(self) -> list[str]:
-        """What must not be empty."""
+        """The texts that must not be empty."""
         return [*self.fields.values(), self.target]
 
 
@@ -47,7 +47,7 @@ def without_empty(rows: Sequence[RowT], origin: str, *, strict: bool, speaks: bo
         speaks: Whether this process is the one that logs.
 
     Raises:
-        ParleyError: There is such a row, and `strict`.
+        ParleyError: There is such a row and `strict` is set.
     """
     kept = [row for row in rows if all(text.strip() for text in row.texts)]
     if len(kept) == len(rows):
@@ -62,7 +62,7 @@ def without_empty(rows: Sequence[RowT], origin: str, *, strict: bool, speaks: bo
 
 
 def by_question(rows: Iterable[RowT]) -> list[list[RowT]]:
-    """Rows with equal fields together, in the order in which the questions come first."""
+    """Group rows with equal fields, in the order of each question's first row."""
     groups: dict[tuple[str, ...], list[RowT]] = {}
     for row in rows:
         groups.setdefault(tuple(row.fields[name] for name in sorted(row.fields)), []).append(row)

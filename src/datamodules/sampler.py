@@ -1,4 +1,4 @@
-"""Batches of similar length, the same ones in the same order however many processes share them."""
+"""Batches of similar length, the same ones in the same order for any number of processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from src.errors import ParleyError
 
-SAMPLE_SEED = 0  # another would measure other examples from run to run
+SAMPLE_SEED = 0  # fixed, so that every run evaluates the same sample
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -28,11 +28,11 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: Tokens of each example.
-        batch_size: Examples in a share. Ignored where `max_tokens` is given.
-        max_tokens: What a share may hold, instead of a number of examples: the longest one's length times their
-            number stays within it.
-        shuffle: Shuffle anew every epoch; otherwise batches come longest first, so that what does not fit into
-            memory shows at once.
+        batch_size: Examples in a share. Ignored if `max_tokens` is given.
+        max_tokens: The token budget of a share, instead of a number of examples: the longest example's length times
+            their number stays within it.
+        shuffle: Shuffle anew every epoch; otherwise batches come longest first, so that running out of memory shows at
+            once.
         group_by_length: Form batches of similar length; otherwise examples come as shuffled (or as they are).
         seed: Seed of the shuffling.
         rank: This process.
@@ -41,8 +41,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         uses: How many times in a row each batch is dealt.
 
     Attributes:
-        sample_batches: Global batches that will be taken where that is not all: without shuffling, these then hold a
-            random sample, whatever the seed the same one; more batches or processes take the same examples and more.
+        sample_batches: The number of global batches that will be used, if not all: without shuffling, these then hold a
+            random sample that does not depend on the seed; more batches or processes use the same examples and more.
 
     Raises:
         ParleyError: An example is longer than the token budget, or a size is not positive.
@@ -100,7 +100,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     @property
     def steps(self) -> int:
-        """Global batches of an epoch."""
+        """The number of global batches in an epoch."""
         return len(self._cuts) - 1
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             yield batches[step][share :: self.world_size * self.accumulate] or [-1 - batches[step][0]]
 
     def _cut_by_tokens(self, max_tokens: int) -> list[int]:
-        """Cut the lengths, longest first, so that each share stays within the budget."""
+        """Divide the lengths, longest first, into global batches whose shares stay within the budget."""
         keys = self._keys if self.group_by_length else torch.full_like(self.lengths, int(self.lengths.max()))
         longest_first = keys.sort(descending=True).values.clamp(max=max_tokens).tolist()
         cuts = [0]

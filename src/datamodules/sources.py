@@ -1,4 +1,4 @@
-"""Where rows come from: the hub, JSON lines, CSV, Parquet or a directory saved by `datasets`."""
+"""Reads rows from the hub, JSON lines, CSV, Parquet or a directory saved by `datasets`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Rows:
     origin: str
 
     def text(self, number: int, column: str) -> str:
-        """A cell as text; one without a value is empty.
+        """A cell as text; a missing value gives an empty text.
 
         Raises:
-            ParleyError: The row lacks the column, or holds something else than text in it.
+            ParleyError: The row lacks the column, or the cell is not text.
         """
         row = self.rows[number]
         if column not in row:
             raise ParleyError(f"{self.places[number]} has no column {column!r}; its columns are {', '.join(row)}.")
         cell = row[column]
-        if cell is None or cell != cell:  # NaN, which pandas writes into Parquet, is unlike itself
+        if cell is None or cell != cell:  # NaN, which pandas writes into Parquet, differs from itself
             return ""
         if not isinstance(cell, str):
             raise ParleyError(
@@ -55,13 +55,14 @@ def read_split(path: str, split: str) -> Rows:
 
     Args:
         path: A file, a directory of files named after their splits, a directory saved by `datasets`, or a hub name.
-        split: `train`, `validation` (also found as `dev` or `val`), `test` or another. A single file is every split.
+        split: `train`, `validation` (also found as `dev` or `val`), `test` or another. A single file serves as every
+            split.
 
     Returns:
-        The rows in the order in which the source has them.
+        The rows in the source's order.
 
     Raises:
-        ParleyError: Nothing there, nothing readable, or no such split.
+        ParleyError: The source does not exist, cannot be read, or has no such split.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -74,7 +75,7 @@ def read_split(path: str, split: str) -> Rows:
 
 
 def only_table(path: str) -> Path | None:
-    """The one file that is the whole source: the path's own, or the only one in its directory."""
+    """The single file that is the whole source: the path itself, or the only one in its directory; otherwise None."""
     place = Path(path).expanduser()
     if place.is_dir() and not _is_saved(place):
         files = _row_files(place)
@@ -83,7 +84,7 @@ def only_table(path: str) -> Path | None:
 
 
 def holds_split(path: str, split: str) -> bool:
-    """Whether a source has a split under a name of its own; a source that is one table has none.
+    """Whether a source has its own split of this name; a source that is a single table has none.
 
     Args:
         path: As for `read_split`.
@@ -106,12 +107,12 @@ def holds_split(path: str, split: str) -> bool:
 
 
 def aliases(split: str) -> list[str]:
-    """The names that a split goes by, the one asked for first."""
+    """All names of a split, the given one first."""
     return [split, *(name for names in _ALIASES if split in names for name in names if name != split)]
 
 
 def _files_of_split(directory: Path, split: str) -> list[Path]:
-    """The file of a split, or its shards, in the directory itself or its `data/`; the name asked for goes first."""
+    """The file of a split, or its shards, in the directory or its `data/`; the given name has precedence."""
     if named := _files_named(directory, split):
         return named
     found = ", ".join(file.name for file in _row_files(directory)) or f"none of {', '.join(ROW_SUFFIXES)}"
@@ -128,7 +129,7 @@ def _files_named(directory: Path, split: str) -> list[Path]:
     for name in aliases(split):
         named = [file for file in files if name.lower() in re.split(r"[._-]", file.stem.lower())]
         for folder in (directory, directory / "data"):
-            for suffix in ROW_SUFFIXES:  # two formats in one folder hold the same rows: one of them is read
+            for suffix in ROW_SUFFIXES:  # two formats in one folder are taken to hold the same rows: one is read
                 same = [file for file in named if file.parent == folder and file.suffix.lower() == suffix]
                 if same:
                     return _one_file_or_shards(same, name)
@@ -162,7 +163,7 @@ def _load_saved(directory: Path) -> Any:
 
     try:
         return load_from_disk(str(directory))
-    except Exception as error:  # a damaged directory makes datasets and pyarrow raise of every kind
+    except Exception as error:  # datasets and pyarrow raise many types for damaged directories
         raise ParleyError(f"{directory} cannot be loaded by datasets ({first_line(error)}); save it again.") from error
 
 
@@ -184,7 +185,7 @@ def _load_hub(name: str) -> Any:
     try:
         with _offline(not reachable):
             return load_dataset(name)
-    except Exception as error:  # datasets raises a dozen types for "not reachable" and "not there"
+    except Exception as error:  # datasets raises many types for "not reachable" and "does not exist"
         if reachable:
             raise ParleyError(f"dataset {name!r} cannot be had from the hub: {first_line(error)}") from error
         raise ParleyError(
@@ -195,7 +196,7 @@ def _load_hub(name: str) -> Any:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """Make `datasets` look into its cache at once: it would try an unreachable hub for half a minute first."""
+    """Within the block let `datasets` use its cache only, since it would retry an unreachable hub for half a minute."""
     from datasets import config
 
     before = config.HF_HUB_OFFLINE

@@ -1,4 +1,4 @@
-"""Which questions of a source a split is: `train`, `train[:80%]`, `validation[100:200]`, `train[80%:+11]`."""
+"""Split specifications: `train`, `train[:80%]`, `validation[100:200]`, `train[80%:+11]`; they count questions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _PATTERN = re.compile(r"(?P<name>[\w-]+)(?:\[(?P<start>\d+%?)?:(?P<stop>\+?\d+%?
 
 @dataclass(frozen=True)
 class SplitSpec:
-    """A source's split and the part of it that is wanted.
+    """A source's split, or a part of it.
 
     Attributes:
         name: The split in the source.
-        start: The first question, a number or a percentage (`80%`); the beginning when `None`.
-        stop: The question after the last, or with a plus how many to take from the first (`+11`); the end when `None`.
+        start: The first question, as a number or a percentage (`80%`); the beginning when `None`.
+        stop: The question after the last, or with a plus the number of questions (`+11`); the end when `None`.
     """
 
     name: str
@@ -28,11 +28,11 @@ class SplitSpec:
     def parse(cls, text: str) -> SplitSpec:
         """Read `name`, `name[start:stop]` with numbers or percentages.
 
-        As `datasets.ReadInstruction` has it, but for percentages: that rounds to the nearest row (8,018 of 10,022
-        at 80 %), where the published recipes round down (8,017).
+        As `datasets.ReadInstruction`, except for percentages: that rounds to the nearest row (8,018 of 10,022 at 80 %),
+        whereas the published recipes round down (8,017).
 
         Raises:
-            ParleyError: The text is neither.
+            ParleyError: The text is not a split specification.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -40,9 +40,9 @@ class SplitSpec:
         return cls(match["name"], match["start"], match["stop"])
 
     def bounds(self, length: int) -> tuple[int, int]:
-        """Resolve to numbers of questions, whatever number of answers each has.
+        """Resolve to the range of question numbers, as (start, stop).
 
-        A percentage is rounded down, so `[:80%]` and `[80%:]` share out all: of 10,022 questions 8,017 and 2,005.
+        A percentage is rounded down, so `[:80%]` and `[80%:]` together are all: of 10,022 questions 8,017 and 2,005.
         """
         start = _resolve(self.start, length, 0)
         if self.stop is not None and self.stop.startswith("+"):
@@ -59,15 +59,15 @@ def _resolve(bound: str | None, length: int, default: int) -> int:
 
 
 def row_numbers(text: str, length: int, origin: str) -> list[int]:
-    """Rows as a user names them: `40`, `40,80`, `0:10`.
+    """Parse row numbers such as `40`, `40,80`, `0:10`.
 
     Args:
         text: Numbers from 0 and ranges, separated by commas; a range ends before its second number.
-        length: How many rows there are.
-        origin: What to call them.
+        length: The number of rows.
+        origin: The rows' name, for messages.
 
     Raises:
-        ParleyError: The text is something else, or there is no such row.
+        ParleyError: The text is malformed, or there is no such row.
     """
     numbers: list[int] = []
     for part in text.split(","):

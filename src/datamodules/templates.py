@@ -14,13 +14,13 @@ from src.files import refuse_surrogates
 
 
 def named_templates() -> dict[str, str]:
-    """The bundled templates, name to text, character for character as published."""
+    """The bundled templates by name; their texts are exactly those published."""
     text = resources.files("src.datamodules").joinpath("templates.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
 
 def resolve_template(template: str, fields: set[str]) -> str:
-    r"""Find the template that a configuration means.
+    r"""Find a template by its name, or check a given text.
 
     Args:
         template: The name of a bundled template, or a text with at least one `{field}`. In such a text `\n` is a line
@@ -58,7 +58,7 @@ def resolve_template(template: str, fields: set[str]) -> str:
 
 
 def unescaped(text: str) -> str:
-    r"""A text as it is typed on a command line, with a line end for `\n` and a backslash for `\\`."""
+    r"""Unescape a text from the command line: `\n` becomes a line end and `\\` a backslash."""
     return re.sub(r"\\([n\\])", lambda match: "\n" if match[1] == "n" else "\\", text)
 
 

@@ -1,4 +1,4 @@
-"""Talks of several turns: the layouts that datasets write them in, their text, and how one is made shorter."""
+"""Conversations: parsing of the layouts in datasets, rendering as text, and shortening."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from src.contracts import Turn
 from src.errors import ParleyError
 
-# The names that a role goes by: those of chat templates, and ShareGPT's.
+# Names of roles: those of chat templates, and ShareGPT's.
 ROLES = {
     "system": "system",
     "user": "user",
@@ -23,21 +23,21 @@ _KEYS = (("role", "content"), ("from", "value"))
 
 
 def parse_messages(cell: Any, place: str) -> tuple[Turn, ...]:
-    """Read a talk as a dataset has it.
+    """Parse a conversation from a dataset's cell.
 
     The layouts are a list of messages with `role` and `content`, ShareGPT's list with `from` and `value`, a list of
-    texts (the user's and the assistant's by turns), and any of these as JSON text. A message's content may be a list
-    of parts, each with a `text`. Messages of one role in a row are one turn, parted by a line end.
+    texts (alternately the user's and the assistant's), and any of these as JSON text. A message's content may be a list
+    of parts, each with a `text`. Consecutive messages of one role become one turn, separated by a line end.
 
     Args:
         cell: The cell.
-        place: What to call it in messages.
+        place: The cell's place, for messages.
 
     Returns:
-        The turns: the system's first, where there is one, then the others' in turn. Empty ones stay.
+        The turns: the system's first, if there is one, then user and assistant alternately. Empty turns are kept.
 
     Raises:
-        ParleyError: It is none of these, a role is unknown, or the system speaks after others.
+        ParleyError: It has none of these layouts, a role is unknown, or a system turn comes after others.
     """
     if isinstance(cell, str):
         try:
@@ -58,10 +58,10 @@ def parse_messages(cell: Any, place: str) -> tuple[Turn, ...]:
 
 
 def parse_transcript(text: str, assistant: str) -> tuple[Turn, ...]:
-    """Read a talk that is written down as a text, a line a turn, each beginning with who speaks and a colon.
+    """Parse a conversation from a transcript, with one turn per line, each beginning with the speaker and a colon.
 
     Args:
-        text: The lines; one without a colon goes on with the turn before.
+        text: The lines; a line without a colon continues the turn before.
         assistant: The name of the speaker who is the assistant, with or without the marks around it (`#Person2#`);
             everyone else is the user.
     """
@@ -102,11 +102,11 @@ def _text(content: Any, place: str) -> str:
 
 
 def as_text(turns: Sequence[Turn]) -> str:
-    """A talk as one text, as an encoder-decoder reads it and tables show it.
+    """A conversation as one text, for encoder-decoders and tables.
 
-    A single turn of the user is its own words, so that a prompt is the same text as prompt and as talk. Otherwise each
-    turn is a line that begins with its role: T5's tokenizer makes a blank of a line end, so that the roles alone tell
-    the turns apart there.
+    A single user turn gives its content alone, so that a prompt has the same text as a prompt and as a conversation.
+    Otherwise each turn is a line that begins with its role: since T5's tokenizer turns a line end into a blank, only
+    the roles separate the turns there.
     """
     if [turn.role for turn in turns] == ["user"]:
         return turns[0].content
@@ -114,12 +114,12 @@ def as_text(turns: Sequence[Turn]) -> str:
 
 
 def answered(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The part of a talk that can be learned from: from the user's first turn to the assistant's last.
+    """The part of a conversation that can be learned from: from the user's first turn to the assistant's last.
 
-    What the assistant says before anybody has asked goes, and so does a question without an answer.
+    Assistant turns before the first user turn are dropped, and so is a final user turn without an answer.
 
     Returns:
-        The turns, the system's among them; none where nothing is answered.
+        The turns, including the system's; empty if nothing is answered.
     """
     system, said = _system_apart(turns)
     first = next((place for place, turn in enumerate(said) if turn.role == "user"), len(said))
@@ -128,10 +128,10 @@ def answered(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def shortened(turns: Sequence[Turn]) -> Iterator[tuple[Turn, ...]]:
-    """A talk without its oldest turns, ever more of them; the system's stays, and the user is the first to speak.
+    """Drop more and more of a conversation's oldest turns; the system's is kept, and the rest begins with the user's.
 
     Yields:
-        Shorter and shorter talks, down to the user's last turn.
+        Ever shorter conversations, down to the user's last turn.
     """
     system, said = _system_apart(turns)
     for place, turn in enumerate(said):
