@@ -1,5 +1,5 @@
-"""How a model is shared out over processes and gathered again; no other package knows FSDP.
+"""Sharding of models over processes (FSDP2), and gathering of the shards; no other package uses FSDP.
 
-What is trained is in shards (`sharding`), what is only computed with is gathered (`gathering`), what is kept is whole
-(`states`), and `strategy` is what a configuration names. Without shards all of it does nothing.
+Training uses shards (`sharding`), inference gathered weights (`gathering`), checkpoints whole tensors (`states`) or
+shards (`shards`); `strategy` is Lightning's strategy. Without shards all of it does nothing.
 """

@@ -1,4 +1,4 @@
-"""What is only computed with is whole: answers, log-probabilities of a reference, validation."""
+"""Gathers sharded weights for what needs no gradients: generation, a reference's log-probabilities, validation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _IS_GATHERED = "parley_is_gathered"
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Within the block every process has all weights, in the precision that the model computes in, and needs no other.
+    """Within the block every process has the whole weights, in compute precision, and needs no collective calls.
 
-    So they may make different numbers of answers, of different lengths, by any part of the model, and fold adapters
-    in. To gather once costs a fraction of gathering at every token, and takes the memory of the weights alone: there
-    are no gradients. Every process must come here, and no graph may wait for its backward pass.
+    So processes may generate different numbers of answers, of different lengths, call any part of the model, and merge
+    adapters. Gathering once costs a fraction of gathering at every token, and takes the memory of the weights only, as
+    there are no gradients. Every process must enter the block, and no graph may wait for its backward pass.
 
     Args:
-        module: In shards or not; what is gathered already stays so.
+        module: Sharded or not; what is gathered already stays so.
     """
     shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
     if not shards or getattr(shards[0], _IS_GATHERED, False):
@@ -52,7 +52,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _plain_tensors() -> Iterator[None]:
-    """Make tensors that can be trained with later, also where validation has switched inference mode on."""
+    """Within the block create normal tensors without gradient, even inside validation's inference mode."""
     with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
@@ -64,7 +64,7 @@ def _outermost(module: nn.Module) -> set[nn.Module]:
 
 
 def _kept_beside(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Parameters in shards that FSDP does not know, such as a reference's."""
+    """Sharded parameters that FSDP does not manage, such as a reference's."""
     return [
         (part, name, parameter)
         for part in module.modules()
@@ -74,35 +74,35 @@ def _kept_beside(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]
 
 
 def reshard(module: nn.Module) -> None:
-    """Give up what is whole of a module's parameters: a root keeps its own after a forward pass."""
+    """Free the gathered parameters of a module: the root keeps its own gathered after a forward pass."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; every process must call this where it is in shards."""
+    """The whole tensor, gathered if it is sharded; then every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, which may have no element; all of it where it is not in shards."""
+    """This process's shard of a tensor, which may be empty; the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The norm of all tensors together, a scalar, the same on every process; each must call this.
+    """The norm of all tensors together, a scalar, the same on every process; every process must call this.
 
     Args:
-        tensors: In shards or not.
+        tensors: Sharded or not.
     """
     return whole(torch.nn.utils.get_total_norm(tensors))
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """What tensors take in this process.
+    """The bytes that tensors take in this process.
 
     Args:
-        tensors: In shards or not.
+        tensors: Sharded or not.
     """
     return sum(local(tensor).numel() * tensor.element_size() for tensor in tensors)

@@ -1,9 +1,9 @@
-"""Shards: which parts of a model are gathered together while it computes, and in which precision.
+"""Shards a model: which of its parts are gathered together for computation, and in which precision.
 
-PyTorch's FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): every parameter is cut along
+PyTorch's FSDP2 (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html): every parameter is split along
 its first dimension, and each process holds its part, the gradient's and the optimiser's. A block's parameters are whole
 only while the block computes; what lies outside blocks (embeddings, the last norm, the output head) is one more unit,
-the root's. As each parameter stays one of its own, trained and frozen ones mix, and names stay as they were.
+the root's. Since parameters are sharded separately, trained and frozen ones may be mixed, and names do not change.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ RUN_PART = "run_part"
 
 
 def shard(root: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
-    """Leave each process its part of every parameter, in place.
+    """Shard every parameter over the processes, in place.
 
     Args:
-        root: A model whose own forward pass, or `run_part`, is how it is called.
-        mesh: The processes; of two dimensions, the first holds copies and the second shards.
-        dtype: What blocks compute in, and what is sent of them, where that is not their weights' own; gradients are
-            reduced in float32 whatever it is. The root's parameters keep theirs, so that an output head stays exact.
+        root: A model that is called by its own forward pass or by `run_part`.
+        mesh: The processes; in two dimensions, the first replicates and the second shards.
+        dtype: The type in which blocks are gathered and compute; their weights' own when None. Gradients are always
+            reduced in float32. The root's parameters keep their type, so that an output head stays exact.
     """
     for block in blocks_of(root):
         if dtype is not None:
@@ -39,7 +39,7 @@ def shard(root: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     assert isinstance(root, FSDPModule)
-    root._get_fsdp_state()._lazy_init()  # now: else the first part that is called by itself is taken for the root
+    root._get_fsdp_state()._lazy_init()  # now: else FSDP takes the first part that is called by itself for the root
     setattr(root, RUN_PART, _run)
     register_fsdp_forward_method(root, RUN_PART)
 
@@ -51,23 +51,23 @@ def _run(*, part: Callable[..., Any], **kwargs: Any) -> Any:
 def run_part(root: nn.Module, part: Callable[..., Any], **kwargs: Any) -> Any:
     """Call a part of a model, such as its encoder, by itself.
 
-    Some of its parameters are the root's, which gathers them when it is called as a whole, or through here.
+    Some of its parameters belong to the root's unit, which is gathered when the root is called, or by this function.
 
     Args:
-        root: The model, in shards or not.
-        part: One of its modules, or a function of several.
-        **kwargs: The part's.
+        root: The model, sharded or not.
+        part: One of its modules, or a function that calls several.
+        **kwargs: The part's arguments.
     """
     run = getattr(root, RUN_PART) if isinstance(root, FSDPModule) else _run
     return run(part=part, **kwargs)
 
 
 def blocks_of(root: nn.Module) -> list[nn.Module]:
-    """The parts of a model that are sharded each by itself, inner ones first.
+    """The parts of a model that are separate units of sharding, inner ones first.
 
-    They are what the architecture names as not to be split (`_no_split_modules`); where it names nothing that is there,
-    the items of its outermost lists of modules of one class, which is what layers are kept in. A part that shares a
-    parameter with another one, or with what lies outside, is left to the root.
+    They are the modules that the architecture names as not to be split (`_no_split_modules`); if there are none, the
+    items of its outermost lists of modules of one class, which hold the layers. A part that shares a parameter with
+    anything outside it belongs to the root's unit.
 
     Args:
         root: The model.
@@ -89,14 +89,14 @@ def _layers(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def _parameter_slots(module: nn.Module) -> list[int]:
-    """The parameter of each place that there is for one: twice where two places share it."""
+    """The ids of all parameters of all submodules; a shared parameter occurs several times."""
     return [id(one) for part in module.modules() for one in part._parameters.values() if one is not None]
 
 
 def _caster(dtype: torch.dtype) -> Callable[..., Any]:
-    """A hook that casts what a block is given.
+    """A hook that casts a block's inputs.
 
-    FSDP's own makes minus infinity of a mask's lowest float32, and NaN of a row that is masked as a whole.
+    FSDP's own cast turns a mask's lowest float32 into minus infinity, which gives NaN for a fully masked row.
     """
     lowest = torch.finfo(dtype).min
 
@@ -112,11 +112,11 @@ def _caster(dtype: torch.dtype) -> Callable[..., Any]:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that is whole on every process, cut as another one is.
+    """This process's shard of a tensor that is whole on every process, split like another tensor.
 
     Args:
-        tensor: The same on every process, which sends nothing.
-        like: Of the same shape; where it is whole, so is what comes back.
+        tensor: The same on every process; nothing is communicated.
+        like: A tensor of the same shape; if it is not sharded, `tensor` is returned unchanged.
     """
     if not isinstance(like, DTensor):
         return tensor
@@ -125,5 +125,5 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module, or a part of it, is in shards."""
+    """Whether a module, or a part of it, is sharded."""
     return any(isinstance(part, FSDPModule) for part in module.modules())

@@ -1,4 +1,4 @@
-"""A checkpoint in shards: what each process holds of it, and how the parts of any number of them are joined."""
+"""Splits a checkpoint into each process's shards and the rest, and joins the parts of any number of processes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _KEY, _SHAPE = "parley_shard", "shape"
 
 @dataclass(frozen=True)
 class Cut:
-    """A checkpoint taken apart.
+    """A checkpoint split into this process's shards and the rest.
 
     Attributes:
-        rest: The checkpoint, with the name and shape of a tensor in the place of each that is in shards; the same on
-            every process.
-        own: This process's rows of them, with the number of the first, by name. Empty where another process with the
-            same rows keeps them.
+        rest: The checkpoint, with each sharded tensor replaced by its name and shape; the same on every process.
+        own: This process's rows of the sharded tensors by name, each with the number of its first row. Tensors whose
+            same rows another process (a replica) keeps are left out.
     """
 
     rest: dict[str, Any]
@@ -31,7 +30,7 @@ class Cut:
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Nested containers with other leaves; each stays what it is, with what torch keeps beside its items."""
+    """Apply a function to the leaves of nested containers; container types and their attributes are kept."""
     if isinstance(value, dict):
         changed = copy.copy(value)
         for key, item in value.items():
@@ -43,10 +42,10 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def copier(device: str | None = None) -> Callable[[Any], Any]:
-    """For `map_leaves`: copies of tensors, one of what is there under several names; other leaves as they are.
+    """A function for `map_leaves` that copies tensors, each memory only once, and returns other leaves unchanged.
 
     Args:
-        device: Where copies go; where the tensors are when left out.
+        device: The device of the copies; that of each tensor when left out.
     """
     copies: dict[tuple[Any, ...], Tensor] = {}
 
@@ -62,10 +61,10 @@ def copier(device: str | None = None) -> Callable[[Any], Any]:
 
 
 def cut(checkpoint: dict[str, Any]) -> Cut:
-    """Take a checkpoint apart, without a word to other processes.
+    """Split a checkpoint, without communication.
 
     Args:
-        checkpoint: With shards of tensors in it, cut along their first dimension.
+        checkpoint: Its content, in which tensors may be sharded along their first dimension.
     """
     names: dict[int, str] = {}
     own: dict[str, dict[str, Any]] = {}
@@ -87,7 +86,7 @@ def _shard_dimension(tensor: DTensor) -> int | None:
 
 
 def _keeps(tensor: DTensor) -> bool:
-    """Whether this process is the one of its copies that keeps its rows."""
+    """Whether this process is the replica that keeps its rows."""
     where = tensor.device_mesh.get_coordinate()
     assert where is not None
     kinds = tensor.placements
@@ -95,7 +94,7 @@ def _keeps(tensor: DTensor) -> bool:
 
 
 def _first_row(tensor: DTensor) -> int:
-    """Rows are cut as `torch.chunk` cuts them: as many for each process as for the first, until there are none."""
+    """The number of this process's first row; rows are split as by `torch.chunk`."""
     dimension = _shard_dimension(tensor)
     if dimension is None:
         return 0
@@ -108,13 +107,13 @@ def _first_row(tensor: DTensor) -> int:
 def join(
     rest: dict[str, Any], parts: Sequence[dict[str, dict[str, Any]]], *, whole: str | None = None
 ) -> dict[str, Any]:
-    """Put a checkpoint together that was taken apart on any number of processes.
+    """Join a checkpoint that was split on any number of processes.
 
     Args:
-        rest: What `cut` left.
-        parts: What each process held.
-        whole: The one entry whose tensors are wanted; of others that were in shards there are then type and shape
-            alone, on the meta device. All of them are joined when left out.
+        rest: `Cut.rest`.
+        parts: `Cut.own` of each process.
+        whole: The only entry whose tensors are joined; other sharded tensors are then on the meta device, with dtype
+            and shape only. All are joined when left out.
 
     Raises:
         ValueError: Rows are missing.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a sharded run: whole tensors, as any other run's, so that any can go on from it."""
+"""Checkpoints of a sharded run as whole tensors, so that a run with any strategy can resume from them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from src.errors import ParleyError
 from src.parallel.gathering import whole
 from src.parallel.sharding import shard_like
 
-BEYOND_ROWS = {"Adafactor", "LBFGS", "Muon", "Rprop"}  # torch's and others'; torch refuses each in words of its own
+BEYOND_ROWS = {"Adafactor", "LBFGS", "Muon", "Rprop"}  # torch's and other libraries'
 
 
 def gather_state(state: Any, *, keep: bool) -> Any:
-    """Nested containers with whole tensors in place of shards, gathered one by one; every process must call this.
+    """Replace sharded tensors in nested containers by whole ones, gathered one by one; every process must call this.
 
     Args:
-        state: A state dict, the same but for the shards on every process.
-        keep: Whether this process is one that keeps them; elsewhere there is nothing in their places.
+        state: A state dict, with the same structure on every process.
+        keep: Whether this process keeps the tensors; on others they are replaced by empty ones.
 
     Returns:
-        Tensors on the CPU; what they are to a process that does not keep them is not to be used.
+        The state with tensors on the CPU; not to be used on processes that do not keep them.
     """
 
     def gather(value: Any) -> Any:
@@ -39,15 +39,15 @@ def gather_state(state: Any, *, keep: bool) -> Any:
 
 
 def gather_weights(module: nn.Module, state: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """A module's weights, whole; those that have several names are gathered once, and are one tensor as before.
+    """A module's whole weights; a shared parameter is gathered once and stays one tensor under its several names.
 
     Args:
-        module: Whose.
+        module: The module.
         state: Its state dict, or a part of it.
-        keep: Whether this process is one that keeps them; every process must call this.
+        keep: Whether this process keeps the weights; every process must call this.
 
     Returns:
-        By name; nothing where they are not kept.
+        The weights by name; empty on processes that do not keep them.
     """
     names = _first_names(module, state)
     found = {name: gather_state(value, keep=keep) for name, value in state.items() if names.get(name, name) == name}
@@ -55,10 +55,10 @@ def gather_weights(module: nn.Module, state: Mapping[str, Tensor], *, keep: bool
 
 
 def each_once(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in which the names of one parameter have one tensor, as they had before it was in shards.
+    """A state dict in which all names of a shared parameter have the same tensor again, as before sharding.
 
     Args:
-        module: Whose.
+        module: The module.
         state: Its state dict, or a part of it.
     """
     names = _first_names(module, state)
@@ -66,7 +66,7 @@ def each_once(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _first_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """From each parameter's name in a state dict to the first of its names there."""
+    """Map each parameter's name in a state dict to the first of its names there."""
     first: dict[int, str] = {}
     found: dict[str, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -76,13 +76,13 @@ def _first_names(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, st
 
 
 def refuse_beyond_rows(optimizer: Optimizer) -> None:
-    """Refuse an optimiser that looks at more of a parameter than one element at a time: a process has some rows.
+    """Refuse an optimiser that does not work element by element, since a process has only some rows of a parameter.
 
     Args:
-        optimizer: Of sharded parameters.
+        optimizer: An optimiser of sharded parameters.
 
     Raises:
-        ParleyError: It is one.
+        ParleyError: It is such an optimiser.
     """
     name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in BEYOND_ROWS), None)
     if name is not None:
@@ -93,15 +93,15 @@ def refuse_beyond_rows(optimizer: Optimizer) -> None:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimiser's whole state, of which each process keeps the parts that belong to its parameters.
+    """Load an optimiser's whole state; each process keeps the parts that belong to its shards.
 
     Args:
-        optimizer: Of sharded parameters, or of whole ones.
-        state: As its `state_dict` would be without shards.
+        optimizer: An optimiser of sharded or whole parameters.
+        state: Its `state_dict` as it would be without shards.
     """
 
     def cut(_optimizer: Optimizer, merged: dict[str, Any]) -> dict[str, Any]:
-        """Once other hooks have matched the state to the parameters."""
+        """Split the state like the parameters; runs after other hooks have matched the two."""
         ids = [id_ for group in merged["param_groups"] for id_ in group["params"]]
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         owners = dict(zip(ids, parameters, strict=True))

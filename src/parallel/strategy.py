@@ -1,4 +1,4 @@
-"""What a configuration names: parameters, gradients and optimiser state shared out over all processes."""
+"""The Lightning strategy `sharded`: parameters, gradients and optimiser state sharded over all processes."""
 
 from __future__ import annotations
 
@@ -38,21 +38,22 @@ COMPUTED_IN = {"32-true": None, "bf16-mixed": torch.bfloat16, "bf16-true": None}
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all processes of all machines, GPUs or CPUs (gloo).
 
-    A Module is set up, and goes on from a checkpoint, as everywhere; then what it says is sharded, block by block.
+    A Module is set up, and restored from a checkpoint, as with any strategy; then its `sharded_roots` are sharded,
+    block by block.
     Validation, test and predictions run on gathered weights (`gathered`). A checkpoint is the file of any other
     strategy, gathered by the first process, or a directory to which each process writes its shards; both are read by
     any strategy, on any number of processes. Gradients are reduced, in float32, after every batch, accumulated ones
     too, so that they are never whole on one process.
 
     Args:
-        replicas: Copies of the model, each shared out over `processes / replicas`; more than one, such as the number of
-            machines, for less traffic between them and more memory (HSDP).
+        replicas: Copies of the model, each sharded over `processes / replicas` processes; more than one, such as the
+            number of machines, needs less traffic between them and more memory (HSDP).
         checkpoints: `whole`: one file; `shards`: a directory, for which nothing is gathered.
         process_group_backend: `nccl` or `gloo`; the device's when left out.
-        timeout: How long processes wait for each other.
+        timeout: How long collective calls wait for other processes.
 
     Raises:
-        ParleyError: The number is not positive.
+        ParleyError: `replicas` is not positive.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
     # Set-up
 
     def setup_environment(self) -> None:
-        """Let the processes meet, as many to a copy of the model as there are shards."""
+        """Initialise the process group and the mesh of replicas and shards."""
         processes = self.num_nodes * self.num_processes
         if processes % self.replicas:
             raise ParleyError(
@@ -85,19 +86,19 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def mesh(self) -> DeviceMesh:
-        """The processes that share a copy out; with several copies, these in a first dimension."""
+        """The mesh of shards; with several replicas, two-dimensional with replicas first."""
         return self.device_mesh if self.replicas > 1 else self.device_mesh["tensor_parallel"]
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every process has data of its own."""
+        """Every process gets different data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def setup(self, trainer: Trainer) -> None:
         """Shard the Module, which is set up and has its checkpoint's weights; then make its optimiser.
 
         Raises:
-            ParleyError: A precision, a callback, a part of the model or an optimiser does not go with shards.
+            ParleyError: A precision, a callback, a part of the model or an optimiser does not work with shards.
         """
         module = self._module
         precision = str(self.precision_plugin.precision)
@@ -122,37 +123,37 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None, "the trainer connects the Module first"
         return self.lightning_module
 
-    # What is only computed with
+    # Steps without gradients
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """On gathered weights."""
+        """Validate with gathered weights."""
         with gathered(self._module):
             return super().validation_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """On gathered weights."""
+        """Test with gathered weights."""
         with gathered(self._module):
             return super().test_step(*args, **kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """On gathered weights."""
+        """Predict with gathered weights."""
         with gathered(self._module):
             return super().predict_step(*args, **kwargs)
 
-    # Checkpoints: the same files as everybody's
+    # Checkpoints: the same files as with any strategy
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Before, while the Module is whole, as everywhere."""
+        """False: weights are restored before the set-up, while the Module is whole."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """As everywhere."""
+        """True: Lightning restores the optimiser's state."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The Module's weights, whole, on the first process and nothing on the others; or each process's shards."""
+        """The Module's whole weights on rank 0 and an empty dictionary elsewhere; or each process's shards."""
         reshard(self._module)
         state = self._module.state_dict()
         if isinstance(self._module, Shardable):
@@ -169,17 +170,17 @@ class ShardedStrategy(ModelParallelStrategy):
         self._module.load_state_dict(state, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimiser's state, whole, on the first process; or each process's shards."""
+        """The optimiser's whole state on rank 0; or each process's shards."""
         state = optimizer.state_dict()
         return state if self.checkpoints == "shards" else gather_state(state, keep=self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's part of an optimiser's state."""
+        """Load this process's part of the optimisers' states."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             load_optimizer_state(optimizer, state)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """One file, written by the first process; or a directory, written by all."""
+        """Write one file on rank 0, or a directory on all processes."""
         if self.checkpoints == "shards":
             self._writings += 1
             token = self.broadcast(f"{os.getpid()}-{self._writings}")
@@ -194,7 +195,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def _refuse_whole(module: nn.Module) -> None:
-    """Refuse a trained parameter that no root holds: nobody would reduce its gradient.
+    """Refuse a trained parameter outside of all sharded roots, whose gradient would not be reduced.
 
     Raises:
         ParleyError: There is one.
