@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-PARENT_LOOKED_AT = 0.5  # seconds between two checks that the parent process is alive
-FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # environment variable that gives the processes started by rank 0 its process id
+PARENT_LOOKED_AT = 0.5  # seconds
+FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # in the environment of those that it starts, its number
 
 
 class Interruption:
@@ -39,9 +39,9 @@ class Interruption:
         self._process = os.getpid()
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Take the signal."""
         if os.getpid() != self._process or os.environ.get("LOCAL_RANK", "0") != "0":
-            return  # a worker forked a moment ago, or a DDP process other than rank 0: it ends with its parent
+            return  # a worker that was forked a moment ago, or not the first of DDP's: it ends with its parent
         self.number = number
         if not self._at_once:
             raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def signals_held() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a process that DDP has started: exit when the process that started it has ended, for whatever reason."""
+    """In a process that DDP has started: end when the one that started it does, however that came about."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         return
     parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # getppid is wrong once the parent has ended
@@ -103,6 +103,6 @@ def end_with_parent() -> None:
 
 
 def give_way_to_parent() -> None:
-    """In a process that DDP has started, after an error: exit silently if rank 0 has ended, which is the cause then."""
+    """In a process that DDP has started: end without a word where what failed is that the first one has ended."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(2 * PARENT_LOOKED_AT)  # time for the thread of `end_with_parent` to end this process
+        time.sleep(2 * PARENT_LOOKED_AT)  # the watch ends this process meanwhile

@@ -128,7 +128,7 @@ class StopOnSignal(Callback):
         path = path or checkpoints.save(trainer)
         checkpoints.wait(trainer)
         if not trainer.is_global_zero:
-            raise StoppedBySignalError("", 0)  # rank 0 alone prints the line and sets the exit status
+            raise StoppedBySignalError("", 0)  # one line and one status are enough
         line = (
             f"stopped by {signal.Signals(received).name} at step {trainer.global_step}; go on with --ckpt_path {path}"
         )

@@ -1,4 +1,4 @@
-"""The exact number of parameters, and of those that are trained."""
+"""How much of the model is trained, exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class ParameterSummary(Callback):
-    """Logs at the start how many parameters there are and how many of them are trained."""
+    """Says at the start how many parameters there are and how many are trained, to the last one."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the counts, to the terminal and to the loggers."""
