@@ -16,7 +16,7 @@ from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
 
-MESSAGE_COLUMNS = ("messages", "conversations")  # defaults: the name in chat templates, and ShareGPT's
+MESSAGE_COLUMNS = ("messages", "conversations")  # where nothing else is said: chat templates' name, and ShareGPT's
 
 
 @dataclass(frozen=True)

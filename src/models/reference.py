@@ -26,7 +26,7 @@ class Reference(nn.Module):
 
     The copies are swapped with the policy's tensors while the reference is used. So the same module computes both, and
     where policy and reference are equal, results are bitwise equal. The copies are not in the state dict, since they
-    can be restored from the base. (`trl.create_reference_model` copies the modules too, with the base.)
+    are what training started from. (`trl.create_reference_model` copies the modules too, with the base.)
 
     Args:
         model: The policy at its start.
@@ -93,7 +93,7 @@ class Reference(nn.Module):
         return self._fingerprint
 
     def _save_to_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
-        """Save nothing: the copies can be restored from the model that training started from."""
+        """Save nothing: the copies are what training started from."""
 
     def _load_from_state_dict(self, *_args: Any, **_kwargs: Any) -> None:
         """Load nothing, as nothing is saved."""
