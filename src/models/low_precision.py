@@ -25,7 +25,7 @@ from src.parallel.gathering import bytes_of
 
 STARTS = (True, False, "gaussian", "orthogonal")  # of adapters: those that leave the base alone
 KINDS = ("nf4", "fp4")
-HEADS = (*SEQ_CLS_HEAD_NAMES, "classification_head", "pooler")  # of classifiers, and what may be fresh below one
+HEADS = (*SEQ_CLS_HEAD_NAMES, "classification_head", ".*pooler")  # of classifiers, and what may be fresh below
 
 
 def check_request(name: str | Path, adapter: PeftConfig | None, setting: str) -> None:
