@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[rewards,gguf,serve,tensorboard,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[rewards,gguf,quantization,serve,tensorboard,dev]'
 	touch $@
 
 demo: $(STAMP)

@@ -6,6 +6,7 @@ import difflib
 import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from transformers import BitsAndBytesConfig
 
 from src.commands.settings import RANGES, parameters_of
 from src.errors import ParleyError
@@ -33,17 +34,31 @@ def complaint_about_settings(error: BaseException) -> str | None:
     Returns:
         The line; None where the error is something else.
     """
-    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError)) or error.__traceback__ is None:
+    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError)):
         return None
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "")
+    module = raised_in(error)
     for blamed, setting in _BLAMED.items():
         if module == blamed or module.startswith(f"{blamed}."):
             said = " ".join(str(error).split()).rstrip(".")
             return f"{setting}: {said}; mend or change it." if setting else f"{said}."
     return None
+
+
+def complaint_about_quantization(error: BaseException | None) -> str | None:
+    """What transformers says is wrong with how to quantise, wherever it is in the chain of errors."""
+    while error is not None:
+        if raised_in(error) == BitsAndBytesConfig.__module__:
+            return f"model.init_args.quantization: {' '.join(str(error).split()).rstrip('.')}."
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def raised_in(error: BaseException) -> str:
+    """The module that an error comes from; empty where it was not raised."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
 
 
 def said_by_us(error: BaseException | None) -> ParleyError | None:

@@ -18,6 +18,7 @@ from src.models.generation import RANGES as DECODING
 from src.models.rollout import RANGES as ROLLOUT
 from src.ranges import ANY, COUNT, NOT_NEGATIVE, OR_NO_LIMIT, POSITIVE, SHARE, UNIT, Range
 
+COMPUTE = "model.init_args.quantization.bnb_4bit_compute_dtype"
 OPTIMIZER, SCHEDULE = (f"model.init_args.{part}.init_args" for part in ("optimizer", "lr_scheduler"))
 RANGES = {
     "seed_everything": Range(0, 2**32),  # what numpy takes
@@ -77,6 +78,9 @@ RANGES = {
 }
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 class Setting(NamedTuple):
     """A single value of the configuration.
 
@@ -118,6 +122,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name, value, default in _leaves(settings):
         allowed = RANGES.get(name, ANY)
         allowed.refuse(name, value)
+        if name == COMPUTE and value not in (None, *DTYPES):  # transformers looks it up among all that torch has
+            raise ParleyError(f"{name} is {value!r}; it must be {', '.join(DTYPES)}.")
         if value is None and isinstance(default, (int, float)):
             kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
             within = "" if allowed is ANY else f", {allowed}"

@@ -25,7 +25,14 @@ import src.callbacks
 import src.datamodules
 import src.modules
 from src.callbacks.storage import read_checkpoint
-from src.commands.complaints import complaint_about_settings, essence, misconfiguration, missing_package, said_by_us
+from src.commands.complaints import (
+    complaint_about_quantization,
+    complaint_about_settings,
+    essence,
+    misconfiguration,
+    missing_package,
+    said_by_us,
+)
 from src.commands.resume import choose_checkpoint
 from src.commands.settings import check_settings, restore_nulls
 from src.errors import ParleyError, StoppedBySignalError
@@ -222,7 +229,8 @@ def run(name: str, words: list[str]) -> int:
     except Exception as error:
         give_way_to_parent()
         said = said_by_us(error)
-        for complaint in (missing_package, misconfiguration, complaint_about_settings) if said is None else ():
+        complaints = (missing_package, misconfiguration, complaint_about_settings, complaint_about_quantization)
+        for complaint in complaints if said is None else ():
             if line := complaint(error):
                 raise ParleyError(line) from error
         if said is None:

@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.models.fingerprint import BaseRecord, base_record
 from src.models.finite import refuse_not_finite
+from src.models.low_precision import train_in_float32
 from src.models.saving import fresh_directory, rewrite_json, save_tokenizer
 from src.models.sources import BASE_FILE, FOREIGN_CODE, is_adapter, read_json, reading
 from src.models.tokenizer import fit_embeddings
@@ -103,6 +104,8 @@ def load_adapter(
         else:
             adapted = beside
             adapted.load_adapter(str(directory), adapter_name=name, is_trainable=is_trainable)
+        if train_in_float32(adapted):  # what had been read in the base's precision
+            set_peft_model_state_dict(adapted, load_peft_weights(str(directory), device="cpu"), adapter_name=name)
     refuse_not_finite(_own_weights(adapted, base.rows, name).items(), str(directory))
     return adapted
 

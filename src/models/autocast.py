@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from src.models.low_precision import is_quantized
+
 
 @contextmanager
 def cast_once(
@@ -37,7 +39,7 @@ def cast_once(
     kept = [
         (module, name, parameter)
         for module in model.modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module not in spared
+        if isinstance(module, (nn.Linear, Conv1D)) and module not in spared and not is_quantized(module.weight)
         for name, parameter in module._parameters.items()
         if parameter is not None and _is_castable(parameter, dtype) and not (frozen_only and parameter.requires_grad)
     ]

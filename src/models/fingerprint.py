@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.models.tying import base_model, embedding_matrix
@@ -24,7 +25,7 @@ class BaseRecord:
         name: The directory or hub name.
         gguf_file: The GGUF file within it.
         rows: Of the embeddings.
-        fingerprint: Of the weights in float32; None where they were rounded when they were read.
+        fingerprint: Of the weights in float32; None where they were rounded or quantised when they were read.
         trusted: Whether its own code may be run to read it.
         outputs: Of a sequence classifier; None of a language model.
         fresh: Modules of a classifier that its files do not have, by their last names.
@@ -90,23 +91,43 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    parameters: dict[int, tuple[str, nn.Parameter]] = {}
+    return digest_of((names[0], parameter) for names, parameter in parameters_once(model, without))
+
+
+def parameters_once(model: nn.Module, without: tuple[str, ...] = ()) -> list[tuple[list[str], nn.Parameter]]:
+    """A module's parameters, each with all its names, in the order of the first of these.
+
+    Args:
+        model: Any module.
+        without: Modules that do not count, by their last names.
+    """
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not set(without).isdisjoint(name.split(".")):
-            continue
-        known = parameters.get(id(parameter))
-        if known is None or name < known[0]:  # tied parameters count once, under the first of their names
-            parameters[id(parameter)] = (name, parameter)
+        if set(without).isdisjoint(name.split(".")):
+            found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return sorted(((sorted(names), parameter) for names, parameter in found.values()), key=lambda one: one[0])
+
+
+def digest_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """The fingerprint of named weights.
+
+    Args:
+        weights: As `parameters_once` names and orders them.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(parameters.values(), key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_sample(parameter))
+    for name, weight in weights:
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        if not weight.is_meta:
+            digest.update(sample(weight).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _sample(parameter: nn.Parameter) -> bytes:
-    if parameter.is_meta:
-        return b""
-    flat = whole(parameter.detach()).flatten()
+def sample(weight: Tensor) -> Tensor:
+    """Some of a weight's values, evenly taken, in float32 on the CPU: fewer than twice `SAMPLES_PER_PARAMETER`.
+
+    Args:
+        weight: In shards or not.
+    """
+    flat = whole(weight.detach()).as_subclass(Tensor).flatten()  # bitsandbytes' own class would not be cast
     step = max(1, flat.numel() // SAMPLES_PER_PARAMETER)
-    return flat[::step].to(device="cpu", dtype=torch.float32).numpy().tobytes()
+    return flat[::step].to(device="cpu", dtype=torch.float32)

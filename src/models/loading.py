@@ -7,6 +7,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,8 +35,11 @@ from src.models.adapters import load_adapter, refuse_code
 from src.models.classifiers import check_classifiable, drawn_from, fresh_modules, says_classifier
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.finite import refuse_not_finite
+from src.models.low_precision import check_quantization, is_quantized, settings_for, settle_quantized
 from src.models.sources import adapter_base, first_line, is_adapter, locate, quietly, read_json, reading
+from src.models.stored_weights import stored_fingerprint
 from src.models.tokenizer import fit_embeddings, load_tokenizer
+from src.models.tying import base_model as base_of
 from src.models.tying import head_is_tied, load_state, settle_head, untie_head, wants_untied_head
 
 logger = logging.getLogger(__name__)
@@ -119,6 +124,7 @@ def load_model(
     *,
     gguf_file: str | None = None,
     dtype: torch.dtype | None = None,
+    quantization: BitsAndBytesConfig | None = None,
     attn_implementation: str | None = None,
     dropout: float | None = None,
     is_trainable: bool = False,
@@ -135,6 +141,7 @@ def load_model(
         name_or_path: A directory or hub name, or a directory with an adapter.
         gguf_file: The GGUF file's name within the directory.
         dtype: Of the weights; float32 when left out, whatever the file holds (mixed precision is the trainer's).
+        quantization: How to quantise linear layers, the output head's apart, as they are read; the rest has `dtype`.
         attn_implementation: Handed to `from_pretrained` ("sdpa", "eager", ...).
         dropout: Every dropout probability of the model; its own configuration's when left out.
         is_trainable: Whether an adapter's weights take gradients.
@@ -154,6 +161,7 @@ def load_model(
         options: dict[str, Any] = {
             "gguf_file": gguf_file or base_gguf,
             "dtype": dtype,
+            "quantization": quantization,
             "attn_implementation": attn_implementation,
             "dropout": dropout,
             "outputs": outputs,
@@ -169,6 +177,14 @@ def load_model(
     given: dict[str, Any] = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
     if gguf_file and (unpack := getattr(transformers, "GgufConfig", None)):
         given["quantization_config"] = unpack(dequantize=True)  # plain weights: to train, and to save elsewhere
+    if quantization is not None:
+        check_quantization(quantization, gguf_file)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ParleyError(
+                f"{name} is quantised already (its config.json); leave quantization out, or give its base."
+            )
+        given["quantization_config"] = settings_for(quantization, outputs)
+        given["device_map"] = {"": torch.get_default_device()}
     if (Path(name) / "generation_config.json").is_file():  # which transformers passes over where it is broken
         with reading("generation_config.json", name):
             GenerationConfig.from_pretrained(name)
@@ -187,9 +203,11 @@ def load_model(
         )
     model, report = loaded
     fresh = _fresh(model, report, name, outputs)
-    refuse_not_finite(model.named_parameters(), name)
+    if quantization is not None:
+        settle_quantized(model, name)
+    refuse_not_finite(((key, weight) for key, weight in model.named_parameters() if not is_quantized(weight)), name)
     settle_head(model, untied=_file_says_untied(name))
-    rounded = dtype not in (None, torch.float32)
+    rounded = dtype not in (None, torch.float32) or quantization is not None
     record_base(model, gguf_file, rounded=rounded, trusted=trust_remote_code, outputs=outputs, fresh=fresh)
     return model
 
@@ -255,8 +273,11 @@ def model_from_config(
 
 
 def identify(model: PreTrainedModel | PeftModel) -> BaseRecord:
-    """The record of a model's base; where its weights were rounded when they were read, they are read once more."""
+    """The record of a model's base, whose files are asked again where its weights were rounded when they were read."""
     record = base_record(model)
+    if record.fingerprint is None and (seen := stored_fingerprint(base_of(model), record)) is not None:
+        record = replace(record, fingerprint=seen)
+        keep_record(model, record)
     if record.fingerprint is None:
         with torch.device("cpu"):
             again = load_model(

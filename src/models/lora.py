@@ -25,6 +25,7 @@ from src.errors import ParleyError
 from src.models.adapter_checks import check_adapter, check_config
 from src.models.classifiers import head_name, is_classifier
 from src.models.fingerprint import base_record
+from src.models.low_precision import elements, is_finer_than_base, train_in_float32
 from src.models.sources import first_line
 from src.models.tying import T5_FAMILY, base_model, settle_head
 
@@ -45,7 +46,7 @@ class ParameterCount:
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count a model's parameters, also on the meta device."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes))
 
 
@@ -83,6 +84,7 @@ def add_lora(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         KeyError,  # an unknown name
     ) as error:
         raise ParleyError(f"PEFT refuses this adapter: {first_line(error)}") from error
+    train_in_float32(adapted)
     check_adapter(adapted)
     return adapted
 
@@ -140,7 +142,9 @@ def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
     PEFT's own way back subtracts what it added, which drifts by a rounding each time, and its way there changes every
     module that shares a weight with an adapted one. Here the adapted modules get copies of their weights for as long
-    as the block lasts. A model without an adapter, or with one that is off or cannot be folded in, is left as it is.
+    as the block lasts. A model without an adapter, or with one that is off or cannot be folded in, is left as it is. So
+    is one whose base is in less than the adapter's precision: folded in, the adapter would be rounded too, and answers
+    would come from another model than the one that is trained.
 
     Args:
         model: Any model; changed in place within the block.
@@ -178,6 +182,8 @@ def _fold_obstacle(model: PeftModel) -> str | None:
         or getattr(config, "alora_invocation_tokens", None)
     ):
         return f"an adapter of type {kind} cannot be merged"
+    if any(map(is_finer_than_base, _tuned_layers(model))):
+        return "an adapter cannot be merged into a base that is quantised or rounded"
     adds_bias = getattr(config, "lora_bias", False) or config.peft_type == PeftType.BEFT
     if adds_bias and any(getattr(layer.get_base_layer(), "bias", None) is None for layer in _tuned_layers(model)):
         return f"an adapter of type {kind} cannot be merged into layers without a bias"

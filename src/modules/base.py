@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -13,13 +13,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import AdamW
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
 from src.models.cpu import speed_up_on_cpu
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
+from src.models.low_precision import check_adapter_config, check_request
 from src.models.tying import base_model
 from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
 from src.modules.optimizers import OptimizerPlan
@@ -44,6 +45,8 @@ class ModelModule(LightningModule, ABC):
             functions are the same, dropout's random numbers others.
         attn_implementation: transformers' name of the attention, such as `eager` or `flash_attention_2`; the fastest
             that there is when left out.
+        dtype: Of a frozen base's weights, below an adapter in float32; float32 when left out.
+        quantization: How bitsandbytes quantises a frozen base to 4 bits (docs/scaling.md).
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
         trust_remote_code: Run the code that the model's directory brings.
 
@@ -64,6 +67,8 @@ class ModelModule(LightningModule, ABC):
         gradient_checkpointing: bool = False,
         cpu_speed_ups: bool = True,
         attn_implementation: str | None = None,
+        dtype: Literal["bfloat16", "float16"] | None = None,
+        quantization: BitsAndBytesConfig | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -75,6 +80,8 @@ class ModelModule(LightningModule, ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_speed_ups = cpu_speed_ups
         self.attn_implementation = attn_implementation
+        self.dtype_of_base = dtype
+        self.quantization = quantization
         self.gguf_file = gguf_file
         self.trust_remote_code = trust_remote_code
         self.model: PreTrainedModel | PeftModel | None = None
@@ -89,11 +96,14 @@ class ModelModule(LightningModule, ABC):
         name = self.model_name_or_path
         config = load_config(name, self.gguf_file, outputs=self.outputs, trust_remote_code=self.trust_remote_code)
         self._check_architecture(config)
+        if setting := self._low_precision:
+            check_request(name, self.lora, setting)
         self.tokenizer = self.load_tokenizer(config)
         model = load_model(
             name,
             gguf_file=self.gguf_file,
-            dtype=torch.get_default_dtype(),
+            dtype=getattr(torch, self.dtype_of_base) if self.dtype_of_base else torch.get_default_dtype(),
+            quantization=self.quantization,
             attn_implementation=self.attn_implementation,
             dropout=self.dropout,
             is_trainable=True,
@@ -112,6 +122,8 @@ class ModelModule(LightningModule, ABC):
                 )
             identify(model)  # before its files can change
             model = add_lora(model, self.lora)
+        elif isinstance(model, PeftModel) and setting:
+            check_adapter_config(model.active_peft_config, setting)
         if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.cpu_speed_ups and is_attached(self) and self.trainer.strategy.root_device.type == "cpu":
@@ -119,6 +131,11 @@ class ModelModule(LightningModule, ABC):
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
         self.model = model.train()
+
+    @property
+    def _low_precision(self) -> str | None:
+        """Which setting has the base in less than float32."""
+        return "quantization" if self.quantization is not None else "dtype" if self.dtype_of_base else None
 
     def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
         """The tokenizer of the model.

@@ -29,7 +29,7 @@ def describe(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
         "format": CHECKPOINT_FORMAT,
         "version": __version__,
         "base": {"name": base.name, "fingerprint": base.fingerprint, "gguf_file": base.gguf_file},
-        "config": model.config.to_dict(),
+        "config": {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"},
         "outputs": base.outputs,
         "generation": _plain(settings.to_dict()) if settings is not None else None,
         "adapter": _plain(model.active_peft_config.to_dict()) if isinstance(model, PeftModel) else None,
@@ -61,7 +61,13 @@ def keep_adapter(state_dict: dict[str, Tensor], module: nn.Module, model: PeftMo
         for name, parameter in module.named_parameters(remove_duplicate=False)  # tied ones: under each name
         if not parameter.requires_grad and not (prefix and any(part.startswith(prefix) for part in name.split(".")))
     }
-    return {name: tensor for name, tensor in state_dict.items() if name not in base}
+    return {name: tensor for name, tensor in state_dict.items() if not _is_of(name, base)}
+
+
+def _is_of(name: str, parameters: set[str]) -> bool:
+    """Whether a tensor is one of the parameters, or lies below one: the scales of a quantised one."""
+    parts = name.split(".")
+    return any(".".join(parts[:length]) in parameters for length in range(len(parts), 0, -1))
 
 
 def refuse_other_base(checkpoint: dict[str, Any], model: PreTrainedModel | PeftModel) -> None:

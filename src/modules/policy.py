@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from torch import nn
 from torch.optim import AdamW
 from torchmetrics import Metric
-from transformers import PreTrainedConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from src.contracts import Batch, PreferenceBatch
 from src.errors import ParleyError
@@ -49,6 +49,8 @@ class PolicyModule(GeneratingModule):
         metrics: Metrics of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         cpu_speed_ups: As in `ModelModule`.
         attn_implementation: As in `ModelModule`.
+        dtype: As in `ModelModule`; the reference's too.
+        quantization: As in `ModelModule`; the reference's too.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
         trust_remote_code: Run the code that the model's directory brings.
 
@@ -69,6 +71,8 @@ class PolicyModule(GeneratingModule):
         metrics: dict[str, Metric] | None = None,
         cpu_speed_ups: bool = True,
         attn_implementation: str | None = None,
+        dtype: Literal["bfloat16", "float16"] | None = None,
+        quantization: BitsAndBytesConfig | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -81,6 +85,8 @@ class PolicyModule(GeneratingModule):
             metrics=metrics,
             cpu_speed_ups=cpu_speed_ups,
             attn_implementation=attn_implementation,
+            dtype=dtype,
+            quantization=quantization,
             gguf_file=gguf_file,
             trust_remote_code=trust_remote_code,
         )

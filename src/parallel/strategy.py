@@ -108,6 +108,11 @@ class ShardedStrategy(ModelParallelStrategy):
             raise ParleyError("WeightAveraging copies the whole model, which a sharded run has nowhere; leave it out.")
         if not isinstance(module, Shardable):
             raise ParleyError(f"{type(module).__name__} does not say what to shard; use trainer.strategy: ddp.")
+        if not all(parameter.is_floating_point() for parameter in module.parameters()):
+            raise ParleyError(
+                "a quantised base cannot be cut into shards; use trainer.strategy: ddp, or leave quantization out "
+                "(model.init_args.dtype: bfloat16 halves a frozen base, in shards too)."
+            )
         if not is_sharded(module):
             self.precision_plugin.convert_module(module)
             for root in module.sharded_roots():

@@ -12,6 +12,8 @@ import torch
 from src.modules import Seq2SeqModule
 
 ROOT = Path(__file__).resolve().parents[2]
+NF4 = ["-c", str(ROOT / "configs/model/nf4.yaml")]
+NF4 += ["--model.init_args.quantization.bnb_4bit_compute_dtype", "float32"]
 TIMED = ("tokens_per_second", "time/")
 
 
@@ -84,8 +86,19 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         ("dialogsum_seq2seq.yaml", ["--trainer.accumulate_grad_batches", "2"], [6]),
         ("dialogsum_lora.yaml", [], [8, 4]),
         ("dialogsum_lora.yaml", ["--trainer.precision", "bf16-true"], [5]),
+        ("dialogsum_lora.yaml", ["--model.init_args.dtype", "bfloat16"], [5, 6]),
+        ("dialogsum_lora.yaml", NF4, [5, 6]),
     ],
-    ids=["whole", "validation-within-epoch", "two-workers", "accumulation", "lora-over-the-epoch", "bf16"],
+    ids=[
+        "whole",
+        "validation-within-epoch",
+        "two-workers",
+        "accumulation",
+        "lora-over-the-epoch",
+        "bf16",
+        "bf16-base",
+        "nf4-base",
+    ],
 )
 def test_bit_for_bit(parley, tmp_path, tiny_base, sample, cut_at, monkeypatch, recipe, more, cuts):
     words = arguments(recipe, tiny_base("t5"), sample, *more)
