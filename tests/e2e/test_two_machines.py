@@ -48,7 +48,7 @@ class Machine:
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{PORT}", "--rdzv-id", "a-run"),
             *("--rdzv-conf", f"is_host={int(self.is_host)}", "--local-addr", self.address),
-            *("--max-restarts", str(restarts), "--monitor-interval", "0.5", "--shutdown-timeout", "5", "-m", "src"),
+            *("--max-restarts", str(restarts), "--monitor-interval", "0.5", "--shutdown-timeout", "60", "-m", "src"),
             *(*words, "--trainer.num_nodes", "2", "--trainer.devices", "1"),
         ]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": self.device, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -170,21 +170,23 @@ def test_a_run_on_two_machines_of_which_one_ends_and_comes_back(machines, words_
     words = words_for(root)
     running = [each.torchrun(words, host=first.address) for each in machines]
     await_steps(root, 2 * EVERY_N_STEPS, running)
+    again = [second]
     if fate == "lost":
         second.lose()
         second.connect()
-        running[1] = second.torchrun(words, host=first.address)  # the first one's waits for it
-    else:
-        if fate == "told to stop":
-            running[1].terminate()
-        else:
-            first.lose()
-            first.connect()
+    elif fate == "told to stop":
+        running[1].terminate()
+        assert running[1].wait(timeout=PATIENCE) != 0
+    else:  # the other one's torchrun cannot go on without it
+        first.lose()
+        first.connect()
         assert all(one.wait(timeout=PATIENCE) != 0 for one in running)
-        said = "".join(each.log.read_text(encoding="utf-8") for each in machines)
-        assert said.count("stopped by SIGTERM at step") == (fate == "told to stop")
-        running = [each.torchrun(words, host=first.address) for each in machines]
+        again = [first, second]
+    for each in again:
+        running[machines.index(each)] = each.torchrun(words, host=first.address)
     for one, each in zip(running, machines, strict=True):
         assert one.wait(timeout=PATIENCE) == 0, each.log.read_text(encoding="utf-8")[-3000:]
     assert rows_of(root) == rows_of(left_in_peace())
     same_to_the_bit(newest(root), newest(left_in_peace()))
+    said = "".join(each.log.read_text(encoding="utf-8") for each in machines)
+    assert said.count("stopped by SIGTERM at step") == (fate == "told to stop")
