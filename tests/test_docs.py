@@ -39,7 +39,7 @@ def typed(text: str, program: str) -> list[list[str]]:
     for line in shell_lines(text):
         for part in re.split(r"&&|\|\||;|(?<!\\)\|(?=\s)", line):
             words = re.sub(r"^(\w+=\S* )+", "", part.strip())
-            words = re.sub(r"^torchrun .* --no-python (?=parley )", "", words)
+            words = re.sub(r"^torchrun .* --no-python +(?=parley )", "", words)
             words = re.sub(r"^sbatch .*scripts/slurm.sbatch ", f"parley fit {' '.join(GIVEN_BY_SLURM)} ", words)
             if words.startswith(f"{program} "):
                 found.append(shlex.split(re.sub(r"\s>\s*\S+$", "", words), comments=True)[1:])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,11 +21,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
 from src.models.cpu import speed_up_on_cpu
+from src.models.float32_files import half_precision_directory, write_in_float32
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.models.tying import base_model
 from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
 from src.modules.optimizers import OptimizerPlan
+from src.parallel.strategy import ShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -90,16 +95,18 @@ class ModelModule(LightningModule, ABC):
         config = load_config(name, self.gguf_file, outputs=self.outputs, trust_remote_code=self.trust_remote_code)
         self._check_architecture(config)
         self.tokenizer = self.load_tokenizer(config)
-        model = load_model(
-            name,
-            gguf_file=self.gguf_file,
-            dtype=torch.get_default_dtype(),
-            attn_implementation=self.attn_implementation,
-            dropout=self.dropout,
-            is_trainable=True,
-            outputs=self.outputs,
-            trust_remote_code=self.trust_remote_code,
-        )
+        with self._float32_files() as files:
+            model = load_model(
+                name,
+                gguf_file=self.gguf_file,
+                dtype=torch.get_default_dtype(),
+                attn_implementation=self.attn_implementation,
+                dropout=self.dropout,
+                is_trainable=True,
+                outputs=self.outputs,
+                trust_remote_code=self.trust_remote_code,
+                float32_files=files,
+            )
         if not isinstance(model, PeftModel):
             fit_embeddings(model, self.tokenizer)
         if self.gradient_checkpointing:
@@ -119,6 +126,21 @@ class ModelModule(LightningModule, ABC):
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
         self.model = model.train()
+
+    @contextmanager
+    def _float32_files(self) -> Iterator[Path | None]:
+        """For a run in shards, float32 files of a model in half precision: each machine has them in memory once."""
+        strategy = self.trainer.strategy if is_attached(self) else None
+        if not isinstance(strategy, ShardedStrategy) or torch.get_default_dtype() != torch.float32:
+            yield None
+            return
+        given = self.gguf_file is not None or self.trust_remote_code
+        source = None if given else half_precision_directory(self.model_name_or_path)
+        if source is None:
+            yield None
+            return
+        with strategy.made_once_a_machine(lambda folder: write_in_float32(source, folder)) as folder:
+            yield folder
 
     def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
         """The tokenizer of the model.
