@@ -2,9 +2,9 @@
 
 The same steps three ways: one process that accumulates as many batches as there are processes otherwise, DDP, and
 shards (FSDP2), all on CPUs in float32 with gradient clipping and weight decay, on the bundled sample with bases made
-from scratch. For each: the greatest difference of a step's loss, of a trained weight and of a validation figure from
-those of the one process; bytes of parameters, gradients and optimiser state a process, counted on tensors; and seconds
-a step.
+from scratch; DDP and shards on each number of processes that is asked for. For each: the greatest difference of a
+step's loss, of a trained weight and of a validation figure from those of the one process; bytes of parameters,
+gradients and optimiser state a process, counted on tensors, with their share of the one process's; and seconds a step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +30,45 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 1800  # seconds
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a case is trained.
+
+    Attributes:
+        strategy: `one`, `ddp` or `sharded`.
+        processes: How many.
+    """
+
+    strategy: str
+    processes: int
+
+    def __str__(self) -> str:
+        return "1 process" if self == ALONE else f"{self.processes} {self.strategy}"
+
+
+ALONE = Way("one", 1)
+
+
 def measure(
-    names: Sequence[str], processes: int, directory: Path, *, steps: int = 20
-) -> dict[str, dict[str, Measured]]:
-    """Train each case three ways.
+    names: Sequence[str], processes: Sequence[int], directory: Path, *, steps: int = 20
+) -> dict[str, dict[Way, Measured]]:
+    """Train each case on one process, and with DDP and in shards on several.
 
     Args:
         names: Of `CASES`.
-        processes: Of DDP and of shards.
+        processes: Of DDP and of shards; each of 1, 2 and 4.
         directory: Where bases and results go.
         steps: Optimiser steps.
 
     Returns:
-        By case, and by `one`, `ddp` and `sharded`.
+        By case, and by `ALONE` and the other ways.
     """
     make_bases([CASES[name] for name in names], directory)
-    found: dict[str, dict[str, Measured]] = {name: {} for name in names}
-    for world, strategies in ((1, ["one"]), (processes, ["ddp", "sharded"])):
-        plan = Plan(list(names), strategies, world, processes, str(directory), steps)
+    found: dict[str, dict[Way, Measured]] = {name: {} for name in names}
+    for world, strategies in ((1, ["one"]), *((number, ["ddp", "sharded"]) for number in processes)):
+        plan = Plan(list(names), strategies, world, max(processes), str(directory), steps)
         for name, strategy, row in _run(plan, directory):
-            found[name][strategy] = row
+            found[name][Way(strategy, world)] = row
     return found
 
 
@@ -96,10 +115,16 @@ def difference(mine: dict[str, Any] | list[float], other: dict[str, Any] | list[
     return max(map(float, found), default=0.0)
 
 
+def share(one: Measured, alone: Measured) -> float:
+    """What a process holds beside what one process alone holds: parameters, gradients and optimiser state together."""
+    held = [row.parameter_bytes + row.gradient_bytes + row.optimizer_bytes for row in (one, alone)]
+    return held[0] / held[1]
+
+
 def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks strategies", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=_numbers, default=[2], help="1, 2 or 4, or several: 1,2,4")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
@@ -107,19 +132,28 @@ def main(argv: Sequence[str] = ()) -> None:
         found = measure(args.cases, args.processes, Path(folder), steps=args.steps)
     rows = []
     for name, ways in found.items():
-        for strategy, one in ways.items():
-            alone = ways["one"]
+        alone = ways[ALONE]
+        for way, one in ways.items():
             rows.append(
                 {
                     "case": name,
-                    "on": "1 process" if strategy == "one" else f"{args.processes} {strategy}",
+                    "on": str(way),
                     "Δ loss": f"{difference(one.losses, alone.losses):.1e}",
                     "Δ weight": f"{difference(one.weights, alone.weights):.1e}",
                     "Δ validation": f"{difference(one.validation, alone.validation):.1e}",
                     "parameters B": one.parameter_bytes,
                     "gradients B": one.gradient_bytes,
                     "optimiser B": one.optimizer_bytes,
+                    "of one": f"{share(one, alone):.3f}",
                     "s/step": f"{one.seconds_a_step:.3f}",
                 }
             )
     show(rows, title=f"{args.steps} steps, float32, torch {torch.__version__}", as_json=args.json)
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers of processes, as `1,2,4`; an iteration's prompts and responses can be dealt to these."""
+    numbers = {int(part) for part in text.split(",")}
+    if not numbers <= {1, 2, 4}:
+        raise argparse.ArgumentTypeError("give 1, 2 or 4, or several of them with commas")
+    return sorted(numbers)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -239,6 +240,14 @@ class Writing:
 
     asynchronous: bool = False
     share: Share | None = None
+
+
+@runtime_checkable
+class MapsTensors(Protocol):
+    """A reader of checkpoints that can leave weights and optimiser states where they are, on disk."""
+
+    def load_mapped(self, path: str | Path) -> dict[str, Any]:
+        """A checkpoint whose large tensors are read as they are looked at."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 PARENT_LOOKED_AT = 0.5  # seconds
 FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # in the environment of those that it starts, its number
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of those that torchrun starts
 
 
 class Interruption:
@@ -40,7 +41,7 @@ class Interruption:
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         """Take the signal."""
-        if os.getpid() != self._process or os.environ.get("LOCAL_RANK", "0") != "0":
+        if os.getpid() != self._process or is_started_by_ddp():
             return  # a worker that was forked a moment ago, or not the first of DDP's: it ends with its parent
         self.number = number
         if not self._at_once:
@@ -89,8 +90,8 @@ def signals_held() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """In a process that DDP has started: end when the one that started it does, however that came about."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    """In a process that DDP's first one or torchrun has started: end when that does, however that came about."""
+    if not is_started_by_ddp() and TORCHRUN not in os.environ:
         return
     parent = int(os.environ.get(FIRST_PROCESS, os.getppid()))  # getppid is wrong once the parent has ended
 
@@ -104,5 +105,10 @@ def end_with_parent() -> None:
 
 def give_way_to_parent() -> None:
     """In a process that DDP has started: end without a word where what failed is that the first one has ended."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if is_started_by_ddp():
         time.sleep(2 * PARENT_LOOKED_AT)  # the watch ends this process meanwhile
+
+
+def is_started_by_ddp() -> bool:
+    """Whether another process of the same run has started this one, rather than a person, torchrun or SLURM."""
+    return FIRST_PROCESS in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"

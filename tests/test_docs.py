@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 QUICK = "## Play with what the demo made"
+GIVEN_BY_SLURM = ("-c", "configs/trainer/gpu.yaml", "-c", "configs/trainer/slurm.yaml")  # by the script
 
 
 def name(file: Path) -> str:
@@ -38,6 +39,8 @@ def typed(text: str, program: str) -> list[list[str]]:
     for line in shell_lines(text):
         for part in re.split(r"&&|\|\||;|(?<!\\)\|(?=\s)", line):
             words = re.sub(r"^(\w+=\S* )+", "", part.strip())
+            words = re.sub(r"^torchrun .* --no-python +(?=parley )", "", words)
+            words = re.sub(r"^sbatch .*scripts/slurm.sbatch ", f"parley fit {' '.join(GIVEN_BY_SLURM)} ", words)
             if words.startswith(f"{program} "):
                 found.append(shlex.split(re.sub(r"\s>\s*\S+$", "", words), comments=True)[1:])
     return found

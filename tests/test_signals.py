@@ -24,8 +24,10 @@ with interruption("fit", at_once=True) as interrupted:
 """
 
 
-def start(rank: str, first: int, seconds: float) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "LOCAL_RANK": rank, FIRST_PROCESS: str(first)}
+def start(rank: str, first: int | None, seconds: float, **more: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LOCAL_RANK": rank, **more}
+    if first is not None:
+        environment[FIRST_PROCESS] = str(first)
     words = [sys.executable, "-c", TAKES_THEM.format(seconds=seconds)]
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -70,4 +72,28 @@ def test_a_process_whose_first_has_ended_meanwhile_ends():
     gone.wait()
     begun = time.monotonic()
     assert start("1", gone.pid, 60).wait(timeout=50) == 1
+    assert time.monotonic() - begun < 50
+
+
+def test_a_process_that_torchrun_has_started_takes_signals_itself():
+    """Whatever its number: else torchrun waits half a minute, and kills it."""
+    started = start("1", None, 60, TORCHELASTIC_RUN_ID="a-run")
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    started.send_signal(signal.SIGTERM)
+    assert started.communicate(timeout=50) == ("", "parley fit: stopped by SIGTERM.\n")
+    assert started.returncode == 128 + signal.SIGTERM
+
+
+def test_a_process_whose_torchrun_is_killed_ends():
+    """The first of a machine too: else it trains on beside the one that a new torchrun starts."""
+    words = [sys.executable, "-c", TAKES_THEM.format(seconds=60)]
+    agent = f"import subprocess, time; subprocess.Popen({words!r}); time.sleep(60)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "a-run"}
+    started = subprocess.Popen([sys.executable, "-c", agent], env=environment, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    begun = time.monotonic()
+    started.kill()
+    assert started.stdout.read() == ""  # the end of the file: nobody has it open any more
     assert time.monotonic() - begun < 50

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import platform
 from collections.abc import Iterator
 from typing import Any
 
+import torch.distributed
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -27,6 +29,26 @@ def refuse_inexact(trainer: Trainer) -> None:
             "StochasticWeightAveraging copies the model before it is loaded, and a resumed run averages other weights; "
             "leave it out of trainer.callbacks."
         )
+
+
+def refuse_other_checkpoints(trainer: Trainer) -> None:
+    """Refuse processes that are about to go on from different checkpoints; every process must call this.
+
+    Raises:
+        ParleyError: They are, as machines do that do not see one disk.
+    """
+    if trainer.world_size == 1:
+        return
+    own = (platform.node(), str(trainer.ckpt_path) if trainer.ckpt_path else "no checkpoint")
+    found = [("", "")] * trainer.world_size
+    torch.distributed.all_gather_object(found, own)
+    node, checkpoint = found[0]
+    for other, its in found[1:]:
+        if its != checkpoint:
+            raise ParleyError(
+                f"the first process, on {node}, goes on from {checkpoint}, and one on {other} from {its}; let all "
+                "machines see one disk, or give each the same checkpoint by --ckpt_path."
+            )
 
 
 def refuse_unknown_metrics(trainer: Trainer) -> None:

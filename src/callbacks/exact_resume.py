@@ -12,6 +12,7 @@ from src.callbacks.companions import (
     go_on,
     keep_patience,
     refuse_inexact,
+    refuse_other_checkpoints,
     refuse_unknown_metrics,
     warn_of_unknown_metrics,
 )
@@ -75,6 +76,7 @@ class ExactResume(Callback):
         self._trainer = trainer
         if stage == "fit":
             refuse_inexact(trainer)
+            refuse_other_checkpoints(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with the random states gathered from all processes: Lightning calls this on each of them."""

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from src.callbacks.checkpoints import Checkpoints
 from src.errors import StoppedBySignalError
 from src.internals import forget_sigterm, is_accumulating
+from src.signals import is_started_by_ddp
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ class StopOnSignal(Callback):
         path = checkpoints.last_path if checkpoints.is_saved(trainer) else None
         path = path or checkpoints.save(trainer)
         checkpoints.wait(trainer)
-        if not trainer.is_global_zero:
-            raise StoppedBySignalError("", 0)  # one line and one status are enough
+        if not trainer.is_global_zero:  # one line is enough; torchrun must hear of each process that it is not done
+            raise StoppedBySignalError("", 0 if is_started_by_ddp() else received)
         line = (
             f"stopped by {signal.Signals(received).name} at step {trainer.global_step}; go on with --ckpt_path {path}"
         )

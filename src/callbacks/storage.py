@@ -33,6 +33,7 @@ from src.writing import system_reason, whole_file
 DIGEST = "digest"
 ADVICE = "earlier ones are intact: make room, then go on with --ckpt_path last"
 DAMAGED = "it is damaged, or of another program"
+_LARGE = ("state_dict", "optimizer_states")
 _TO_BE_READ = {
     "parley.format": int,
     "parley.version": str,
@@ -123,6 +124,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> Any:
         """Read a checkpoint; a file that would run code is refused whatever `weights_only` is."""
         return read_checkpoint(path, map_location=map_location)
+
+    def load_mapped(self, path: str | Path) -> dict[str, Any]:
+        """As `load_checkpoint`, but of one file weights and optimiser states stay on disk, in the system's cache."""
+        if is_in_shards(Path(path)):
+            return read_checkpoint(path)
+        copy = copier()
+        checkpoint = read_checkpoint(path, mmap=True)
+        return {key: value if key in _LARGE else map_leaves(value, copy) for key, value in checkpoint.items()}
 
 
 def _write(content: dict[str, Any] | Cut, path: Path, share: Share | None) -> None:

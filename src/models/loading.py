@@ -131,6 +131,7 @@ def load_model(
     base_model: str | Path | None = None,
     outputs: int | None = None,
     trust_remote_code: bool = False,
+    float32_files: Path | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Load a base model, or a PEFT adapter on its base; the head stays tied or untied as in the files.
 
@@ -148,6 +149,7 @@ def load_model(
         base_model: For an adapter, its base where that has moved.
         outputs: Of a sequence classifier; a language model when left out.
         trust_remote_code: Run the code that the model's directory brings, as the user asked.
+        float32_files: A directory with the same files in float32 (`write_in_float32`), to read instead.
 
     Returns:
         The model in evaluation mode: a `PeftModel` for an adapter directory.
@@ -166,6 +168,7 @@ def load_model(
             "dropout": dropout,
             "outputs": outputs,
             "trust_remote_code": trust_remote_code,
+            "float32_files": float32_files,
         }
         return _load_adapter(name_or_path, base, is_trainable, options)
     config = load_config(name_or_path, gguf_file, outputs=outputs, trust_remote_code=trust_remote_code)
@@ -192,16 +195,18 @@ def load_model(
     reads = reading("the weights", name)
     with _attending(attn_implementation), reads, quietly(bars=not local_only), drawing:
         loaded: Any = _auto_class(config, name, outputs).from_pretrained(
-            name,
+            str(float32_files or name),
             config=config,
             dtype=dtype or torch.float32,
-            local_files_only=local_only,
+            local_files_only=local_only or float32_files is not None,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in one line
             **{key: value for key, value in given.items() if value is not None},
         )
     model, report = loaded
+    if float32_files is not None:  # which are not where it is from
+        model.name_or_path = model.config.name_or_path = name
     fresh = _fresh(model, report, name, outputs)
     if quantization is not None:
         settle_quantized(model, name)

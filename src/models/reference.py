@@ -22,7 +22,7 @@ class Reference(nn.Module):
 
     - A fresh adapter: the reference is the base, the adapter switched off; nothing is kept.
     - An adapter that is trained on, starts elsewhere than at its base or trains biases too: a copy of what is trained.
-    - A whole model: a copy of its weights.
+    - A whole model: a copy of its weights; of one that is about to be put in shards, of this process's shards alone.
 
     The copies are swapped with the policy's tensors while the reference is used. So the same module computes both, and
     where policy and reference are equal, results are bitwise equal. The copies are not in the state dict, since they
@@ -31,13 +31,15 @@ class Reference(nn.Module):
     Args:
         model: The policy at its start.
         is_continued: An adapter from a directory is trained on, rather than a fresh one.
+        until_followed: Have the policy's own tensors for copies until `follow` is called; nothing may change them.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, *, is_continued: bool) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *, is_continued: bool, until_followed: bool = False) -> None:
         super().__init__()
         self.is_base = is_base_below_adapter(model, is_continued=is_continued)
         for index, parameter in enumerate(self._trained(model)):
-            copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            start = parameter.detach() if until_followed else parameter.detach().clone()
+            copy = nn.Parameter(start, requires_grad=False)
             self.register_parameter(f"copy{index}", copy)
         self._fingerprint = "" if self.is_base else fingerprint(self)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,12 +21,14 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, 
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
 from src.models.cpu import speed_up_on_cpu
+from src.models.float32_files import half_precision_directory, write_in_float32
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.models.low_precision import check_adapter_config, check_request
 from src.models.tying import base_model
 from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
 from src.modules.optimizers import OptimizerPlan
+from src.parallel.strategy import ShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -99,17 +104,19 @@ class ModelModule(LightningModule, ABC):
         if setting := self._low_precision:
             check_request(name, self.lora, setting)
         self.tokenizer = self.load_tokenizer(config)
-        model = load_model(
-            name,
-            gguf_file=self.gguf_file,
-            dtype=getattr(torch, self.dtype_of_base) if self.dtype_of_base else torch.get_default_dtype(),
-            quantization=self.quantization,
-            attn_implementation=self.attn_implementation,
-            dropout=self.dropout,
-            is_trainable=True,
-            outputs=self.outputs,
-            trust_remote_code=self.trust_remote_code,
-        )
+        with self._float32_files() as files:
+            model = load_model(
+                name,
+                gguf_file=self.gguf_file,
+                dtype=getattr(torch, self.dtype_of_base) if self.dtype_of_base else torch.get_default_dtype(),
+                quantization=self.quantization,
+                attn_implementation=self.attn_implementation,
+                dropout=self.dropout,
+                is_trainable=True,
+                outputs=self.outputs,
+                trust_remote_code=self.trust_remote_code,
+                float32_files=files,
+            )
         if not isinstance(model, PeftModel):
             fit_embeddings(model, self.tokenizer)
         if self.gradient_checkpointing:
@@ -136,6 +143,22 @@ class ModelModule(LightningModule, ABC):
     def _low_precision(self) -> str | None:
         """Which setting has the base in less than float32."""
         return "quantization" if self.quantization is not None else "dtype" if self.dtype_of_base else None
+
+    @contextmanager
+    def _float32_files(self) -> Iterator[Path | None]:
+        """For a run in shards, float32 files of a model in half precision: each machine has them in memory once."""
+        strategy = self.trainer.strategy if is_attached(self) else None
+        in_float32 = torch.get_default_dtype() == torch.float32 and self._low_precision is None
+        if not isinstance(strategy, ShardedStrategy) or not in_float32:
+            yield None
+            return
+        given = self.gguf_file is not None or self.trust_remote_code
+        source = None if given else half_precision_directory(self.model_name_or_path)
+        if source is None:
+            yield None
+            return
+        with strategy.made_once_a_machine(lambda folder: write_in_float32(source, folder)) as folder:
+            yield folder
 
     def load_tokenizer(self, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
         """The tokenizer of the model.

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from src.contracts import Batch, PreferenceBatch
 from src.errors import ParleyError
+from src.internals import is_attached
 from src.models.generation import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.policy import encode_prompts
@@ -116,7 +117,8 @@ class PolicyModule(GeneratingModule):
 
     def make_reference(self) -> Reference | None:
         """What the policy is held to, made once the policy is as training finds it; None where nothing is kept."""
-        return Reference(self.policy, is_continued=self.lora is None)
+        in_shards = is_attached(self) and isinstance(self.trainer.strategy, ShardedStrategy)
+        return Reference(self.policy, is_continued=self.lora is None, until_followed=in_shards)
 
     def on_fit_start(self) -> None:
         """Refuse unsupported strategies and architectures."""

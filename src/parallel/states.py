@@ -119,5 +119,6 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
 
 
 def _cut(value: Any, parameter: Tensor) -> Any:
-    has_shape = isinstance(value, Tensor) and value.shape == parameter.shape
-    return shard_like(value, parameter) if has_shape else value
+    if not isinstance(value, Tensor):
+        return value
+    return shard_like(value, parameter) if value.shape == parameter.shape else value.clone()  # it may lie in a file

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from src.contracts import Shardable, Share, Writing
+from src.contracts import MapsTensors, Shardable, Share, Writing
 from src.errors import ParleyError
 from src.parallel.gathering import gathered, reshard
 from src.parallel.sharding import is_sharded, shard, shard_like
@@ -70,6 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.replicas = replicas
         self.checkpoints = checkpoints
         self._writings = 0
+        self._waiting: tuple[Mapping[str, Any], bool] | None = None  # weights, until the Module is in shards
 
     # Set-up
 
@@ -94,8 +99,30 @@ class ShardedStrategy(ModelParallelStrategy):
         """Every process gets different data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
+    @contextmanager
+    def made_once_a_machine(self, make: Callable[[Path], None]) -> Iterator[Path]:
+        """A directory that the first process of each machine fills for all of it; it is gone after the block.
+
+        What a process has mapped of its files by then stays. Every process must come here.
+
+        Args:
+            make: Is given the empty directory.
+        """
+        token = self.broadcast(secrets.token_hex(8))
+        folder = Path(tempfile.gettempdir()) / f"parley-{token}"
+        try:
+            if self.local_rank == 0:
+                folder.mkdir(mode=0o700)
+                make(folder)
+            self.barrier()
+            yield folder
+            self.barrier()
+        finally:
+            if self.local_rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def setup(self, trainer: Trainer) -> None:
-        """Shard the Module, which is set up and has its checkpoint's weights; then make its optimiser.
+        """Shard the Module, which is set up; give it its checkpoint's weights; then make its optimiser.
 
         Raises:
             ParleyError: A precision, a callback, a part of the model or an optimiser does not work with shards.
@@ -119,6 +146,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 shard(root, self.mesh, COMPUTED_IN[precision])
             _refuse_whole(module)
             module.on_sharded()
+        self._load_waiting()
         super().setup(trainer)
         for optimizer in self.optimizers:
             refuse_beyond_rows(optimizer)
@@ -168,10 +196,19 @@ class ShardedStrategy(ModelParallelStrategy):
         return gather_weights(self._module, state, keep=self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load weights into the Module, which is still whole, or in shards since an earlier run of this process."""
+        """Load weights into the Module, once it is in shards: while it is whole they would be there twice."""
+        self._waiting = (checkpoint["state_dict"], strict)
+        if is_sharded(self._module):  # since an earlier run of this process
+            self._load_waiting()
+
+    def _load_waiting(self) -> None:
+        """Take this process's part of the weights that wait for it."""
+        if self._waiting is None:
+            return
+        (given, strict), self._waiting = self._waiting, None
         reshard(self._module)
         own = self._module.state_dict()
-        state = {name: shard_like(value, own.get(name, value)) for name, value in checkpoint["state_dict"].items()}
+        state = {name: shard_like(value, own.get(name, value)) for name, value in given.items()}
         self._module.load_state_dict(state, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -195,7 +232,9 @@ class ShardedStrategy(ModelParallelStrategy):
         super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Whichever of the two, read by every process."""
+        """Whichever of the two, read by every process; of one file no more than its shards come into memory."""
+        if isinstance(self.checkpoint_io, MapsTensors):
+            return self.checkpoint_io.load_mapped(checkpoint_path)
         return super(ModelParallelStrategy, self).load_checkpoint(checkpoint_path, weights_only)
 
 

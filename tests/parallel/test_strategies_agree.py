@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.strategies import difference, measure
+from benchmarks.strategies import ALONE, Way, difference, measure
 from benchmarks.strategy_cases import CASES, Measured
 
 STEPS = 20
@@ -27,14 +27,14 @@ def test_losses_weights_metrics_and_shares(tmp_path):
 
     One test, for the processes of each strategy go through all cases.
     """
-    measured = measure(list(CASES), 2, tmp_path, steps=STEPS)
+    measured = measure(list(CASES), [2], tmp_path, steps=STEPS)
     found = {}
     for name, ways in measured.items():
-        one = ways["one"]
+        one = ways[ALONE]
         assert len(one.losses) == STEPS, name
         assert len(set(one.losses)) > STEPS / 2, name  # they moved
         assert len(one.validation) > 3, name
         for strategy, share in (("ddp", 1.0), ("sharded", 0.5)):
-            if wrong := faults(one, ways[strategy], share):
+            if wrong := faults(one, ways[Way(strategy, 2)], share):
                 found[name, strategy] = wrong
     assert found == {}
