@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from src.datamodules.dealing import Dealing
 from src.datamodules.formats import Format, resolve_format
 from src.datamodules.loader import Batches, ResumableDataLoader
 from src.datamodules.rows import Row, by_question, without_empty
-from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.datamodules.sampler import DealtBatchSampler
 from src.datamodules.sources import Rows, read_split
 from src.datamodules.splits import SplitSpec
+from src.datamodules.streaming import StreamedDataset, StreamedRows
 from src.datamodules.templates import resolve_template
 from src.errors import ParleyError
 from src.internals import uses_distributed_sampler
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 
 COUNTS = ("batch_size", "max_tokens_per_batch", "max_source_length", "max_target_length", "every_nth", "max_chars")
 RANGES = {
-    **dict.fromkeys((*COUNTS, "pad_to_multiple_of"), COUNT),
+    **dict.fromkeys((*COUNTS, "pad_to_multiple_of", "shuffle_buffer"), COUNT),
     **dict.fromkeys(("num_workers", "min_chars"), NOT_NEGATIVE),
     "seed": SEED,
 }
@@ -69,6 +71,9 @@ class TextDataModule(LightningDataModule):
         seed: Of the shuffling.
         strict: Refuse an empty cell instead of dropping the row.
         pad_to_multiple_of: Round padded lengths up to a multiple; 8 suits tensor cores.
+        streaming: In training, leave rows on the disk until a step takes them, and tokenise them then: for data that is
+            larger than memory. Reads JSON lines, Parquet and what `datasets` has on the disk.
+        shuffle_buffer: With streaming, examples that are in memory to be shuffled.
         cache_dir: Where tokenised data is kept; beside the caches of `datasets` when left out.
         gguf_file: The GGUF file in the model's directory, where the tokenizer is in one. Linked to the model's.
         trust_remote_code: Run the code that the model's directory brings. Linked to the model's.
@@ -99,6 +104,8 @@ class TextDataModule(LightningDataModule):
         seed: int = 42,
         strict: bool = False,
         pad_to_multiple_of: int = 1,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
         cache_dir: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
@@ -124,19 +131,36 @@ class TextDataModule(LightningDataModule):
         self.seed = seed
         self.strict = strict
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self.gguf_file = gguf_file
         self.trust_remote_code = trust_remote_code
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Any]] = {}  # from prepare_data to setup
+        self._streamed: StreamedRows | None = None  # the training split, where it stays on the disk
+        self._configs: dict[int | None, PreTrainedConfig] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         refuse_outside(self, RANGES)
+        if streaming and max_tokens_per_batch is not None:
+            raise ParleyError(
+                "max_tokens_per_batch wants the length of every example, which streaming learns as it goes; give "
+                "batch_size, or leave streaming out."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that prepare batches: they are started without the trainer."""
+        return {**vars(self), "trainer": None}
 
     # What a dataset says
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:
-        """Sort a source's columns into rows, one a right answer; rows with equal fields answer the same question."""
+        """Sort a source's columns into rows, one a right answer; rows with equal fields answer the same question.
+
+        Args:
+            source: All of a split; with `streaming`, one row of it at a time.
+        """
 
     @abstractmethod
     def examples(self, part: str) -> list[Any]:
@@ -148,6 +172,10 @@ class TextDataModule(LightningDataModule):
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
+
+    @abstractmethod
+    def examples_of(self, row: Row) -> list[Any]:
+        """What is learned from a row, one example or several."""
 
     @abstractmethod
     def encode(self, examples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
@@ -191,9 +219,13 @@ class TextDataModule(LightningDataModule):
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
+        if self.streaming:
+            return by_question(StreamedRows(self, part).rows(speaks=self._speaks))
         source = self._read(part)
-        rows = self._of_part(part, list(self.to_rows(source)))
-        rows = without_empty(rows[:: self.every_nth], source.origin, strict=self.strict, speaks=self._speaks)
+        rows = self.rows_of(part, source)[:: self.every_nth]
+        rows = without_empty(rows, source.origin, source.notes, strict=self.strict)
+        if self._speaks:
+            source.notes.tell(source.origin)
         longest = math.inf if self.max_chars is None else self.max_chars
         groups = by_question(row for row in rows if self.min_chars < row.size <= longest)
         start, stop = self.splits[part].bounds(len(groups))
@@ -205,8 +237,21 @@ class TextDataModule(LightningDataModule):
             )
         return groups
 
+    def rows_of(self, part: str, source: Rows) -> list[Row]:
+        """What a source's rows, or some of them, mean, where they belong to a split.
+
+        Args:
+            part: `train`, `validation` or `test`.
+            source: The rows.
+        """
+        return self._of_part(part, list(self.to_rows(source)))
+
+    def where(self, part: str) -> tuple[str, str]:
+        """The source of a part, and the source's split that it is in."""
+        return self.path, self.splits[part].name
+
     def _read(self, part: str) -> Rows:
-        return read_split(self.path, self.splits[part].name)
+        return read_split(*self.where(part))
 
     def _of_part(self, part: str, rows: list[Row]) -> list[Row]:  # noqa: ARG002
         """Those of a source's rows that belong to a split, where the source does not say."""
@@ -240,21 +285,29 @@ class TextDataModule(LightningDataModule):
     @property
     def model_config(self) -> PreTrainedConfig:
         """The model's configuration."""
-        return load_config(
-            self.model_name_or_path, self.gguf_file, outputs=self.outputs, trust_remote_code=self.trust_remote_code
-        )
+        outputs = self.outputs
+        if outputs not in self._configs:
+            self._configs[outputs] = load_config(
+                self.model_name_or_path, self.gguf_file, outputs=outputs, trust_remote_code=self.trust_remote_code
+            )
+        return self._configs[outputs]
 
     @property
     def outputs(self) -> int | None:
         """Of the classifier that the Module trains; None where it trains a language model."""
         return None
 
-    @property
+    @cached_property
     def resolved_format(self) -> Format:
         """What `format` means for this model: `plain`, `published` or `chat`."""
         return resolve_format(
             self.format, self.tokenizer, is_encoder_decoder=self.is_encoder_decoder, turns=self.in_turns
         )
+
+    def characters(self, example: Any) -> int:
+        """How long an example is, where its tokens are not known: of what `lengths` counts the tokens."""
+        prompt = len(example.prompt)
+        return prompt if self.is_encoder_decoder else prompt + max(len(getattr(example, name)) for name in self.answers)
 
     def limits(self) -> dict[str, int]:
         """Of tokens: of a prompt, and of each kind of answer."""
@@ -290,7 +343,9 @@ class TextDataModule(LightningDataModule):
         """Tokenise into the cache; Lightning calls this on one process, so that the others find it done."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
         for part in self._parts(stage):
-            if part not in self.datasets:
+            if part == "train" and self.streaming:
+                StreamedRows(self, part)
+            elif part not in self.datasets:
                 self._encoded(part)
 
     def setup(self, stage: str | None = None) -> None:
@@ -301,6 +356,11 @@ class TextDataModule(LightningDataModule):
                 "this DataModule deals batches to processes itself; set trainer.use_distributed_sampler: false."
             )
         for part in self._parts(stage):
+            if part == "train" and self.streaming:
+                self.refuse_misfits(None if trainer is None else trainer.lightning_module)
+                self._streamed = self._streamed or StreamedRows(self, part)
+                self._streamed.look(speaks=self._speaks)
+                continue
             if part in self.datasets:
                 continue
             dataset = self.datasets[part] = self._encoded(part)
@@ -309,8 +369,11 @@ class TextDataModule(LightningDataModule):
             if self._speaks:
                 checks.report(part, dataset, self.limits())
             checks.check_survival(part, dataset, self.answers, self.model_name_or_path, speaks=self._speaks)
-            if part == "validation" and "train" in self.datasets and self._speaks:
-                checks.warn_of_overlap(self.datasets["train"], dataset)
+            if part == "validation" and self._speaks:
+                if self._streamed is not None:
+                    self._streamed.warn_of_overlap(StreamedRows(self, part))
+                elif "train" in self.datasets:
+                    checks.warn_of_overlap(self.datasets["train"], dataset)
 
     # Batches
 
@@ -338,15 +401,19 @@ class TextDataModule(LightningDataModule):
         sampler = self._dealing.evaluation(self.lengths(part, in_all=False), self.trainer, part=part, limit=limit)
         return self._loader(self.datasets[part], sampler, training=False)
 
-    def _loader(self, dataset: Dataset, sampler: LengthGroupedBatchSampler, *, training: bool) -> ResumableDataLoader:
+    def _loader(self, dataset: Dataset, sampler: DealtBatchSampler, *, training: bool) -> ResumableDataLoader:
         collate = self.collator(training=training)
         return ResumableDataLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""
+        if (streamed := self._streamed) is not None:
+            sampler = self._dealing.streamed(len(streamed), streamed.lengths, self.shuffle_buffer, self.trainer)
+            dataset = StreamedDataset(streamed, sampler.stretch, sampler.stretches)
+            return self._loader(dataset, sampler, training=True)
         lengths = self.lengths("train", in_all=self.max_tokens_per_batch is not None)
-        dataset, lengths = self.training_dataset(lengths)
-        return self._loader(dataset, self._dealing.training(lengths, self.trainer), training=True)
+        examples, lengths = self.training_dataset(lengths)
+        return self._loader(examples, self._dealing.training(lengths, self.trainer), training=True)
 
     def val_dataloader(self) -> ResumableDataLoader:
         """The validation split, each example once over all processes."""
