@@ -7,20 +7,18 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from src.contracts import LearnsFromPreferences
 from src.datamodules import checks
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
 from src.datamodules.dealing import Dealing
-from src.datamodules.formats import Format, resolve_format
+from src.datamodules.for_model import PreparesForModel
+from src.datamodules.formats import Format
 from src.datamodules.loader import Batches, ResumableDataLoader
 from src.datamodules.rows import Row, by_question, without_empty
 from src.datamodules.sampler import DealtBatchSampler
@@ -30,7 +28,6 @@ from src.datamodules.streaming import StreamedDataset, StreamedRows
 from src.datamodules.templates import resolve_template
 from src.errors import ParleyError
 from src.internals import uses_distributed_sampler
-from src.models.loading import load_config, load_tokenizer
 from src.ranges import COUNT, NOT_NEGATIVE, SEED, refuse_outside
 
 log = logging.getLogger(__name__)
@@ -44,7 +41,7 @@ RANGES = {
 CACHE_VERSION = 4  # raise it when the meaning of a cached row changes
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(PreparesForModel):
     """Base of the DataModules: a dataset says what its rows mean and how they are encoded, everything else is here.
 
     Args:
@@ -80,7 +77,6 @@ class TextDataModule(LightningDataModule):
     """
 
     fields: frozenset[str]  # what a template may name
-    in_turns = False  # whether prompt and target are two turns of a talk
     answers: tuple[str, ...] = ("target",)  # what a cached row has beside its prompt: the columns `<name>_ids`
 
     def __init__(
@@ -110,15 +106,13 @@ class TextDataModule(LightningDataModule):
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__()
-        self.model_name_or_path = model_name_or_path
+        super().__init__(model_name_or_path, format, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
         self.path = path
         self.splits = {
             name: SplitSpec.parse(text)
             for name, text in {"train": train_split, "validation": validation_split, "test": test_split}.items()
         }
         self.template = resolve_template(template, set(self.fields))
-        self.format = format
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
         self.group_by_length = group_by_length
@@ -134,13 +128,9 @@ class TextDataModule(LightningDataModule):
         self.streaming = streaming
         self.shuffle_buffer = shuffle_buffer
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self.gguf_file = gguf_file
-        self.trust_remote_code = trust_remote_code
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Any]] = {}  # from prepare_data to setup
         self._streamed: StreamedRows | None = None  # the training split, where it stays on the disk
-        self._configs: dict[int | None, PreTrainedConfig] = {}
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         refuse_outside(self, RANGES)
         if streaming and max_tokens_per_batch is not None:
             raise ParleyError(
@@ -260,15 +250,6 @@ class TextDataModule(LightningDataModule):
     # Tokens
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(
-                self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
-            )
-        return self._tokenizer
-
-    @property
     def _trains(self) -> bool:
         """Whether this is for training, with its validation, rather than for testing or predicting."""
         return self.trainer is not None and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
@@ -276,33 +257,6 @@ class TextDataModule(LightningDataModule):
     @property
     def _speaks(self) -> bool:
         return self.trainer is None or self.trainer.is_global_zero
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether the model has an encoder and a decoder."""
-        return bool(self.model_config.is_encoder_decoder)
-
-    @property
-    def model_config(self) -> PreTrainedConfig:
-        """The model's configuration."""
-        outputs = self.outputs
-        if outputs not in self._configs:
-            self._configs[outputs] = load_config(
-                self.model_name_or_path, self.gguf_file, outputs=outputs, trust_remote_code=self.trust_remote_code
-            )
-        return self._configs[outputs]
-
-    @property
-    def outputs(self) -> int | None:
-        """Of the classifier that the Module trains; None where it trains a language model."""
-        return None
-
-    @cached_property
-    def resolved_format(self) -> Format:
-        """What `format` means for this model: `plain`, `published` or `chat`."""
-        return resolve_format(
-            self.format, self.tokenizer, is_encoder_decoder=self.is_encoder_decoder, turns=self.in_turns
-        )
 
     def characters(self, example: Any) -> int:
         """How long an example is, where its tokens are not known: of what `lengths` counts the tokens."""

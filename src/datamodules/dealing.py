@@ -83,7 +83,12 @@ class Dealing:
             limit: The trainer's argument that says how many.
         """
         sampler = LengthGroupedBatchSampler(
-            lengths, batch_size=self.batch_size, group_by_length=self.group_by_length, **self._over_processes(trainer)
+            lengths,
+            batch_size=self.batch_size,
+            max_tokens=None,
+            shuffle=False,
+            group_by_length=self.group_by_length,
+            **self._over_processes(trainer),
         )
         wanted = getattr(trainer, limit, 1.0)
         taken = int(wanted * len(sampler)) if isinstance(wanted, float) else wanted
