@@ -215,7 +215,10 @@ def _settings(data: TextDataModule) -> list[Any]:
     }
     code = hashlib.sha256()
     for each in kind.__mro__[: kind.__mro__.index(LightningDataModule)]:
-        code.update(inspect.getsource(inspect.getmodule(each) or each).encode())
+        try:
+            code.update(inspect.getsource(inspect.getmodule(each) or each).encode())
+        except (OSError, TypeError):  # made at a prompt: there is no file of it
+            code.update(repr(each).encode())
     text = json.dumps(settings, sort_keys=True, default=_plain)
     return [kind.__qualname__, code.hexdigest(), text, data.is_encoder_decoder]
 
