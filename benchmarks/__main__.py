@@ -17,6 +17,7 @@ BENCHMARKS = {
     "packing": "training a chatbot on short pairs: packed rows beside padded batches",
     "ppo": "an iteration of PPO beside TRL 0.11.4, batched and as published",
     "resume": "seconds to the first step, of a resumed run and of a fresh one",
+    "streaming": "peak memory of a run on data that stays on the disk, and on data in memory",
     "strategies": "one process, DDP and shards: the same losses, and bytes and seconds of each",
     "seq2seq": "fine-tuning an encoder-decoder: tokens per second beside transformers' trainers",
 }

@@ -136,6 +136,8 @@ class CrashTest:
         words += ["--data.init_args.num_workers", str(given.workers), *(task.certain if given.elastic else ())]
         if given.asynchronous:
             words += ["--trainer.callbacks.asynchronous", "true"]
+        if given.streaming:
+            words += ["--data.init_args.streaming", "true", "--data.init_args.shuffle_buffer", "64"]
         if given.packed:
             words += ["--data.init_args.packing", "true", "--data.init_args.max_source_length", "24"]
         return self._spawn(words, root.with_suffix(".log"))
@@ -252,6 +254,11 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         help="processes of one start after the other, such as 1,2,1, instead of --processes",
     )
     parser.add_argument("--asynchronous", action="store_true", help="checkpoints are written while training goes on")
+    parser.add_argument(
+        "--streaming",
+        action="store_true",
+        help="rows are read and tokenised as steps take them, through a buffer of 64",
+    )
     parser.add_argument("--packed", action="store_true", help="several examples in a row (causal)")
     parser.add_argument(
         "--fork",
@@ -264,6 +271,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(words)
     if given.packed and given.task != "causal":
         parser.error("--packed is for --task causal")
+    if given.packed and given.streaming:
+        parser.error("--packed and --streaming exclude each other")
     if min(given.kills, given.processes, given.accumulate) < 1 or given.workers < 0:
         parser.error("--kills, --processes and --accumulate must be positive, --workers not negative")
     if given.elastic and (min(given.elastic) < 1 or any(max(given.elastic) % number for number in given.elastic)):

@@ -115,17 +115,29 @@ def _tsv_rows(path: Path) -> Iterator[FileRow]:
 def _jsonl_rows(path: Path) -> Iterator[FileRow]:
     # Not str.splitlines: JSON texts may hold U+2028 and its like unescaped.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ParleyError(f"{path}, line {number} is not JSON ({error}); mend or drop it.") from error
-        if not isinstance(cells, dict):
-            raise ParleyError(f"{path}, line {number} is {type(cells).__name__}, not a JSON object; mend or drop it.")
-        if "\\u" in line:
-            refuse_surrogates(json.dumps(cells, ensure_ascii=False), f"{path}, line {number}")
-        yield FileRow(f"line {number}", cells)
+        if line.strip():
+            yield FileRow(f"line {number}", json_cells(line, f"{path}, line {number}"))
+
+
+def json_cells(line: str, place: str) -> dict[str, Any]:
+    """A row of JSON lines.
+
+    Args:
+        line: Its text.
+        place: What to call it.
+
+    Raises:
+        ParleyError: It is no JSON object, or has half a character in it.
+    """
+    try:
+        cells = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ParleyError(f"{place} is not JSON ({error}); mend or drop it.") from error
+    if not isinstance(cells, dict):
+        raise ParleyError(f"{place} is {type(cells).__name__}, not a JSON object; mend or drop it.")
+    if "\\u" in line:
+        refuse_surrogates(json.dumps(cells, ensure_ascii=False), place)
+    return cells
 
 
 def _parquet_rows(path: Path) -> Iterator[FileRow]:

@@ -10,39 +10,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from src.contracts import LearnsFromPreferences
 from src.datamodules import checks
 from src.datamodules.cache import EncodedDataset, cached, default_cache_dir, tokenizer_fingerprint
 from src.datamodules.dealing import Dealing
-from src.datamodules.formats import Format, resolve_format
+from src.datamodules.for_model import PreparesForModel
+from src.datamodules.formats import Format
 from src.datamodules.loader import Batches, ResumableDataLoader
 from src.datamodules.rows import Row, by_question, without_empty
-from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.datamodules.sampler import DealtBatchSampler
 from src.datamodules.sources import Rows, read_split
 from src.datamodules.splits import SplitSpec
+from src.datamodules.streaming import StreamedDataset, StreamedRows
 from src.datamodules.templates import resolve_template
 from src.errors import ParleyError
 from src.internals import uses_distributed_sampler
-from src.models.loading import load_config, load_tokenizer
 from src.ranges import COUNT, NOT_NEGATIVE, SEED, refuse_outside
 
 log = logging.getLogger(__name__)
 
 COUNTS = ("batch_size", "max_tokens_per_batch", "max_source_length", "max_target_length", "every_nth", "max_chars")
 RANGES = {
-    **dict.fromkeys((*COUNTS, "pad_to_multiple_of"), COUNT),
+    **dict.fromkeys((*COUNTS, "pad_to_multiple_of", "shuffle_buffer"), COUNT),
     **dict.fromkeys(("num_workers", "min_chars"), NOT_NEGATIVE),
     "seed": SEED,
 }
 CACHE_VERSION = 4  # raise it when the meaning of a cached row changes
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(PreparesForModel):
     """Base of the DataModules: a dataset says what its rows mean and how they are encoded, everything else is here.
 
     Args:
@@ -69,13 +68,15 @@ class TextDataModule(LightningDataModule):
         seed: Of the shuffling.
         strict: Refuse an empty cell instead of dropping the row.
         pad_to_multiple_of: Round padded lengths up to a multiple; 8 suits tensor cores.
+        streaming: In training, leave rows on the disk until a step takes them, and tokenise them then: for data that is
+            larger than memory. Reads JSON lines, Parquet and what `datasets` has on the disk.
+        shuffle_buffer: With streaming, examples that are in memory to be shuffled.
         cache_dir: Where tokenised data is kept; beside the caches of `datasets` when left out.
         gguf_file: The GGUF file in the model's directory, where the tokenizer is in one. Linked to the model's.
         trust_remote_code: Run the code that the model's directory brings. Linked to the model's.
     """
 
     fields: frozenset[str]  # what a template may name
-    in_turns = False  # whether prompt and target are two turns of a talk
     answers: tuple[str, ...] = ("target",)  # what a cached row has beside its prompt: the columns `<name>_ids`
 
     def __init__(
@@ -99,19 +100,19 @@ class TextDataModule(LightningDataModule):
         seed: int = 42,
         strict: bool = False,
         pad_to_multiple_of: int = 1,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
         cache_dir: str | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__()
-        self.model_name_or_path = model_name_or_path
+        super().__init__(model_name_or_path, format, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
         self.path = path
         self.splits = {
             name: SplitSpec.parse(text)
             for name, text in {"train": train_split, "validation": validation_split, "test": test_split}.items()
         }
         self.template = resolve_template(template, set(self.fields))
-        self.format = format
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
         self.group_by_length = group_by_length
@@ -124,19 +125,32 @@ class TextDataModule(LightningDataModule):
         self.seed = seed
         self.strict = strict
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self.gguf_file = gguf_file
-        self.trust_remote_code = trust_remote_code
         self.datasets: dict[str, EncodedDataset] = {}
         self._examples: dict[str, list[Any]] = {}  # from prepare_data to setup
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._streamed: StreamedRows | None = None  # the training split, where it stays on the disk
         refuse_outside(self, RANGES)
+        if streaming and max_tokens_per_batch is not None:
+            raise ParleyError(
+                "max_tokens_per_batch wants the length of every example, which streaming learns as it goes; give "
+                "batch_size, or leave streaming out."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that prepare batches: they are started without the trainer."""
+        return {**vars(self), "trainer": None}
 
     # For datasets to implement
 
     @abstractmethod
     def to_rows(self, source: Rows) -> Iterable[Row]:
-        """Sort a source's columns into rows, one a right answer; rows with equal fields answer the same question."""
+        """Sort a source's columns into rows, one a right answer; rows with equal fields answer the same question.
+
+        Args:
+            source: All of a split; with `streaming`, one row of it at a time.
+        """
 
     @abstractmethod
     def examples(self, part: str) -> list[Any]:
@@ -148,6 +162,10 @@ class TextDataModule(LightningDataModule):
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
+
+    @abstractmethod
+    def examples_of(self, row: Row) -> list[Any]:
+        """What is learned from a row, one example or several."""
 
     @abstractmethod
     def encode(self, examples: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
@@ -191,9 +209,13 @@ class TextDataModule(LightningDataModule):
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
+        if self.streaming:
+            return by_question(StreamedRows(self, part).rows(speaks=self._speaks))
         source = self._read(part)
-        rows = self._of_part(part, list(self.to_rows(source)))
-        rows = without_empty(rows[:: self.every_nth], source.origin, strict=self.strict, speaks=self._speaks)
+        rows = self.rows_of(part, source)[:: self.every_nth]
+        rows = without_empty(rows, source.origin, source.notes, strict=self.strict)
+        if self._speaks:
+            source.notes.tell(source.origin)
         longest = math.inf if self.max_chars is None else self.max_chars
         groups = by_question(row for row in rows if self.min_chars < row.size <= longest)
         if not groups:
@@ -209,23 +231,27 @@ class TextDataModule(LightningDataModule):
             )
         return groups[start:stop]
 
+    def rows_of(self, part: str, source: Rows) -> list[Row]:
+        """What a source's rows, or some of them, mean, where they belong to a split.
+
+        Args:
+            part: `train`, `validation` or `test`.
+            source: The rows.
+        """
+        return self._of_part(part, list(self.to_rows(source)))
+
+    def where(self, part: str) -> tuple[str, str]:
+        """The source of a part, and the source's split that it is in."""
+        return self.path, self.splits[part].name
+
     def _read(self, part: str) -> Rows:
-        return read_split(self.path, self.splits[part].name)
+        return read_split(*self.where(part))
 
     def _of_part(self, part: str, rows: list[Row]) -> list[Row]:  # noqa: ARG002
         """The rows that belong to a split, for sources that are not divided into splits."""
         return rows
 
     # Tokens
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(
-                self.model_name_or_path, gguf_file=self.gguf_file, trust_remote_code=self.trust_remote_code
-            )
-        return self._tokenizer
 
     @property
     def _trains(self) -> bool:
@@ -236,29 +262,10 @@ class TextDataModule(LightningDataModule):
     def _speaks(self) -> bool:
         return self.trainer is None or self.trainer.is_global_zero
 
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether the model has an encoder and a decoder."""
-        return bool(self.model_config.is_encoder_decoder)
-
-    @property
-    def model_config(self) -> PreTrainedConfig:
-        """The model's configuration."""
-        return load_config(
-            self.model_name_or_path, self.gguf_file, outputs=self.outputs, trust_remote_code=self.trust_remote_code
-        )
-
-    @property
-    def outputs(self) -> int | None:
-        """Of the classifier that the Module trains; None where it trains a language model."""
-        return None
-
-    @property
-    def resolved_format(self) -> Format:
-        """What `format` means for this model: `plain`, `published` or `chat`."""
-        return resolve_format(
-            self.format, self.tokenizer, is_encoder_decoder=self.is_encoder_decoder, turns=self.in_turns
-        )
+    def characters(self, example: Any) -> int:
+        """How long an example is, where its tokens are not known: of what `lengths` counts the tokens."""
+        prompt = len(example.prompt)
+        return prompt if self.is_encoder_decoder else prompt + max(len(getattr(example, name)) for name in self.answers)
 
     def limits(self) -> dict[str, int]:
         """The most tokens of a prompt and of each kind of answer."""
@@ -294,7 +301,9 @@ class TextDataModule(LightningDataModule):
         """Tokenise into the cache; Lightning calls this on one process only."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
         for part in self._parts(stage):
-            if part not in self.datasets:
+            if part == "train" and self.streaming:
+                StreamedRows(self, part)
+            elif part not in self.datasets:
                 self._encoded(part)
 
     def setup(self, stage: str | None = None) -> None:
@@ -305,6 +314,11 @@ class TextDataModule(LightningDataModule):
                 "this DataModule deals batches to processes itself; set trainer.use_distributed_sampler: false."
             )
         for part in self._parts(stage):
+            if part == "train" and self.streaming:
+                self.refuse_misfits(None if trainer is None else trainer.lightning_module)
+                self._streamed = self._streamed or StreamedRows(self, part)
+                self._streamed.look(speaks=self._speaks)
+                continue
             if part in self.datasets:
                 continue
             dataset = self.datasets[part] = self._encoded(part)
@@ -313,8 +327,11 @@ class TextDataModule(LightningDataModule):
             if self._speaks:
                 checks.report(part, dataset, self.limits())
             checks.check_survival(part, dataset, self.answers, self.model_name_or_path, speaks=self._speaks)
-            if part == "validation" and "train" in self.datasets and self._speaks:
-                checks.warn_of_overlap(self.datasets["train"], dataset)
+            if part == "validation" and self._speaks:
+                if self._streamed is not None:
+                    self._streamed.warn_of_overlap(StreamedRows(self, part))
+                elif "train" in self.datasets:
+                    checks.warn_of_overlap(self.datasets["train"], dataset)
 
     # Batches
 
@@ -342,15 +359,19 @@ class TextDataModule(LightningDataModule):
         sampler = self._dealing.evaluation(self.lengths(part, in_all=False), self.trainer, part=part, limit=limit)
         return self._loader(self.datasets[part], sampler, training=False)
 
-    def _loader(self, dataset: Dataset, sampler: LengthGroupedBatchSampler, *, training: bool) -> ResumableDataLoader:
+    def _loader(self, dataset: Dataset, sampler: DealtBatchSampler, *, training: bool) -> ResumableDataLoader:
         collate = self.collator(training=training)
         return ResumableDataLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""
+        if (streamed := self._streamed) is not None:
+            sampler = self._dealing.streamed(len(streamed), streamed.lengths, self.shuffle_buffer, self.trainer)
+            dataset = StreamedDataset(streamed, sampler.stretch, sampler.stretches)
+            return self._loader(dataset, sampler, training=True)
         lengths = self.lengths("train", in_all=self.max_tokens_per_batch is not None)
-        dataset, lengths = self.training_dataset(lengths)
-        return self._loader(dataset, self._dealing.training(lengths, self.trainer), training=True)
+        examples, lengths = self.training_dataset(lengths)
+        return self._loader(examples, self._dealing.training(lengths, self.trainer), training=True)
 
     def val_dataloader(self) -> ResumableDataLoader:
         """The validation split, each example once over all processes."""

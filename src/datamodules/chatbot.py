@@ -14,7 +14,7 @@ from src.datamodules.dialogue import DialogueDataModule
 from src.datamodules.download import downloaded, is_url
 from src.datamodules.formats import Format
 from src.datamodules.rows import Row
-from src.datamodules.sources import Rows, aliases, holds_split, only_table, read_split
+from src.datamodules.sources import Rows, aliases, holds_split, only_table
 from src.errors import ParleyError
 
 
@@ -91,6 +91,12 @@ class ChatbotDataModule(DialogueDataModule):
                 "more that leave something to train on."
             )
 
+        if self.streaming and self.every_nth > 1:
+            raise ParleyError(
+                "every_nth counts ChatbotData's answers question by question, and streaming cannot; leave one of them "
+                "out."
+            )
+
     def to_rows(self, source: Rows) -> Iterator[Row]:
         """One Row per answer, grouped by question in the order of the questions' first rows."""
         by_question: dict[str, list[Row]] = defaultdict(list)
@@ -99,7 +105,7 @@ class ChatbotDataModule(DialogueDataModule):
                 continue
             question = source.text(number, "Q")
             by_question[question].append(
-                Row({"question": question}, source.text(number, "A"), str(number), len(question))
+                Row({"question": question}, source.text(number, "A"), source.name(number), len(question))
             )
         for rows in by_question.values():
             yield from rows
@@ -108,8 +114,9 @@ class ChatbotDataModule(DialogueDataModule):
         """The rows in the source's order: their ids are their numbers."""
         return sorted(rows, key=lambda row: int(row.id))
 
-    def _read(self, part: str) -> Rows:
-        return read_split(str(self._table or self.path), self._names[part])
+    def where(self, part: str) -> tuple[str, str]:
+        """The source of a part, and the source's split that it is in."""
+        return str(self._table or self.path), self._names[part]
 
     @cached_property
     def _names(self) -> dict[str, str]:

@@ -71,6 +71,28 @@ def refuse_too_long(
         )
 
 
+def refuse_long_limits(limits: dict[str, int], config: PretrainedConfig, *, joined: bool) -> None:
+    """Refuse limits beyond a model's positions, where nobody knows how long the longest example is.
+
+    Args:
+        limits: Of tokens: of a `prompt`, where there is one, and of each kind of answer.
+        config: The model's.
+        joined: Whether the model reads prompt and answer as one.
+
+    Raises:
+        ParleyError: They allow more tokens than the model has positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    prompt = limits.get("prompt", 0)
+    answer = max(limit for what, limit in limits.items() if what != "prompt")
+    longest = prompt + answer if joined else max(prompt, answer)
+    if longest > positions:
+        raise ParleyError(
+            f"examples may have up to {longest} tokens, but {config.name_or_path or 'the model'} has {positions} "
+            "positions, and streaming learns too late how long they are; lower max_source_length or max_target_length."
+        )
+
+
 def check_survival(part: str, dataset: EncodedDataset, answers: Sequence[str], model: str, *, speaks: bool) -> None:
     """Warn of, or refuse, texts with characters that the tokenizer does not know and so loses.
 
@@ -112,10 +134,21 @@ def warn_of_overlap(train: EncodedDataset, validation: EncodedDataset) -> None:
         name for name, prompt in zip(validation.rows["id"], validation.rows["prompt"], strict=True) if prompt in known
     ]
     if both:
-        log.warning(
-            "%d of %d prompts of validation are in train too (first: %s); what is measured on them says little. "
-            "Disjoint parts of one split, such as train[:90%%] and train[90%%:], share none.",
-            len(both),
-            len(validation),
-            both[0],
-        )
+        say_overlap(len(both), f"{len(validation)} prompts", f" (first: {both[0]})")
+
+
+def say_overlap(count: int, of: str, which: str = "") -> None:
+    """Warn that validation is trained on.
+
+    Args:
+        count: How many.
+        of: Of how many of what.
+        which: Some of them.
+    """
+    log.warning(
+        "%d of %s of validation are in train too%s; what is measured on them says little. Disjoint parts of one split, "
+        "such as train[:90%%] and train[90%%:], share none.",
+        count,
+        of,
+        which,
+    )

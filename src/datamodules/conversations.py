@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +12,6 @@ from src.datamodules.rows import Row
 from src.datamodules.sources import Rows
 from src.datamodules.turns import answered, as_text, parse_messages, parse_transcript
 from src.errors import ParleyError
-
-log = logging.getLogger(__name__)
 
 MESSAGE_COLUMNS = ("messages", "conversations")  # where nothing else is said: chat templates' name, and ShareGPT's
 
@@ -103,17 +100,20 @@ class ConversationDataModule(DialogueDataModule):
 
     def to_rows(self, source: Rows) -> Iterator[ConversationRow]:
         """One row a conversation."""
-        rows, unanswered, greetings, questions = [], [], 0, 0
+        rows: list[ConversationRow] = []
+        unanswered: list[str] = []
+        greetings: list[str] = []
+        questions: list[str] = []
         for number, cells in enumerate(source.rows):
-            name = str(number if cells.get("id") is None else cells["id"])
+            name = source.name(number) if cells.get("id") is None else str(cells["id"])
             whole = self._talk(source, number)
             talk = answered(whole)
             if not talk:
                 unanswered.append(name)
                 continue
             said = [turn.role for turn in whole if turn.role != "system"]
-            greetings += said[0] == "assistant"
-            questions += said[-1] == "user"
+            greetings += [name] if said[0] == "assistant" else []
+            questions += [name] if said[-1] == "user" else []
             size = sum(len(turn.content) for turn in talk)
             rows.append(ConversationRow({"history": as_text(talk[:-1])}, talk[-1].content, name, size, talk))
         if unanswered and self.strict:
@@ -121,13 +121,12 @@ class ConversationDataModule(DialogueDataModule):
                 f"{source.origin}: in conversation {unanswered[0]!r} the assistant answers nothing; drop it, or drop "
                 "strict to skip such."
             )
-        for count, what in (
-            (len(unanswered), "are dropped: the assistant answers nothing in them"),
+        for names, what in (
+            (unanswered, "are dropped: the assistant answers nothing in them"),
             (greetings, "begin with the assistant: that turn is dropped"),
             (questions, "end with the user: that turn is dropped"),
         ):
-            if count and self._speaks:
-                log.warning("%s: %d of %d conversations %s.", source.origin, count, len(source.rows), what)
+            source.notes.add(f"{{count}} of {{of}} conversations {what}", names, of=len(source.rows))
         yield from rows
 
     def _talk(self, source: Rows, number: int) -> tuple[Turn, ...]:
@@ -170,6 +169,10 @@ class ConversationDataModule(DialogueDataModule):
         """
         return self.last_turns(part, every_turn=self.is_encoder_decoder)
 
+    def examples_of(self, row: Row) -> list[Example]:
+        """What is learned from a conversation."""
+        return _examples(row, every_turn=self.is_encoder_decoder)
+
     def last_turns(self, part: str, *, every_turn: bool = False) -> list[Example]:
         """A split's conversations, with the last turn of each as the target; needs no model.
 
@@ -180,7 +183,7 @@ class ConversationDataModule(DialogueDataModule):
         Raises:
             ParleyError: As for `examples`.
         """
-        rows = [row for group in self.groups(part) for row in group if isinstance(row, ConversationRow)]
+        rows = [row for group in self.groups(part) for row in group]
         examples = [example for row in rows for example in _examples(row, every_turn=every_turn)]
         if part == "train":
             return examples
@@ -190,7 +193,8 @@ class ConversationDataModule(DialogueDataModule):
         return [replace(same[0], references=[example.target for example in same]) for same in by_history.values()]
 
 
-def _examples(row: ConversationRow, *, every_turn: bool) -> list[Example]:
+def _examples(row: Row, *, every_turn: bool) -> list[Example]:
+    assert isinstance(row, ConversationRow)
     answers = [place for place, turn in enumerate(row.turns) if turn.role == "assistant"]
     return [
         Example(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from src.contracts import LearnsFromRollouts
 from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.datamodules.stream_sampler import BufferedBatchSampler
 from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
@@ -42,15 +44,32 @@ class Dealing:
         Raises:
             ParleyError: Batches have a token budget, but the Module samples answers to a fixed number of prompts.
         """
-        accumulate, uses = trainer.accumulate_grad_batches if trainer is not None else 1, 1
-        if trainer is not None and isinstance(trainer.lightning_module, LearnsFromRollouts):
-            if self.max_tokens is not None:
-                raise ParleyError(
-                    "max_tokens_per_batch is for fine-tuning: a batch of prompts has a fixed number; use batch_size."
-                )
-            accumulate, uses = 1, trainer.lightning_module.minibatches_per_rollout(self.batch_size)
-        return self._sampler(
-            lengths, trainer, max_tokens=self.max_tokens, shuffle=True, accumulate=accumulate, uses=uses
+        return LengthGroupedBatchSampler(
+            lengths,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            shuffle=True,
+            group_by_length=self.group_by_length,
+            **self._of_training(trainer),
+        )
+
+    def streamed(
+        self, count: int, lengths: Callable[[int, int], Tensor], buffer: int, trainer: Trainer | None
+    ) -> BufferedBatchSampler:
+        """Shuffled batches of data that is read as training goes on.
+
+        Args:
+            count: Examples.
+            lengths: From a range of examples to the length of each.
+            buffer: Examples that are shuffled together.
+            trainer: As for `training`.
+        """
+        return BufferedBatchSampler(
+            count,
+            lengths if self.group_by_length else None,
+            batch_size=self.batch_size,
+            buffer=buffer,
+            **self._of_training(trainer),
         )
 
     def evaluation(
@@ -64,7 +83,14 @@ class Dealing:
             part: The split, for the log.
             limit: The name of the trainer's limit.
         """
-        sampler = self._sampler(lengths, trainer)
+        sampler = LengthGroupedBatchSampler(
+            lengths,
+            batch_size=self.batch_size,
+            max_tokens=None,
+            shuffle=False,
+            group_by_length=self.group_by_length,
+            **self._over_processes(trainer),
+        )
         wanted = getattr(trainer, limit, 1.0)
         taken = int(wanted * len(sampler)) if isinstance(wanted, float) else wanted
         if 0 < taken < len(sampler):
@@ -75,25 +101,20 @@ class Dealing:
                 log.info("%s: %s takes %d of %d examples, %s.", part, limit, examples, len(lengths), sample)
         return sampler
 
-    def _sampler(
-        self,
-        lengths: Sequence[int],
-        trainer: Trainer | None,
-        *,
-        max_tokens: int | None = None,
-        shuffle: bool = False,
-        accumulate: int = 1,
-        uses: int = 1,
-    ) -> LengthGroupedBatchSampler:
-        return LengthGroupedBatchSampler(
-            lengths,
-            batch_size=self.batch_size,
-            max_tokens=max_tokens,
-            shuffle=shuffle,
-            group_by_length=self.group_by_length,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer is not None else 0,
-            world_size=trainer.world_size if trainer is not None else 1,
-            accumulate=accumulate,
-            uses=uses,
-        )
+    def _of_training(self, trainer: Trainer | None) -> dict[str, int]:
+        """Batches of an optimiser step, and how often each is used; how a sampler is to deal them."""
+        accumulate, uses = trainer.accumulate_grad_batches if trainer is not None else 1, 1
+        if trainer is not None and isinstance(trainer.lightning_module, LearnsFromRollouts):
+            if self.max_tokens is not None:
+                raise ParleyError(
+                    "max_tokens_per_batch is for fine-tuning: a batch of prompts has a fixed number; use batch_size."
+                )
+            accumulate, uses = 1, trainer.lightning_module.minibatches_per_rollout(self.batch_size)
+        return self._over_processes(trainer) | {"accumulate": accumulate, "uses": uses}
+
+    def _over_processes(self, trainer: Trainer | None) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "rank": trainer.global_rank if trainer is not None else 0,
+            "world_size": trainer.world_size if trainer is not None else 1,
+        }

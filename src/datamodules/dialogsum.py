@@ -35,7 +35,7 @@ class DialogSumDataModule(DialogueDataModule):
         """One Row per summary."""
         for number, cells in enumerate(source.rows):
             dialogue = source.text(number, "dialogue")
-            name = str(cells.get("id") or cells.get("fname") or number)
+            name = str(cells.get("id") or cells.get("fname") or source.name(number))
             keys = [key for key in cells if key.startswith("summary") and key[7:].isdigit()]
             for key in sorted(keys, key=lambda key: int(key[7:])) or ["summary"]:
                 own_name = name + key.replace("summary", "_") if keys else name

@@ -45,6 +45,10 @@ class DialogueDataModule(TextDataModule):
         self.packing = packing
         self.pack_length = pack_length
         COUNT.refuse("pack_length", pack_length)
+        if packing and self.streaming:
+            raise ParleyError(
+                "packing wants the length of every example, which streaming learns as it goes; leave one of them out."
+            )
 
     def examples(self, part: str) -> list[Example]:
         """Read and filter a split, and take the part that is asked for.
@@ -58,11 +62,15 @@ class DialogueDataModule(TextDataModule):
         """
         groups = self.groups(part)
         if part == "train":
-            groups = [[row] for group in groups for row in group]
+            return [example for group in groups for row in group for example in self.examples_of(row)]
         return [
             Example(fill(self.template, group[0].fields), group[0].target, [row.target for row in group], group[0].id)
             for group in groups
         ]
+
+    def examples_of(self, row: Row) -> list[Example]:
+        """What is learned from a row."""
+        return [Example(fill(self.template, row.fields), row.target, [row.target], row.id)]
 
     def numbered(self, part: str, rows: str) -> list[Example]:
         """Rows by their numbers in the source, one per right answer, ignoring filters and slices.

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from src.contracts import batches_per_global_batch, converted_batches
-from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.datamodules.sampler import DealtBatchSampler
+from src.errors import ParleyError
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,10 @@ def leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001
     """Ignore stop signals in a data worker, since training still needs batches until the end of its step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class Batches:
@@ -53,7 +58,7 @@ class ResumableDataLoader(DataLoader):
         **kwargs: As for `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset, batch_sampler: LengthGroupedBatchSampler, **kwargs: Any) -> None:
+    def __init__(self, dataset: Dataset, batch_sampler: DealtBatchSampler, **kwargs: Any) -> None:
         # Its own generator: making an iterator draws a seed for workers, and a resumed run makes one iterator more.
         kwargs.setdefault("generator", torch.Generator().manual_seed(batch_sampler.seed))
         kwargs.setdefault("worker_init_fn", leave_signals_to_parent)
@@ -65,14 +70,24 @@ class ResumableDataLoader(DataLoader):
         # iterator of a resumed run's first epoch before it calls `set_epoch`.
         sampler = self._sampler
         self._batches_handed = sampler.start_batch
-        for batch in super().__iter__():
-            self._batches_handed += 1
-            yield batch
+        refusal = None
+        try:
+            for batch in super().__iter__():
+                self._batches_handed += 1
+                yield batch
+        except ParleyError as error:
+            if not self.num_workers:
+                raise
+            refusal = str(error).strip().splitlines()[-1].removeprefix(f"{_name(ParleyError)}: ")
+        if (
+            refusal is not None
+        ):  # a worker's comes with its traceback as text; the error's frames would keep workers alive
+            raise ParleyError(refusal)
         sampler.start_batch = 0
 
     @property
-    def _sampler(self) -> LengthGroupedBatchSampler:
-        assert isinstance(self.batch_sampler, LengthGroupedBatchSampler)
+    def _sampler(self) -> DealtBatchSampler:
+        assert isinstance(self.batch_sampler, DealtBatchSampler)
         return self.batch_sampler
 
     def state_dict(self) -> dict[str, int]:

@@ -90,7 +90,7 @@ def preference_rows(source: Rows, columns: Columns) -> Iterator[PreferenceRow]:
         yield PreferenceRow(
             {"prompt": prompt},
             chosen,
-            str(cells.get("id") or number),
+            str(cells.get("id") or source.name(number)),
             len(prompt),
             rejected,
             _margin(cells.get(columns.margin), place),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,13 +20,13 @@ from src.contracts import (
 from src.datamodules.base import TextDataModule
 from src.datamodules.encoding import encode_examples, pad
 from src.datamodules.preference_rows import Columns, PreferenceRow, preference_rows
+from src.datamodules.rows import Row
 from src.datamodules.sources import Rows
 from src.datamodules.templates import fill
 from src.errors import ParleyError
 from src.models.texts import lost_characters
 from src.models.texts_to_classify import TextReader, load_reader, texts_to_score
 
-log = logging.getLogger(__name__)
 WHOLE = 10**9  # tokens: no text is as long
 
 
@@ -65,6 +64,7 @@ class PreferenceDataModule(TextDataModule):
     ) -> None:
         super().__init__(model_name_or_path, path=path, template=template, **kwargs)
         self.columns = Columns(prompt_column, chosen_column, rejected_column, margin_column)
+        self._kept_text: Literal["prompt_and_response", "response"] | None = None
 
     def to_rows(self, source: Rows) -> Iterator[PreferenceRow]:
         """One Row per pair."""
@@ -74,14 +74,11 @@ class PreferenceDataModule(TextDataModule):
             raise ParleyError(
                 f"{source.origin}: the answers of pair {equal[0].id!r} are equal; drop it, or drop strict to skip such."
             )
-        if equal and self._speaks:
-            log.warning(
-                "%s: dropped %d of %d pairs whose answers are equal (first: %s).",
-                source.origin,
-                len(equal),
-                len(rows),
-                equal[0].id,
-            )
+        source.notes.add(
+            "dropped {count} of {of} pairs whose answers are equal (first: {first})",
+            [row.id for row in equal],
+            of=len(rows),
+        )
         yield from (row for row in rows if row.target.strip() != row.rejected.strip())
 
     def examples(self, part: str) -> list[Preference]:
@@ -93,19 +90,13 @@ class PreferenceDataModule(TextDataModule):
         Raises:
             ParleyError: The source cannot be read, or nothing is left of the split.
         """
-        return [
-            Preference(
-                row.fields["prompt"] if row.turns else fill(self.template, row.fields),
-                row.target,
-                row.rejected,
-                row.margin,
-                row.id,
-                row.turns,
-            )
-            for group in self.groups(part)
-            for row in group
-            if isinstance(row, PreferenceRow)
-        ]
+        return [pair for group in self.groups(part) for row in group for pair in self.examples_of(row)]
+
+    def examples_of(self, row: Row) -> list[Preference]:
+        """A row's pair."""
+        assert isinstance(row, PreferenceRow)
+        prompt = row.fields["prompt"] if row.turns else fill(self.template, row.fields)
+        return [Preference(prompt, row.target, row.rejected, row.margin, row.id, row.turns)]
 
     def refuse_misfits(self, module: object) -> None:
         """Refuse a Module for supervised fine-tuning, since neither answer of a pair need be right."""
@@ -119,8 +110,14 @@ class PreferenceDataModule(TextDataModule):
     @property
     def _text(self) -> Literal["prompt_and_response", "response"] | None:
         """Which whole texts the Module reads; None where it reads prompt and answers apart."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        if self.trainer is None:
+            return self._kept_text
+        module = self.trainer.lightning_module
         return module.text if isinstance(module, ReadsWholeTexts) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer, as everywhere, but with what its Module reads."""
+        return {**super().__getstate__(), "_kept_text": self._text}
 
     @property
     def outputs(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from src.errors import ParleyError
@@ -37,28 +37,72 @@ class Row:
 RowT = TypeVar("RowT", bound=Row)
 
 
-def without_empty(rows: Sequence[RowT], origin: str, *, strict: bool, speaks: bool) -> list[RowT]:
+@dataclass
+class Note:
+    """Something that is left out, counted.
+
+    Attributes:
+        count: How many.
+        of: Of how many.
+        first: The first one's name.
+    """
+
+    count: int = 0
+    of: int = 0
+    first: str = ""
+
+
+class Notes:
+    """What is left out of a source: counted, however many rows at a time are looked at, and told once.
+
+    Args:
+        notes: By what is told of each: a text with `{count}`, `{of}` and `{first}` in it.
+    """
+
+    def __init__(self, notes: dict[str, Note] | None = None) -> None:
+        self.notes = notes or {}
+
+    def add(self, text: str, names: Sequence[str], *, of: int) -> None:
+        """Count.
+
+        Args:
+            text: What is told of them.
+            names: Of the rows that are left out.
+            of: Rows that were looked at.
+        """
+        note = self.notes.setdefault(text, Note())
+        note.first = note.first or next(iter(names), "")
+        note.count += len(names)
+        note.of += of
+
+    def tell(self, origin: str) -> None:
+        """Log all that is not none.
+
+        Args:
+            origin: What to call the source.
+        """
+        for text, note in self.notes.items():
+            if note.count:
+                log.warning("%s: %s.", origin, text.format(**asdict(note)))
+
+
+def without_empty(rows: Sequence[RowT], origin: str, notes: Notes, *, strict: bool) -> list[RowT]:
     """Leave out the rows that have an empty cell.
 
     Args:
         rows: A source's.
         origin: What to call the source.
+        notes: Where they are counted.
         strict: Refuse them instead.
-        speaks: Whether this process is the one that logs.
 
     Raises:
         ParleyError: There is such a row and `strict` is set.
     """
-    kept = [row for row in rows if all(text.strip() for text in row.texts)]
-    if len(kept) == len(rows):
-        return kept
-    first = next(row.id for row in rows if not all(text.strip() for text in row.texts))
-    if strict:
-        raise ParleyError(f"{origin}: row {first!r} has an empty cell; fill it, or drop strict to skip such rows.")
-    if speaks:
-        dropped = len(rows) - len(kept)
-        log.warning("%s: dropped %d of %d rows with an empty cell (first: %s).", origin, dropped, len(rows), first)
-    return kept
+    empty = [row.id for row in rows if not all(text.strip() for text in row.texts)]
+    if empty and strict:
+        raise ParleyError(f"{origin}: row {empty[0]!r} has an empty cell; fill it, or drop strict to skip such rows.")
+    notes.add("dropped {count} of {of} rows with an empty cell (first: {first})", empty, of=len(rows))
+    return [row for row in rows if all(text.strip() for text in row.texts)]
 
 
 def by_question(rows: Iterable[RowT]) -> list[list[RowT]]:

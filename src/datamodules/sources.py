@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from src.datamodules.rows import Notes
 from src.errors import ParleyError
 from src.files import ROW_SUFFIXES, read_rows
 from src.models.sources import first_line, hub_is_reachable
+
+if TYPE_CHECKING:
+    from datasets import Dataset as ArrowDataset
 
 _ALIASES = (("train", "training"), ("validation", "valid", "val", "dev"), ("test",))
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}")
@@ -25,11 +29,23 @@ class Rows:
         rows: One dictionary a row, column to cell.
         places: What to call each row in messages (`dev.jsonl, line 7`).
         origin: What to call the whole.
+        first: The number of the first one in the source.
+        notes: Where is counted what is left out of them.
     """
 
     rows: list[dict[str, Any]]
     places: list[str]
     origin: str
+    first: int = 0
+    notes: Notes = field(default_factory=Notes, compare=False)
+
+    def name(self, number: int) -> str:
+        """What a row is called that has no name of its own: its number in the source.
+
+        Args:
+            number: Of the row among these.
+        """
+        return str(self.first + number)
 
     def text(self, number: int, column: str) -> str:
         """A cell as text; a missing value gives an empty text.
@@ -64,14 +80,35 @@ def read_split(path: str, split: str) -> Rows:
     Raises:
         ParleyError: The source does not exist, cannot be read, or has no such split.
     """
+    found = find_split(path, split)
+    return _read_files(found) if isinstance(found, list) else _arrow_rows(found, path)
+
+
+def find_split(path: str, split: str) -> list[Path] | ArrowDataset:
+    """Find one split without reading it.
+
+    Args:
+        path: As for `read_split`.
+        split: As for `read_split`.
+
+    Returns:
+        Its files; where `datasets` has it, the dataset, whose rows stay on the disk.
+
+    Raises:
+        ParleyError: Nothing there, or no such split.
+    """
     place = Path(path).expanduser()
     if place.is_file():
-        return _read_files([place])
-    if place.is_dir():
-        if _is_saved(place):
-            return _read_saved(place, split)
-        return _read_files(_files_of_split(place, split))
-    return _arrow_rows(_split_of(_load_hub(path), split, path), path)
+        return [place]
+    if place.is_dir() and not _is_saved(place):
+        return _files_of_split(place, split)
+    found = _load_saved(place) if place.is_dir() else _load_hub(path)
+    return _split_of(found, split, path) if isinstance(found, dict) else found
+
+
+def name_of(files: list[Path]) -> str:
+    """What to call a split's files in messages."""
+    return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
 
 
 def only_table(path: str) -> Path | None:
@@ -150,8 +187,7 @@ def _one_file_or_shards(files: list[Path], name: str) -> list[Path]:
 
 def _read_files(files: list[Path]) -> Rows:
     read = [(file, row) for file in files for row in read_rows(file)]
-    origin = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
-    return Rows([row.cells for _, row in read], [f"{file}, {row.place}" for file, row in read], origin)
+    return Rows([row.cells for _, row in read], [f"{file}, {row.place}" for file, row in read], name_of(files))
 
 
 def _is_saved(directory: Path) -> bool:
@@ -165,13 +201,6 @@ def _load_saved(directory: Path) -> Any:
         return load_from_disk(str(directory))
     except Exception as error:  # datasets and pyarrow raise many types for damaged directories
         raise ParleyError(f"{directory} cannot be loaded by datasets ({first_line(error)}); save it again.") from error
-
-
-def _read_saved(directory: Path, split: str) -> Rows:
-    saved = _load_saved(directory)
-    if isinstance(saved, dict):
-        saved = _split_of(saved, split, str(directory))
-    return _arrow_rows(saved, str(directory))
 
 
 def _load_hub(name: str) -> Any:
@@ -214,6 +243,6 @@ def _split_of(splits: dict[str, Any], split: str, origin: str) -> Any:
     return splits[name]
 
 
-def _arrow_rows(dataset: Any, origin: str) -> Rows:
+def _arrow_rows(dataset: ArrowDataset, origin: str) -> Rows:
     rows = dataset.to_list()
     return Rows(rows, [f"{origin}, row {number}" for number in range(1, len(rows) + 1)], origin)

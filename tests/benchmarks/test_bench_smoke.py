@@ -95,3 +95,12 @@ def test_the_sample_stands_in_for_absent_data(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", seq2seq.TARGETS)
 def test_targets_are_methods(name):
     assert name in seq2seq.METHODS
+
+
+@pytest.mark.slow
+def test_streaming_measures_runs_on_the_disk_and_in_memory(capsys):
+    assert main(["streaming", "--rows", "30", "--in-memory", "20", "--batch-size", "10", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    assert [(row["rows"], row["streaming"]) for row in rows] == [(30, "yes"), (20, "no")]
+    assert all(row["peak MB"] > 100 for row in rows)

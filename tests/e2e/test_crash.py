@@ -36,6 +36,7 @@ def crash_test(*words: str) -> dict:
     [
         "--task seq2seq",
         "--task causal --packed",
+        "--task seq2seq --streaming",
         "--task ppo",
         "--task grpo --elastic 1,2,1",
         "--task reward",
@@ -166,8 +167,15 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [("whole", "two"), ("two", "accumulated")])
-def test_continued_on_another_number_of_processes(tmp_path, tiny_base, sample, monkeypatch, first, second):
+@pytest.mark.parametrize(
+    ("first", "second", "more"),
+    [
+        ("whole", "two", ()),
+        ("two", "accumulated", ()),
+        ("two", "whole", ("--data.init_args.streaming", "true", "--data.init_args.shuffle_buffer", "12")),
+    ],
+)
+def test_continued_on_another_number_of_processes(tmp_path, tiny_base, sample, monkeypatch, first, second, more):
     """A global batch of 4, however it is dealt: the same examples, step by step, and the losses of one process."""
     (tmp_path / "watch.py").write_text(WATCH)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path))
@@ -177,7 +185,7 @@ def test_continued_on_another_number_of_processes(tmp_path, tiny_base, sample, m
         monkeypatch.setitem(ENVIRONMENT, "WATCHED", str(tmp_path / f"{root}.seen"))
         words = ["--data.init_args.train_split", "train[:30]", "--model.init_args.dropout", "0.0"]
         words += ["--trainer.max_epochs", "2", "--trainer.callbacks+=watch.Watch"]
-        training = Training(tmp_path / root, tiny_base("t5"), sample, *words, *KINDS[kind])
+        training = Training(tmp_path / root, tiny_base("t5"), sample, *words, *KINDS[kind], *more)
         training.run(0 if stop_at < 0 else 143)
         return training
 

@@ -1,0 +1,54 @@
+"""Memory that streaming takes: that of the buffer, however large the file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+READ = """
+import resource, sys
+from src.datamodules import DialogSumDataModule
+base, path, cache = sys.argv[1:]
+data = DialogSumDataModule(
+    base, path=path, cache_dir=cache, validation_split="train[:5]", train_split="train[5:]", streaming=True,
+    shuffle_buffer=1_000, batch_size=50,
+)
+data.prepare_data()
+data.setup("fit")
+print(sum(len(batch["id"]) for batch in data.train_dataloader()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak(base: str, path: Path, cache: Path) -> tuple[int, float]:
+    """Examples of an epoch, and the most MiB that it took, libraries among them."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, base, str(path), str(cache)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    count, kilobytes = map(int, done.stdout.split()[-2:])
+    return count, kilobytes / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_large_file_takes_the_memory_of_a_small_one(suffix, base, rows, tmp_path):
+    """Twenty times the rows, 60 MiB of text, in Parquet as one row group: 5 % more memory at most."""
+    peaks = {}
+    for count in (2_000, 40_000):
+        file = tmp_path / f"rows{count}{suffix}"
+        some = [{**row, "dialogue": row["dialogue"] + "\nAnn: " + "x" * 1_400} for row in rows(count)]
+        if suffix == ".jsonl":
+            file.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+        else:
+            pq.write_table(pa.Table.from_pylist(some), file, row_group_size=count, compression="none")
+        examples, peaks[count] = peak(base("t5"), file, tmp_path / "cache")
+        assert examples == count - 5
+    assert peaks[40_000] < 1.05 * peaks[2_000], peaks
