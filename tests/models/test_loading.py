@@ -184,7 +184,7 @@ def test_missing_tokenizer_is_one_line(kind, copied):
     directory = copied(kind)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink()
-    with pytest.raises(ParleyError, match="the tokenizer of|has no tokenizer") as error:
+    with pytest.raises(ParleyError, match=r"the tokenizer of|has no tokenizer") as error:
         load_tokenizer(directory)
     assert "\n" not in str(error.value)
 
