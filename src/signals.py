@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-PARENT_LOOKED_AT = 0.5  # seconds
-FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # in the environment of those that it starts, its number
+PARENT_LOOKED_AT = 0.5  # seconds between two checks that the parent process is alive
+FIRST_PROCESS = "PARLEY_FIRST_PROCESS"  # environment variable that gives the processes started by rank 0 its process id
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of those that torchrun starts
 
 
@@ -40,9 +40,9 @@ class Interruption:
         self._process = os.getpid()
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        """Take the signal."""
+        """Handle a signal."""
         if os.getpid() != self._process or is_started_by_ddp():
-            return  # a worker that was forked a moment ago, or not the first of DDP's: it ends with its parent
+            return  # a worker forked a moment ago, or a DDP process other than rank 0: it ends with its parent
         self.number = number
         if not self._at_once:
             raise KeyboardInterrupt
@@ -104,9 +104,9 @@ def end_with_parent() -> None:
 
 
 def give_way_to_parent() -> None:
-    """In a process that DDP has started: end without a word where what failed is that the first one has ended."""
+    """In a process that DDP has started, after an error: exit silently if rank 0 has ended, which is the cause then."""
     if is_started_by_ddp():
-        time.sleep(2 * PARENT_LOOKED_AT)  # the watch ends this process meanwhile
+        time.sleep(2 * PARENT_LOOKED_AT)  # time for the thread of `end_with_parent` to end this process
 
 
 def is_started_by_ddp() -> bool:

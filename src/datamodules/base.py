@@ -42,7 +42,7 @@ CACHE_VERSION = 4  # raise it when the meaning of a cached row changes
 
 
 class TextDataModule(PreparesForModel):
-    """Base of the DataModules: a dataset says what its rows mean and how they are encoded, everything else is here.
+    """Base of the DataModules; a subclass says what a dataset's rows mean and how they are encoded.
 
     Args:
         model_name_or_path: Whose tokenizer and architecture to prepare for. The command links it to the model's.
@@ -77,7 +77,7 @@ class TextDataModule(PreparesForModel):
     """
 
     fields: frozenset[str]  # what a template may name
-    answers: tuple[str, ...] = ("target",)  # what a cached row has beside its prompt: the columns `<name>_ids`
+    answers: tuple[str, ...] = ("target",)  # the answers of a cached row, in columns `<name>_ids`
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class TextDataModule(PreparesForModel):
         self.shuffle_buffer = shuffle_buffer
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self.datasets: dict[str, EncodedDataset] = {}
-        self._examples: dict[str, list[Any]] = {}  # from prepare_data to setup
+        self._examples: dict[str, list[Any]] = {}  # kept from prepare_data to setup
         self._streamed: StreamedRows | None = None  # the training split, where it stays on the disk
         refuse_outside(self, RANGES)
         if streaming and max_tokens_per_batch is not None:

@@ -13,7 +13,7 @@ from src.datamodules.sources import Rows
 from src.datamodules.turns import answered, as_text, parse_messages, parse_transcript
 from src.errors import ParleyError
 
-MESSAGE_COLUMNS = ("messages", "conversations")  # where nothing else is said: chat templates' name, and ShareGPT's
+MESSAGE_COLUMNS = ("messages", "conversations")  # defaults: the name in chat templates, and ShareGPT's
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ConversationDataModule(DialogueDataModule):
         self.system = system
 
     def to_rows(self, source: Rows) -> Iterator[ConversationRow]:
-        """One row a conversation."""
+        """One Row per conversation."""
         rows: list[ConversationRow] = []
         unanswered: list[str] = []
         greetings: list[str] = []

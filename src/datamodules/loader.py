@@ -59,7 +59,7 @@ class ResumableDataLoader(DataLoader):
     """
 
     def __init__(self, dataset: Dataset, batch_sampler: DealtBatchSampler, **kwargs: Any) -> None:
-        # Its own generator: making an iterator draws a seed for workers, and a resumed run makes one iterator more.
+        # Its own generator: making an iterator draws a seed for workers, and a resumed run makes one more iterator.
         kwargs.setdefault("generator", torch.Generator().manual_seed(batch_sampler.seed))
         kwargs.setdefault("worker_init_fn", leave_signals_to_parent)
         super().__init__(dataset, batch_sampler=batch_sampler, **kwargs)

@@ -27,7 +27,7 @@ from src.errors import ParleyError
 from src.models.texts import lost_characters
 from src.models.texts_to_classify import TextReader, load_reader, texts_to_score
 
-WHOLE = 10**9  # tokens: no text is as long
+WHOLE = 10**9  # a token limit above the length of any text
 
 
 class PreferenceDataModule(TextDataModule):
@@ -109,7 +109,7 @@ class PreferenceDataModule(TextDataModule):
 
     @property
     def _text(self) -> Literal["prompt_and_response", "response"] | None:
-        """Which whole texts the Module reads; None where it reads prompt and answers apart."""
+        """Which whole texts the Module reads; None if it reads prompt and answers separately."""
         if self.trainer is None:
             return self._kept_text
         module = self.trainer.lightning_module

@@ -87,7 +87,7 @@ class Notes:
 
 
 def without_empty(rows: Sequence[RowT], origin: str, notes: Notes, *, strict: bool) -> list[RowT]:
-    """Leave out the rows that have an empty cell.
+    """Drop rows with an empty text.
 
     Args:
         rows: A source's.

@@ -25,10 +25,10 @@ class DealtBatchSampler(Sampler[list[int]]):
 
     Args:
         seed: Seed of the shuffling.
-        rank: This process.
-        world_size: All processes.
-        accumulate: Batches that a process takes for one optimiser step.
-        uses: How many times in a row each batch is dealt.
+        rank: This process's rank.
+        world_size: The number of processes.
+        accumulate: Batches per optimiser step, on each process.
+        uses: How many times in a row each batch is repeated.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DealtBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> DealtBatchSampler:
-        """Lightning looks for `set_epoch` on `batch_sampler.sampler`."""
+        """The sampler itself: Lightning calls `set_epoch` on `batch_sampler.sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -144,7 +144,7 @@ class LengthGroupedBatchSampler(DealtBatchSampler):
         return iter(self.global_batches()[step:])
 
     def global_batches(self) -> list[list[int]]:
-        """This epoch's batches, one an optimiser step, before they are dealt."""
+        """This epoch's global batches, one per optimiser step, before they are split."""
         generator = generator_of(self.seed, self.epoch)
         count = len(self.lengths)
         if self.shuffle:

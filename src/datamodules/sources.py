@@ -26,9 +26,9 @@ class Rows:
     """The rows of one split.
 
     Attributes:
-        rows: One dictionary a row, column to cell.
-        places: What to call each row in messages (`dev.jsonl, line 7`).
-        origin: What to call the whole.
+        rows: One dictionary per row, column to cell.
+        places: The place of each row, for messages (`dev.jsonl, line 7`).
+        origin: The source's name, for messages.
         first: The number of the first one in the source.
         notes: Where is counted what is left out of them.
     """

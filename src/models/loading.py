@@ -179,7 +179,7 @@ def load_model(
     name, local_only = locate(name_or_path)
     given: dict[str, Any] = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
     if gguf_file and (unpack := getattr(transformers, "GgufConfig", None)):
-        given["quantization_config"] = unpack(dequantize=True)  # plain weights: to train, and to save elsewhere
+        given["quantization_config"] = unpack(dequantize=True)  # plain weights, which can be trained and saved
     if quantization is not None:
         check_quantization(quantization, gguf_file)
         if getattr(config, "quantization_config", None) is not None:
@@ -188,7 +188,7 @@ def load_model(
             )
         given["quantization_config"] = settings_for(quantization, outputs)
         given["device_map"] = {"": torch.get_default_device()}
-    if (Path(name) / "generation_config.json").is_file():  # which transformers passes over where it is broken
+    if (Path(name) / "generation_config.json").is_file():  # transformers ignores it if it is malformed
         with reading("generation_config.json", name):
             GenerationConfig.from_pretrained(name)
     drawing = nullcontext() if outputs is None else drawn_from(torch.initial_seed())

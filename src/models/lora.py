@@ -140,11 +140,11 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 def merged(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Within the block merge the adapter into the weights, and restore them bit for bit afterwards.
 
-    PEFT's own way back subtracts what it added, which drifts by a rounding each time, and its way there changes every
-    module that shares a weight with an adapted one. Here the adapted modules get copies of their weights for as long
-    as the block lasts. A model without an adapter, or with one that is off or cannot be folded in, is left as it is. So
-    is one whose base is in less than the adapter's precision: folded in, the adapter would be rounded too, and answers
-    would come from another model than the one that is trained.
+    PEFT's own unmerge subtracts what it added, which accumulates rounding errors, and its merge changes every module
+    that shares a weight with an adapted one. Here the adapted modules get copies of their weights within the block. A
+    model without an adapter, or with one that is disabled or cannot be merged, is left unchanged. So is one whose base
+    is in less than the adapter's precision: folded in, the adapter would be rounded too, and answers would come from
+    another model than the one that is trained.
 
     Args:
         model: Any model; changed in place within the block.

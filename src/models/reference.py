@@ -30,7 +30,7 @@ class Reference(nn.Module):
 
     Args:
         model: The policy at its start.
-        is_continued: An adapter from a directory is trained on, rather than a fresh one.
+        is_continued: Whether an adapter from a directory is trained further, rather than a fresh one.
         until_followed: Have the policy's own tensors for copies until `follow` is called; nothing may change them.
     """
 

@@ -116,7 +116,7 @@ class PolicyModule(GeneratingModule):
         model.eval()  # dropout is off
 
     def make_reference(self) -> Reference | None:
-        """What the policy is held to, made once the policy is as training finds it; None where nothing is kept."""
+        """Make the reference from the policy before training; None if none is to be kept in memory."""
         in_shards = is_attached(self) and isinstance(self.trainer.strategy, ShardedStrategy)
         return Reference(self.policy, is_continued=self.lora is None, until_followed=in_shards)
 

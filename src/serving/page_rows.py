@@ -21,8 +21,8 @@ class PageRow:
 
     Attributes:
         id: Its name in the source.
-        text: A dialogue, a question or a prompt, in no template.
-        references: Right answers, where there are some.
+        text: A dialogue, a question or a prompt, without a template.
+        references: Reference answers; may be empty.
         is_dialogue: Whether the text is a dialogue, which is asked about in a template.
     """
 
