@@ -129,7 +129,7 @@ def test_a_browser_runs_the_script_and_none_of_the_texts(run: Path, tmp_path: Pa
     fields = re.findall(r"<input[^>]*>", ended.stdout)
     assert len(fields) == 3
     assert not any("hidden" in field for field in fields)  # the script shows them
-    assert ended.stdout.count("<button>") == 2 + 3 * 2  # reward, toxicity; metric and run of three tables
+    assert ended.stdout.count("<button>") == 2 + 4 * 2  # reward, toxicity; metric and run of four tables
 
 
 def test_pairs_of_a_reward_model_are_shown(tmp_path: Path):
