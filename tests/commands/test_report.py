@@ -17,7 +17,7 @@ STEPS = 6
 class Page(HTMLParser):
     """Which elements a page has, whether they are closed, and its text."""
 
-    VOID = ("meta", "input", "br", "path", "use", "rect", "circle", "line")
+    VOID = ("meta", "input", "br", "wbr", "path", "use", "rect", "circle", "line")
 
     def __init__(self, source: str) -> None:
         super().__init__()
