@@ -171,7 +171,7 @@ class Demo:
                 ("compare", *names, "--data", self._sample, "--template", "summarize", "--limit", "3"),
                 "What was unlearned, and what stayed.",
             )
-        runs = [self._run("fit"), self._run("after")]
+        runs = [self._run(name) for name in ("before", "fit", "after", "lora")]
         runs += [self._run(f"{method}{end}") for method in self.methods for end in _RUNS]
         yield Step(
             "One page about all of it",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from src.reporting.plots import COLORS, Picture, curves, figure_text, histogram, trade_off
+from src.reporting.figures import figure_tables, headlines, phase_seconds
+from src.reporting.kinds import by_kind, told_apart
+from src.reporting.plots import Picture, Series, curves, figure_text, histogram, trade_off
 from src.reporting.runs import Answer, Run, differing_settings
+from src.reporting.styles import palette_css, style_of
+from src.reporting.telling import about, commands, sentence, short_names
 
 # Metrics shown first, in this order; all others are in a collapsed section below.
 FIRST = (
@@ -33,19 +37,10 @@ FIRST = (
     "val/toxicity_mean",
     "val/kl",
 )
-ABOUT = {
-    "module": "model.class_path",
-    "model": "model.init_args.model_name_or_path",
-    "data": "data.init_args.path",
-    "learning rate": "model.init_args.optimizer.init_args.lr",
-    "batch size": "data.init_args.batch_size",
-    "epochs": "trainer.max_epochs",
-    "precision": "trainer.precision",
-    "seed": "seed_everything",
-}
-BOOKKEEPING = ("time/", "ppo/", "tokens/", "train/tokens_per_second", "objective/kl_coef")
 HISTOGRAMS = ("reward", "toxicity")
 PAID, HAD = "objective/kl", "env/reward_mean"
+MANY = 3  # from so many runs on, a run is a row and what is long is folded
+UNFOLDED = 3  # answers
 
 
 @dataclass(frozen=True)
@@ -56,34 +51,20 @@ class Plotted:
         name: The metric's name.
         picture: The drawing.
         note: A sentence below it.
+        legend: The places of the runs in it, where the page has more than one.
     """
 
     name: str
     picture: Picture
     note: str = ""
+    legend: tuple[int, ...] = ()
 
     @property
     def marks(self) -> str:
-        """The points for the tooltips, by colour, as JSON."""
-        by_color: dict[str, list[tuple[float, float, str]]] = {}
-        for mark in self.picture.marks:
-            by_color.setdefault(mark.color, []).append((mark.x, mark.y, mark.text))
-        return json.dumps(by_color, separators=(",", ":"))
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A key figure at the top of the page.
-
-    Attributes:
-        label: Its label.
-        value: Its formatted value.
-        note: The value before training, or the confidence interval.
-    """
-
-    label: str
-    value: str
-    note: str = ""
+        """What can be read off, by line: its name, its colour and its points, as JSON."""
+        lines = itertools.groupby(self.picture.marks, key=lambda mark: (mark.series, mark.color))
+        told = [[*line, [(mark.x, mark.y, mark.text) for mark in marks]] for line, marks in lines]
+        return json.dumps(told, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -105,8 +86,8 @@ def render(runs: Sequence[Run], num_examples: int) -> str:
     """Render the page as HTML.
 
     Args:
-        runs: The runs; the others are compared with the first.
-        num_examples: How many answers, judged pairs and changed answers to show.
+        runs: What it is about, none of them twice; figures are compared with those of the first of their kind.
+        num_examples: Answers to show, and what training changed in each run.
     """
     folder = Path(__file__).parent
     environment = Environment(
@@ -118,25 +99,36 @@ def render(runs: Sequence[Run], num_examples: int) -> str:
     )
     environment.filters["figure"] = figure_text
     script = (folder / "page.js").read_text(encoding="utf-8")
-    plots = list(_plots(runs))
+    names = short_names([run.name for run in runs])
+    known = {str(Path(run.name).resolve()): name for run, name in zip(runs, names, strict=True)}
+    plots = list(_plots(runs, names))
+    first_figures, other_figures = figure_tables(runs)
+    numbers = range(len(runs))
     return environment.get_template("page.html.j2").render(
-        style=(folder / "page.css").read_text(encoding="utf-8"),
+        style=palette_css() + "\n" + (folder / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         runs=runs,
-        colors=[f"var(--run-{number % len(COLORS)})" for number in range(len(runs))],
-        about=dict(_about(runs)),
+        names=names,
+        many=len(runs) >= MANY,
+        style_of=style_of,
+        grouped=_grouped,
+        sentences=[sentence(run, known) for run in runs],
+        about=dict(about(runs)),
         headlines=[list(headlines(run)) for run in runs],
-        figures=dict(_figures(runs)),
-        first=[*_frontier(runs), *(each for each in plots if each.name in FIRST)],
+        first_figures=first_figures,
+        other_figures=other_figures,
+        first=[*_frontiers(runs, names), *(each for each in plots if each.name in FIRST)],
         others=[each for each in plots if each.name not in FIRST],
         phases=[phase_seconds(run) for run in runs],
         settings=differing_settings(runs) if len(runs) > 1 else runs[0].settings,
         answers=side_by_side(runs)[:num_examples],
-        pairs={run.name: run.pairs[:num_examples] for run in runs if run.pairs},
-        changes={run.name: run.changes[:num_examples] for run in runs if run.changes},
-        histograms={run.name: list(_histograms(run, number)) for number, run in enumerate(runs) if run.changes},
-        commands=[list(_commands(run)) for run in runs],
+        unfolded=UNFOLDED,
+        pairs={number: runs[number].pairs[:num_examples] for number in numbers if runs[number].pairs},
+        changes={number: runs[number].changes[:num_examples] for number in numbers if runs[number].changes},
+        histograms=[list(_histograms(run, number)) for number, run in enumerate(runs)],
+        commands=[list(commands(run, name)) for run, name in zip(runs, names, strict=True)],
+        environments=_environments(runs),
     )
 
 
@@ -153,61 +145,38 @@ def side_by_side(runs: Sequence[Run]) -> list[SideBySide]:
     return rows
 
 
-def headlines(run: Run) -> Iterator[Headline]:
-    """The key figures of a run: of its test if there was one, else of its last validation."""
-    figures = run.figures
-    split = "test" if any(name.startswith("test/") for name in figures) else "val"
-
-    def of(name: str) -> float | None:
-        return figures.get(f"{split}/{name}")
-
-    fall, low, high = (of(f"toxicity_improvement{end}") for end in ("", "_low", "_high"))
-    if fall is not None:
-        interval = "" if low is None or high is None else f"95 % interval {low:.1f} to {high:.1f}"
-        yield Headline("fall of toxicity", f"{fall:.1f} %", interval)
-    for label, name in (("ROUGE-1", "rouge1"), ("reward", "reward")):
-        value, before = of(name), of(f"{name}_reference")
-        if value is not None:
-            yield Headline(label, figure_text(value), "" if before is None else f"{figure_text(before)} before")
-    for label, name, unit in (
-        ("KL to the reference", "kl", "nats"),
-        ("pairs told rightly", "rewards/accuracies", ""),
-        ("pairs told rightly", "accuracy", ""),
-        ("perplexity", "perplexity", ""),
-        ("loss", "loss", ""),
-    ):
-        if (value := of(name)) is not None:
-            yield Headline(label, f"{figure_text(value)} {unit}".strip())
+def _plots(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Plotted]:
+    """Every metric that some run measured more than once, the first ones first, a picture for each kind of figure."""
+    metrics = sorted({name for run in runs for name in run.curves})
+    for metric in [*(name for name in FIRST if name in metrics), *(name for name in metrics if name not in FIRST)]:
+        kinds = by_kind(runs, metric)
+        for group, note in zip(kinds.values(), told_apart(list(kinds)), strict=True):
+            named = {Series(names[number], number): runs[number].curves[metric] for number in group}
+            if any(len(curve) > 1 for curve in named.values()):
+                yield Plotted(metric, curves(named, metric), note, _legend(runs, group))
 
 
-def phase_seconds(run: Run) -> dict[str, float]:
-    """Seconds per iteration of each phase: means of the logged `time/…`."""
-    times = {name.removeprefix("time/"): curve for name, curve in run.curves.items() if name.startswith("time/")}
-    return {name: sum(value for _, value in curve) / len(curve) for name, curve in times.items()}
+def _frontiers(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Plotted]:
+    """Reward against KL, of the rollouts of online methods, a picture for each reward."""
+    kinds = by_kind(runs, HAD)
+    for group, which in zip(kinds.values(), told_apart(list(kinds)), strict=True):
+        named = {}
+        for number in group:
+            had = dict(runs[number].curves[HAD])
+            points = [(step, paid, had[step]) for step, paid in runs[number].curves.get(PAID, ()) if step in had]
+            rollouts = {point[1:]: point for point in reversed(points)}  # every minibatch says the same of its rollout
+            if len(rollouts) > 1:
+                named[Series(names[number], number)] = sorted(rollouts.values())
+        if named:
+            note = "A point is a rollout; the line is the most that was had for so much KL or less."
+            note = f"{which}. {note}" if which else note
+            picture = trade_off(named, "reward against KL")
+            yield Plotted("reward against KL", picture, note, _legend(runs, [each.number for each in named]))
 
 
-def _plots(runs: Sequence[Run]) -> Iterator[Plotted]:
-    """Plots of every metric that some run logged more than once, those of `FIRST` first."""
-    names = sorted({name for run in runs for name in run.curves})
-    order = [*(name for name in FIRST if name in names), *(name for name in names if name not in FIRST)]
-    for name in order:
-        named = {number: run.curves[name] for number, run in enumerate(runs) if name in run.curves}
-        if any(len(curve) > 1 for curve in named.values()):
-            yield Plotted(name, curves(named, name))
-
-
-def _frontier(runs: Sequence[Run]) -> Iterator[Plotted]:
-    """A plot of reward against KL, for online methods."""
-    named = {}
-    for number, run in enumerate(runs):
-        had = dict(run.curves.get(HAD, ()))
-        points = [(step, paid, had[step]) for step, paid in run.curves.get(PAID, ()) if step in had]
-        rollouts = {point[1:]: point for point in reversed(points)}  # the minibatches of a rollout log the same values
-        if len(rollouts) > 1:
-            named[number] = sorted(rollouts.values())
-    if named:
-        note = "A point is a rollout; the line is the most that was had for so much KL or less."
-        yield Plotted("reward against KL", trade_off(named, "reward against KL"), note)
+def _legend(runs: Sequence[Run], group: Sequence[int]) -> tuple[int, ...]:
+    """The runs to name below a picture: also one alone, where the page has others."""
+    return tuple(group) if len(runs) > 1 else ()
 
 
 def _histograms(run: Run, number: int) -> Iterator[Plotted]:
@@ -222,28 +191,23 @@ def _histograms(run: Run, number: int) -> Iterator[Plotted]:
             yield Plotted(name, histogram(before, after, f"{name}, {run.name}", number), note)
 
 
-def _about(runs: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    for label, name in ABOUT.items():
-        row = [run.settings.get(name) for run in runs]
-        if any(value is not None for value in row):
-            yield label, row
-    if any(run.parameters for run in runs):
-        counts = [run.parameters for run in runs]
-        shares = [None if each is None else f"{each[1]:,} of {each[0]:,} ({each[1] / each[0]:.2%})" for each in counts]
-        yield "parameters trained", shares
+def _grouped(values: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    """Each value once, with the places of the runs that have it."""
+    found: list[tuple[Any, list[int]]] = []
+    for number, value in enumerate(values):
+        having = next((having for each, having in found if each == value and type(each) is type(value)), None)
+        if having is None:
+            found.append((value, [number]))
+        else:
+            having.append(number)
+    return found
 
 
-def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, list[float | None]]]:
-    names = dict.fromkeys(name for run in runs for name in run.figures if not name.startswith(BOOKKEEPING))
-    for name in sorted(names):
-        yield name, [run.figures.get(name) for run in runs]
-
-
-def _commands(run: Run) -> Iterator[tuple[str, str]]:
-    """The commands that repeat, resume and export a run."""
-    if run.settings and run.parameters:  # it was a training run
-        fit = ["parley", "fit", "-c", str(Path(run.name) / "config.yaml")]
-        yield "repeat", shlex.join(fit)
-        if run.checkpoint is not None:
-            yield "resume", shlex.join([*fit, "--ckpt_path", run.checkpoint])
-            yield "export", shlex.join(["parley", "export", "--checkpoint", run.checkpoint, "--output", "models/new"])
+def _environments(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Versions and commit, in words, to the places of the runs that had them."""
+    found: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        if run.environment:
+            words = " · ".join(f"{name} {version}" for name, version in run.environment.items())
+            found.setdefault(words, []).append(number)
+    return found

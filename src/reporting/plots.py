@@ -10,12 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.reporting.runs import Curve
+from src.reporting.styles import LIGHT, style_of
 
 MAX_POINTS = 400
-COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#57606a", "#0a7ea4")
 INK, RULE = "#656d76", "#d0d7de"
-VARIABLES = {INK: "var(--quiet)", RULE: "var(--rule)"} | {color: f"var(--run-{i})" for i, color in enumerate(COLORS)}
-SIZE = (331.0, 166.0)  # points, the unit of the drawing
+VARIABLES = {INK: "var(--quiet)", RULE: "var(--rule)"} | {color: f"var(--run-{i})" for i, color in enumerate(LIGHT)}
+SIZE = (331.0, 166.0)  # points, which are the units of the drawing
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a line of a picture is of.
+
+    Attributes:
+        name: As a person reads it.
+        number: The run's place among the runs, which is its style.
+    """
+
+    name: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -23,14 +36,16 @@ class Mark:
     """A point of a plot with its tooltip.
 
     Attributes:
-        x: Distance from the left of the drawing, in points.
-        y: Distance from the top of the drawing, in points.
-        color: Its colour, as CSS.
-        text: The tooltip's text.
+        x: Place in the drawing, from the left.
+        y: Place in the drawing, from the top.
+        series: The name of the line that it is on.
+        color: As CSS.
+        text: What it says.
     """
 
     x: float
     y: float
+    series: str
     color: str
     text: str
 
@@ -48,11 +63,6 @@ class Picture:
     marks: tuple[Mark, ...] = ()
 
 
-def color_of(number: int) -> str:
-    """A run's colour, by its index among the runs."""
-    return COLORS[number % len(COLORS)]
-
-
 def figure_text(value: float) -> str:
     """A number with four significant digits, or as a whole number from 10,000."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
@@ -67,38 +77,39 @@ def thin(curve: Curve, most: int = MAX_POINTS) -> Curve:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in bins]
 
 
-def curves(named: Mapping[int, Curve], title: str) -> Picture:
+def curves(named: Mapping[Series, Curve], title: str) -> Picture:
     """Draw one metric over steps.
 
     Args:
-        named: The curves, by the run's index among the runs, which decides its colour.
-        title: The metric's name, for screen readers.
+        named: Each run's curve.
+        title: The metric's name, as an accessible description.
     """
     canvas = _Canvas(title)
-    for number, curve in named.items():
-        points = thin(curve)
+    for series, curve in named.items():
+        points, style = thin(curve), style_of(series.number)
         marker = "o" if len(points) < 20 else None
-        canvas.axes.plot(*zip(*points, strict=True), color=color_of(number), linewidth=1.4, marker=marker, markersize=3)
-        canvas.mark([(step, value, f"step {step}: {figure_text(value)}") for step, value in points], color_of(number))
+        line: Any = {"color": style.color, "linewidth": 1.4, "linestyle": (0, style.dashes) if style.dashes else "-"}
+        canvas.axes.plot(*zip(*points, strict=True), **line, marker=marker, markersize=3)
+        canvas.mark(series.name, style.color, [(x, y, f"step {x}: {figure_text(y)}") for x, y in points])
     return canvas.draw()
 
 
-def trade_off(named: Mapping[int, Sequence[tuple[int, float, float]]], title: str) -> Picture:
-    """Draw benefit (y) against cost (x), such as reward against KL, with the Pareto frontier.
+def trade_off(named: Mapping[Series, Sequence[tuple[int, float, float]]], title: str) -> Picture:
+    """Draw what was paid against what was had, with the most that was had for so much or less.
 
     Args:
-        named: Triples (step, cost, benefit), by the run's index among the runs.
-        title: A description, for screen readers.
+        named: Each run's points: (step, paid, had).
+        title: An accessible description.
     """
     canvas = _Canvas(title)
-    for number, points in named.items():
-        color = color_of(number)
-        canvas.axes.scatter([x for _, x, _ in points], [y for _, _, y in points], s=9, color=color, alpha=0.5)
+    for series, points in named.items():
+        style = style_of(series.number)
+        canvas.axes.scatter([x for _, x, _ in points], [y for _, _, y in points], s=9, color=style.color, alpha=0.5)
         edge = frontier([(x, y) for _, x, y in points])
-        canvas.axes.plot(*zip(*edge, strict=True), color=color, linewidth=1.4, drawstyle="steps-post")
-        canvas.mark(
-            [(x, y, f"step {step}: {figure_text(y)} for {figure_text(x)} nats") for step, x, y in points], color
-        )
+        line: Any = {"color": style.color, "linewidth": 1.4, "linestyle": (0, style.dashes) if style.dashes else "-"}
+        canvas.axes.plot(*zip(*edge, strict=True), **line, drawstyle="steps-post")
+        told = [(x, y, f"step {step}: {figure_text(y)} for {figure_text(x)} nats") for step, x, y in points]
+        canvas.mark(series.name, style.color, told)
     return canvas.draw()
 
 
@@ -130,17 +141,16 @@ def histogram(before: Sequence[float], after: Sequence[float], title: str, numbe
         low, high = low - 0.5, high + 0.5
     edges = [low + (high - low) * i / bins for i in range(bins + 1)]
     canvas = _Canvas(title)
-    for values, color, name in ((before, INK, "before"), (after, color_of(number), "after")):
+    for values, color, name in ((before, INK, "before"), (after, style_of(number).color, "after")):
         counts = [0] * bins
         for value in values:
             counts[min(int((value - low) / (high - low) * bins), bins - 1)] += 1
         canvas.axes.stairs(counts, edges, color=color, linewidth=1.4, fill=False)
         canvas.axes.stairs(counts, edges, color=color, alpha=0.18, fill=True)
         spans = zip(itertools.pairwise(edges), counts, strict=True)
-        words = f"{name}: {{}} from {{}} to {{}}".format
-        canvas.mark(
-            [((a + b) / 2, count, words(count, figure_text(a), figure_text(b))) for (a, b), count in spans], color
-        )
+        words = "{} from {} to {}".format
+        told = [((a + b) / 2, count, words(count, figure_text(a), figure_text(b))) for (a, b), count in spans]
+        canvas.mark(name, color, told)
     return canvas.draw()
 
 
@@ -154,7 +164,7 @@ class _Canvas:
         style: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
         self._style = style | {"axes.edgecolor": RULE, "xtick.color": INK, "ytick.color": INK, "figure.dpi": 72}
         self._title = title
-        self._marks: list[tuple[float, float, str, str]] = []
+        self._marks: list[tuple[str, str, float, float, str]] = []
         with mpl.rc_context(self._style):
             self._figure = Figure(figsize=(SIZE[0] / 72, SIZE[1] / 72), dpi=72)
             self._figure.patch.set_alpha(0)
@@ -163,9 +173,9 @@ class _Canvas:
             self.axes.spines[["top", "right"]].set_visible(False)
             self.axes.grid(axis="y", color=RULE, linewidth=0.5)
 
-    def mark(self, points: Sequence[tuple[float, float, str]], color: str) -> None:
-        """Add tooltips for points (x, y, text)."""
-        self._marks += [(x, y, color, text) for x, y, text in points]
+    def mark(self, series: str, color: str, points: Sequence[tuple[float, float, str]]) -> None:
+        """Let these points of a line be read off: (x, y, what they say)."""
+        self._marks += [(series, color, *point) for point in points]
 
     def draw(self) -> Picture:
         import matplotlib as mpl
@@ -178,7 +188,7 @@ class _Canvas:
         for color, variable in VARIABLES.items():
             svg = svg.replace(color, variable)
         marks = []
-        for x, y, color, text in self._marks:
-            place = self.axes.transData.transform((x, y))
-            marks.append(Mark(round(float(place[0]), 1), round(SIZE[1] - float(place[1]), 1), VARIABLES[color], text))
+        for series, color, x, y, text in self._marks:
+            left, up = (float(each) for each in self.axes.transData.transform((x, y)))
+            marks.append(Mark(round(left, 1), round(SIZE[1] - up, 1), series, VARIABLES[color], text))
         return Picture(svg, tuple(marks))

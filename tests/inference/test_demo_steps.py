@@ -36,6 +36,8 @@ def test_the_road(methods: tuple[str, ...], tmp_path: Path, all_installed: None)
     assert names[:7] == ["init", "test", "fit", "test", "export", "fit", "export"]
     assert names.count("fit") == 2 + len(methods)
     assert names[-1] == "report"
+    into = {words[words.index("--trainer.default_root_dir") + 1] for words in commands if words[0] in ("fit", "test")}
+    assert {str(Path(run).parent) for run in commands[-1][1:-2]} == into  # the page is about every run
     assert ("prefer" in names) == ("dpo" in methods)
     assert (names[-2] == "compare") == bool(methods)
     assert len(set(commands)) == len(commands)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from src.reporting.page import headlines, phase_seconds, render
-from src.reporting.plots import curves, frontier, histogram
+from src.reporting.figures import headlines, phase_seconds
+from src.reporting.page import render
+from src.reporting.plots import Series, curves, frontier, histogram
 from src.reporting.runs import read_run
 
 EVIL = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>' onload='x"
@@ -86,18 +87,19 @@ def test_nothing_lies_above_the_frontier(seed: int):
 def test_every_answer_is_in_the_histogram_once():
     before, after = [0.0, 0.1, 0.1, 1.0], [0.9, 1.0, 1.0, 0.5, 0.0]
     marks = histogram(before, after, "reward", bins=5).marks
-    counted = [re.match(r"(before|after): (\d+)", mark.text).groups() for mark in marks]
+    counted = [(mark.series, re.match(r"(\d+) from", mark.text)[1]) for mark in marks]
     assert [int(count) for time, count in counted if time == "before"] == [3, 0, 0, 0, 1]
     assert [int(count) for time, count in counted if time == "after"] == [1, 0, 1, 0, 3]
     assert histogram([2.0], [2.0], "all alike").marks
 
 
 def test_a_curve_is_read_off_where_it_is_drawn():
-    picture = curves({0: [(0, 1.0), (10, 3.0), (20, 2.0)]}, "loss")
+    picture = curves({Series("fit", 0): [(0, 1.0), (10, 3.0), (20, 2.0)]}, "loss")
     drawn = re.findall(r'<use xlink:href="#m\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--run-0\)', picture.svg)
     assert len(drawn) == 3
     for mark, (x, y) in zip(picture.marks, drawn, strict=True):
         assert (mark.x, mark.y) == pytest.approx((float(x), float(y)), abs=0.1)
+    assert {mark.series for mark in picture.marks} == {"fit"}
     assert [mark.text for mark in picture.marks] == ["step 0: 1", "step 10: 3", "step 20: 2"]
 
 
@@ -127,7 +129,7 @@ def test_a_browser_runs_the_script_and_none_of_the_texts(run: Path, tmp_path: Pa
     fields = re.findall(r"<input[^>]*>", ended.stdout)
     assert len(fields) == 3
     assert not any("hidden" in field for field in fields)  # the script shows them
-    assert ended.stdout.count("<button>") == 2 + 2  # reward, toxicity; metric, run
+    assert ended.stdout.count("<button>") == 2 + 4 * 2  # reward, toxicity; metric and run of four tables
 
 
 def test_pairs_of_a_reward_model_are_shown(tmp_path: Path):
