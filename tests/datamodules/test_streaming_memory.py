@@ -17,8 +17,8 @@ import resource, sys
 from src.datamodules import DialogSumDataModule
 base, path, cache = sys.argv[1:]
 data = DialogSumDataModule(
-    base, path=path, cache_dir=cache, validation_split="train[:5]", train_split="train[5:]", streaming=True,
-    shuffle_buffer=1_000, batch_size=50,
+    base, path=path, cache_dir=cache, validation_split="train[:5]", test_split="train[:5]", train_split="train[5:]",
+    streaming=True, shuffle_buffer=1_000, batch_size=50,
 )
 data.prepare_data()
 data.setup("fit")
