@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +23,17 @@ def leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001
     """Ignore stop signals in a data worker, since training still needs batches until the end of its step."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """Kill data workers that outlive their iterator, when the process exits.
+
+    multiprocessing sends SIGTERM to them and then waits; they ignore it (`leave_signals_to_parent`), so it would wait
+    for ever. An iterator stays alive where something refers to it, such as the traceback of an error.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _name(kind: type) -> str:
@@ -71,6 +84,9 @@ class ResumableDataLoader(DataLoader):
         sampler = self._sampler
         self._batches_handed = sampler.start_batch
         refusal = None
+        if self.num_workers:
+            atexit.unregister(end_workers)  # once is enough
+            atexit.register(end_workers)
         try:
             for batch in super().__iter__():
                 self._batches_handed += 1

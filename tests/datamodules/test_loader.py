@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch.utils.data import Dataset
 
 from src.datamodules.loader import ResumableDataLoader
 from src.datamodules.sampler import LengthGroupedBatchSampler
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Numbers(Dataset):
@@ -81,6 +85,21 @@ def test_torchs_generator_is_left_alone(workers: int) -> None:
     before = torch.get_rng_state()
     drawn(make_loader(workers))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_process_ends_though_something_still_holds_its_workers() -> None:
+    words = "ResumableDataLoader([{'id': n} for n in range(8)], sampler, num_workers=1, collate_fn=list)"
+    code = f"""
+from src.datamodules.loader import ResumableDataLoader
+from src.datamodules.sampler import LengthGroupedBatchSampler
+sampler = LengthGroupedBatchSampler([1] * 8, batch_size=2)
+kept = iter({words})
+print(len(next(kept)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "2\n"
 
 
 def test_half_the_processes_and_twice_the_accumulation_go_on_with_the_same_shares() -> None:
