@@ -226,7 +226,7 @@ class TextDataModule(PreparesForModel):
         start, stop = self.splits[part].bounds(len(groups))
         if start >= stop:
             raise ParleyError(
-                f"the {part} split takes none of the {len(groups)} rows of {source.origin}; widen the slice of "
+                f"the {part} split is empty: its slice takes none of the {len(groups)} rows of {source.origin}; widen "
                 f"{part}_split, or give more rows."
             )
         return groups[start:stop]
