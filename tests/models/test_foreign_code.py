@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from src.cli import main
 from src.errors import ParleyError
@@ -86,6 +88,9 @@ def test_it_is_run_where_the_user_says_so(stranger: Path, tmp_path: Path) -> Non
     assert (tmp_path / "was_run").exists()
     assert type(load_model(name, trust_remote_code=True)).__module__.startswith("transformers_modules.")
     assert type(load_tokenizer(name, trust_remote_code=True)).__module__.startswith("transformers_modules.")
+    weights = load_file(stranger / "model.safetensors")
+    head = torch.zeros(2, load_config(name, trust_remote_code=True).hidden_size)
+    save_file({**weights, "score.weight": head}, stranger / "model.safetensors", metadata={"format": "pt"})
     scores = ClassifierReward(name, label="LABEL_0", trust_remote_code=True)(["Hi"], ["there"])
     assert scores.shape == (1,)
 
