@@ -8,7 +8,6 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from peft import LoraConfig
 
-from src.callbacks.storage import AtomicCheckpointIO
 from src.datamodules import DialogSumDataModule
 from src.models.generation import GenerationOptions
 from src.models.rollout import RolloutOptions
@@ -30,7 +29,7 @@ def ppo(base: str, **options):
 
 
 @pytest.fixture
-def start(tiny_base, sample, tmp_path):
+def start(tiny_base, sample, tmp_path, quiet_trainer):
     """From a Module's class to a Module, its data and a maker of Trainers."""
 
     def make(method, lora: bool):
@@ -48,18 +47,7 @@ def start(tiny_base, sample, tmp_path):
         return module, data
 
     def trainer(strategy, steps: int) -> Trainer:
-        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        options |= {"enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0}
-        return Trainer(
-            accelerator="cpu",
-            devices=1,
-            strategy=strategy,
-            max_steps=steps,
-            limit_val_batches=1,
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=tmp_path,
-            **options,
-        )
+        return quiet_trainer(strategy, steps, limit_val_batches=1)
 
     yield make, trainer
     if dist.is_initialized():

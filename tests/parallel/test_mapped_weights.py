@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
 from safetensors.torch import load_file, save_file
 
-from src.callbacks.storage import AtomicCheckpointIO
 from src.datamodules import DialogSumDataModule
 from src.models.fingerprint import base_record
 from src.models.float32_files import half_precision_directory, write_in_float32
@@ -104,7 +102,7 @@ class WatchedPPO(PPOModule):
 
 
 @pytest.fixture
-def run(half, tiny_base, sample, tmp_path):
+def run(half, tiny_base, sample, tmp_path, quiet_trainer):
     """Train, from a checkpoint where there is one, and write another."""
 
     def train(method, kind: str, strategy, steps: int, given: Path | None = None):
@@ -120,18 +118,7 @@ def run(half, tiny_base, sample, tmp_path):
         module = method(base, **options)
         sizes = {"max_source_length": 48, "max_target_length": 16, "validation_split": "validation[:2]"}
         data = DialogSumDataModule(base, path=str(sample), batch_size=4, cache_dir=str(tmp_path / "cache"), **sizes)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        quiet |= {"enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0}
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            strategy=strategy,
-            max_steps=steps,
-            limit_val_batches=0,
-            plugins=[AtomicCheckpointIO()],
-            default_root_dir=tmp_path,
-            **quiet,
-        )
+        trainer = quiet_trainer(strategy, steps, limit_val_batches=0)
         trainer.fit(module, data, ckpt_path=given)
         path = tmp_path / f"step={steps:07d}.ckpt"
         trainer.save_checkpoint(path)
