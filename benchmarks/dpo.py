@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.beside_trl import adapter, add_options, clock
+from benchmarks.peak import peak_mib
 from benchmarks.ppo import SAMPLE
 from benchmarks.seq2seq import quieten
 from src.commands.output import show
@@ -130,9 +130,9 @@ def measure(method: str, folder: Path, args: argparse.Namespace, bf16: bool, lor
     """Train once; report the steps' seconds and the peak above the start, in MiB."""
     quieten()
     torch.manual_seed(0)
-    before = psutil.Process().memory_info().rss
+    before = psutil.Process().memory_info().rss / MIB
     seconds = (ours if method == "Parley" else theirs)(folder, args, bf16=bf16, lora=lora)
-    results.put((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB))
+    results.put((seconds, peak_mib() - before))
 
 
 def main(argv: Sequence[str] = ()) -> None:

@@ -23,10 +23,11 @@ from src.models.scratch import Sizes, make_base_model
 
 TEXT = "the train leaves at nine so please call me when you know how long it will take to mend the red car"
 RUN = """
-import resource, sys
+import sys
+from benchmarks.peak import peak_mib
 from src.cli import main
 status = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_mib())
 sys.exit(status)
 """
 
@@ -84,6 +85,6 @@ def run(folder: Path, args: argparse.Namespace, count: int, *, streaming: bool) 
         "rows": count,
         "streaming": "yes" if streaming else "no",
         "file MB": round(file.stat().st_size / 1e6, 1),
-        "peak MB": round(int(done.stdout.split()[-1]) / 1024),
+        "peak MiB": round(float(done.stdout.split()[-1])),
         "seconds": round(time.perf_counter() - began),
     }

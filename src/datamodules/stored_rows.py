@@ -276,7 +276,8 @@ def _parquet(file: Path) -> Iterator[ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file, buffer_size=BYTES_AT_A_TIME) as opened:
+        # Without pre_buffer=False all that was read stays in memory until the file is closed.
+        with pq.ParquetFile(file, buffer_size=BYTES_AT_A_TIME, pre_buffer=False) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]

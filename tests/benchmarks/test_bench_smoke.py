@@ -103,4 +103,4 @@ def test_streaming_measures_runs_on_the_disk_and_in_memory(capsys):
     out = capsys.readouterr().out
     rows = json.loads(out[out.index("[\n") :])
     assert [(row["rows"], row["streaming"]) for row in rows] == [(30, "yes"), (20, "no")]
-    assert all(row["peak MB"] > 100 for row in rows)
+    assert all(row["peak MiB"] > 100 for row in rows)

@@ -102,3 +102,20 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ParleyError, match=r"streaming reads JSON lines .* write it as one of these"):
         stored_rows(str(tmp_path / "rows.csv"), "train")
+
+
+@pytest.mark.parametrize("group", [2_000, 20_000], ids=["many groups", "one group"])
+def test_parquet_that_was_read_does_not_stay_in_memory(group: int, tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    texts = [f"{number} " + "x" * 2_000 for number in range(20_000)]
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=group, compression="none")
+    rows = stored_rows(str(file), "train")
+    before, most, places = pa.total_allocated_bytes(), 0, []
+    for row in rows.scan():
+        places.append(row.place)
+        most = max(most, pa.total_allocated_bytes())
+    for _ in rows.read(places):
+        most = max(most, pa.total_allocated_bytes())
+    assert len(places) == len(texts)
+    assert file.stat().st_size > 40e6
+    assert most - before < 16e6

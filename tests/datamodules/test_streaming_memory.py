@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READ = """
-import resource, sys
+import sys
+from benchmarks.peak import peak_mib
 from src.datamodules import DialogSumDataModule
 base, path, cache = sys.argv[1:]
 data = DialogSumDataModule(
@@ -23,7 +24,7 @@ data = DialogSumDataModule(
 data.prepare_data()
 data.setup("fit")
 print(sum(len(batch["id"]) for batch in data.train_dataloader()))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_mib())
 """
 
 
@@ -33,8 +34,8 @@ def peak(base: str, path: Path, cache: Path) -> tuple[int, float]:
         [sys.executable, "-c", READ, base, str(path), str(cache)],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
-    count, kilobytes = map(int, done.stdout.split()[-2:])
-    return count, kilobytes / 1024
+    count, mib = done.stdout.split()[-2:]
+    return int(count), float(mib)
 
 
 @pytest.mark.slow
