@@ -73,7 +73,7 @@ def misconfiguration(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, MisconfigurationException):
             line = str(error).splitlines()[0]
-            is_about_gpus = re.search(r"(?i)\bgpus?\b|cuda|mps", line)
+            is_about_gpus = re.search(r"(?i)\bgpus?\b|(cuda|mps)accelerator", line)
             return line + (" (`-c configs/trainer/cpu.yaml` runs on a CPU)" if is_about_gpus else "")
         error = error.__cause__ or error.__context__
     return None

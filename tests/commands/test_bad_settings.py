@@ -160,14 +160,24 @@ def test_a_logger_that_is_not_installed_is_one_line(fit, monkeypatch):
     assert "TensorBoardLogger cannot be used: Neither `tensorboard` nor `tensorboardX` is available" in line
 
 
-def test_a_gpu_that_is_not_there_is_told_of_the_cpu(fit):
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_told_of_the_cpu(accelerator, fit):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    status, line = fit({"trainer.accelerator": "gpu"})
+    status, line = fit({"trainer.accelerator": accelerator})
     assert status == 2
-    assert "No supported gpu backend found! (`-c configs/trainer/cpu.yaml` runs on a CPU)" in line
+    assert line.endswith("(`-c configs/trainer/cpu.yaml` runs on a CPU)")
+
+
+def test_a_setting_whose_names_have_cuda_in_them_says_nothing_of_cpus(fit):
+    """Lightning's line lists `cuda_time` among what a profiler sorts by."""
+    profiler = "lightning.pytorch.profilers.PyTorchProfiler"
+    status, line = fit({"trainer.profiler": profiler, "trainer.profiler.init_args.sort_by_key": "nothing"})
+    assert status == 2
+    assert "cuda_time" in line
+    assert "cpu.yaml" not in line
 
 
 def test_a_schedule_that_watches_nothing_says_nothing_of_cpus(fit):
