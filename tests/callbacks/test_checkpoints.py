@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,10 +130,10 @@ def run_of(directory: Path, **more: Any) -> Any:
             epoch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)),
             epoch_loop=SimpleNamespace(total_batch_idx=0),
         ),
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision, checkpoint_io=None),
     )
     trainer.checkpoints = Checkpoints(dirpath=str(directory), **more)
-    trainer.save_checkpoint = lambda path: (
+    trainer.save_checkpoint = lambda path, **_: (
         path.parent.mkdir(exist_ok=True),
         path.write_text(json.dumps(trainer.checkpoints.state_dict())),
     )
@@ -177,6 +178,20 @@ def test_what_a_killed_run_did_not_come_to_drop_goes(tmp_path):
     train(run_of(tmp_path, keep_last=3), (2, 4, 6))
     train(run_of(tmp_path, keep_last=1), (), tmp_path / "step=0000006.ckpt")
     assert steps_in(tmp_path) == [6]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_run_that_goes_on_lists_the_checkpoints_that_one_that_was_not_stopped_lists(tmp_path, asynchronous):
+    trainer, afterwards = run_of(tmp_path / "run", asynchronous=asynchronous), {}
+    trainer.checkpoints.on_train_start(trainer, None)
+    for trainer.global_step in (2, 4, 6, 8):
+        trainer.checkpoints.save(trainer)
+        shutil.copytree(tmp_path / "run", tmp_path / str(trainer.global_step))  # as a kill would leave it
+        afterwards[trainer.global_step] = trainer.checkpoints.state_dict()
+    for step, state in afterwards.items():
+        resumed = run_of(tmp_path / str(step), asynchronous=asynchronous)
+        train(resumed, (), tmp_path / str(step) / f"step={step:07d}.ckpt")
+        assert resumed.checkpoints.state_dict() == state
 
 
 def test_a_line_ends_at_the_directory(tmp_path):
