@@ -13,6 +13,7 @@ BENCHMARKS = {
     "dpo": "DPO on a decoder-only model beside the installed TRL's DPOTrainer: pairs per second, peak memory",
     "generation": "answers per second: batches by length, batches as they come, one prompt at a time",
     "grpo": "an iteration of GRPO on a decoder-only model beside the installed TRL's GRPOTrainer",
+    "loading": "memory of its own that a process takes to load a model: DDP and shards",
     "memory": "an iteration of PPO with LoRA beside a step of LoRA fine-tuning",
     "packing": "training a chatbot on short pairs: packed rows beside padded batches",
     "ppo": "an iteration of PPO beside TRL 0.11.4, batched and as published",

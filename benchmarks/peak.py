@@ -1,4 +1,4 @@
-"""The most memory that a process has held."""
+"""Memory that a process holds, and the most that it has held (Linux). See proc_pid_status(5)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from pathlib import Path
 
 
 def peak_mib() -> float:
-    """The highest resident memory of this process so far, in MiB (Linux).
+    """The highest resident memory of this process so far, in MiB.
 
     `getrusage` would answer with the peak of the process that started this one where that is higher: the kernel keeps
-    it across `exec`. See `VmHWM` in proc_pid_status(5).
+    it across `exec`.
     """
+    return _kib("VmHWM") / 1024
+
+
+def anonymous_mib() -> float:
+    """What this process holds for itself, in MiB: without files that are mapped, whose pages others may share."""
+    return _kib("RssAnon") / 1024
+
+
+def _kib(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

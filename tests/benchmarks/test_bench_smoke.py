@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -104,3 +105,13 @@ def test_streaming_measures_runs_on_the_disk_and_in_memory(capsys):
     rows = json.loads(out[out.index("[\n") :])
     assert [(row["rows"], row["streaming"]) for row in rows] == [(30, "yes"), (20, "no")]
     assert all(row["peak MiB"] > 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_loading_measures_every_process(capsys):
+    assert main(["loading", "--hidden-size", "32", "--layers", "1", "--json"]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads(out[out.index("[\n") :])
+    ways = itertools.product(("float32", "bfloat16"), ("ddp", "shards"), (0, 1))
+    assert [(row["files"], row["strategy"], row["process"]) for row in rows] == list(ways)
+    assert all(row["at most, MiB"] >= row["at the first step, MiB"] > 0 for row in rows)
