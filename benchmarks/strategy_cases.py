@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.strategies import DDPStrategy
 from peft import LoraConfig
 from torch import Tensor
+from transformers import BitsAndBytesConfig
 
 from scripts.crash_tasks import SAMPLE, write_pairs
 from src.datamodules import DialogSumDataModule, PreferenceDataModule
@@ -55,6 +56,7 @@ class Case:
         options: Of the Module.
         data: Of the DataModule.
         learns: From what.
+        strategies: Those that train it on several processes.
     """
 
     module: Callable[..., ModelModule]
@@ -63,13 +65,15 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     learns: str = "answers"
+    strategies: tuple[str, ...] = ("ddp", "sharded")
 
 
 def _of(name: str, module: Callable[..., ModelModule], whole: str, adapted: str, **given: Any) -> dict[str, Case]:
     return {name: Case(module, whole, **given), f"{name}+lora": Case(module, adapted, lora=True, **given)}
 
 
-SAMPLED = {"learns": "rollouts"}
+SAMPLED: dict[str, Any] = {"learns": "rollouts"}
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
 CASES: dict[str, Case] = {
     **_of("seq2seq", Seq2SeqModule, "t5", "bart", options={"dropout": 0.0}),
     **_of("causal", CausalLMModule, "gpt2", "llama", options={"dropout": 0.0}),
@@ -94,6 +98,18 @@ CASES: dict[str, Case] = {
     **_of("dpo", DPOModule, "t5", "llama", learns="pairs"),
     # Centred, for of two rewards' difference a head's bias has no gradient but rounding, which AdamW would follow.
     **_of("reward", RewardModule, "gpt2", "t5", options={"center_rewards_coefficient": 0.1}, learns="pairs"),
+    # A frozen base in 4 bits, which is not sharded.
+    "causal+nf4": Case(
+        CausalLMModule, "gpt2", lora=True, options={"dropout": 0.0, "quantization": NF4}, strategies=("ddp",)
+    ),
+    "ppo+nf4": Case(
+        PPOModule,
+        "t5",
+        lora=True,
+        options={"ppo": PPOConfig(ppo_epochs=2, minibatch_size=2), "quantization": NF4},
+        strategies=("ddp",),
+        **SAMPLED,
+    ),
 }
 
 
@@ -247,7 +263,12 @@ def train(name: str, strategy: str, plan: Plan) -> Measured:
 def main(words: list[str]) -> None:
     """One process of a plan; the first one writes what came of it."""
     plan = Plan(**json.loads(words[0]))
-    runs = [(name, strategy) for name in plan.cases for strategy in plan.strategies]
+    runs = [
+        (name, strategy)
+        for name in plan.cases
+        for strategy in plan.strategies
+        if strategy in ("one", *CASES[name].strategies)
+    ]
     results = [(name, strategy, asdict(train(name, strategy, plan))) for name, strategy in runs]
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     if rank == 0:
