@@ -18,6 +18,7 @@ def test_names_are_listed(capsys):
     assert main(["no-such"]) == 2
 
 
+@pytest.mark.slow
 def test_seq2seq_times_what_it_is_asked_for(capsys, monkeypatch, sample):
     monkeypatch.setattr(seq2seq, "find_data", lambda: sample / "train.jsonl")
     sizes = "--hidden-size 16 --layers 1 --examples 4 --batch-size 2 --rounds 1 --json"
@@ -29,6 +30,7 @@ def test_seq2seq_times_what_it_is_asked_for(capsys, monkeypatch, sample):
     assert all(row["tokens/s"] > 0 and row["tokens/CPU-s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_causal_trains_both_ways(capsys, monkeypatch, sample, tmp_path):
     monkeypatch.setattr(causal, "find_data", lambda: sample / "train.jsonl")
     monkeypatch.setattr(causal, "SMOLLM2", tmp_path)
@@ -46,6 +48,7 @@ def test_generation_gives_the_same_answers_every_way(capsys):
     assert [row["same answers"] for row in json.loads(out[out.index("[\n") :])] == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_grpo_runs_beside_trl(capsys):
     sizes = "--prompts 2 --num-generations 2 --minibatch-size 2 --tokens 3 --hidden-size 16 --layers 1 --iterations 2"
     assert main(["grpo", *sizes.split(), "--rounds", "1", "--json"]) == 0

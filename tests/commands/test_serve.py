@@ -40,6 +40,7 @@ def serving(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_is_under_way(number: signal.Signals, tiny_base: Callable[..., Path]) -> None:
     with serving(str(tiny_base("gpt2")), "--name", f"second={tiny_base('t5')}") as (process, url, lines):
@@ -60,6 +61,7 @@ def test_a_signal_finishes_what_is_under_way(number: signal.Signals, tiny_base: 
     assert any(f"{number.name}: no more requests are taken" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_key_comes_from_the_environment(tiny_base: Callable[..., Path]) -> None:
     with serving(str(tiny_base("t5")), PARLEY_API_KEY="k") as (_, url, _lines):
         assert httpx.get(url + "/models").status_code == 401

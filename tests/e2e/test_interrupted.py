@@ -82,6 +82,7 @@ def peaceful(tmp_path_factory) -> Callable[..., Path]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "method", "number"),
     [
@@ -106,6 +107,7 @@ def test_cut_off(parley, peaceful, tmp_path, words, strike, monkeypatch, more, m
     assert compare.compare_runs(expected, tmp_path / "runs") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "method", "which", "step"),
     [

@@ -82,6 +82,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["DialogSumDataModule", "ChatbotDataModule"])
 @pytest.mark.parametrize("training", ["whole", "lora"])
 @pytest.mark.parametrize("kind", ["seq2seq", "causal"])

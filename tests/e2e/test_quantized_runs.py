@@ -38,6 +38,7 @@ def logits(model):
         return model.eval()(input_ids=ids, **inputs).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", RECIPES)
 def test_trained_on_less_and_exported_onto_the_whole_base(parley, tmp_path, tiny_base, sample, kind, way):

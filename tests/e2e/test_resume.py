@@ -82,12 +82,12 @@ def cut_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     [
         ("dialogsum_seq2seq.yaml", [], [5]),
         ("dialogsum_seq2seq.yaml", ["--trainer.val_check_interval", "3"], [4, 3]),
-        ("dialogsum_seq2seq.yaml", ["--data.init_args.num_workers", "2"], [6]),
+        pytest.param("dialogsum_seq2seq.yaml", ["--data.init_args.num_workers", "2"], [6], marks=pytest.mark.slow),
         ("dialogsum_seq2seq.yaml", ["--trainer.accumulate_grad_batches", "2"], [6]),
         ("dialogsum_lora.yaml", [], [8, 4]),
-        ("dialogsum_lora.yaml", ["--trainer.precision", "bf16-true"], [5]),
-        ("dialogsum_lora.yaml", ["--model.init_args.dtype", "bfloat16"], [5, 6]),
-        ("dialogsum_lora.yaml", NF4, [5, 6]),
+        pytest.param("dialogsum_lora.yaml", ["--trainer.precision", "bf16-true"], [5], marks=pytest.mark.slow),
+        pytest.param("dialogsum_lora.yaml", ["--model.init_args.dtype", "bfloat16"], [5, 6], marks=pytest.mark.slow),
+        pytest.param("dialogsum_lora.yaml", NF4, [5, 6], marks=pytest.mark.slow),
     ],
     ids=[
         "whole",

@@ -58,6 +58,7 @@ def test_more_epochs(parley, words):
     assert any(not torch.equal(weights[name], after[name]) for name in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_another_rate_and_another_schedule_from_an_earlier_file(parley, words, precision):
     """What the abandoned line wrote stays; `last` follows the new one; rates are the new configuration's."""

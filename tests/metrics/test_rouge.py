@@ -191,6 +191,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_unequal_shares_give_the_figure_of_one(tmp_path: Path) -> None:
     predictions, references = examples(20)
     (tmp_path / "examples.json").write_text(json.dumps([predictions, references]))

@@ -105,6 +105,7 @@ def checkpoint_of(module, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "method"), CASES + PROMPTED)
 def test_exported_it_gives_stock_pefts_logits_and_loads_here(kind, method, tiny_base, tmp_path):

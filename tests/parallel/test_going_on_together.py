@@ -11,25 +11,29 @@ from src.callbacks.companions import refuse_other_checkpoints
 from src.errors import ParleyError
 from tests.parallel.two import on_two
 
-
-def refusal(rank: int, checkpoints: list[str | None]) -> str | None:
-    trainer = SimpleNamespace(world_size=2, ckpt_path=checkpoints[rank])
-    try:
-        refuse_other_checkpoints(trainer)  # type: ignore[arg-type]
-    except ParleyError as error:
-        return str(error)
-    return None
+CHECKPOINTS = [("a.ckpt", "a.ckpt"), (None, None), ("a.ckpt", "b.ckpt"), ("a.ckpt", None)]  # of either process
 
 
-@pytest.mark.parametrize("checkpoints", [["a.ckpt", "a.ckpt"], [None, None]], ids=["one", "none"])
-def test_the_same_checkpoint_is_taken(checkpoints, tmp_path: Path) -> None:
-    assert on_two(refusal, tmp_path / "store", checkpoints) == {0: None, 1: None}
+def refusals(rank: int, checkpoints: list[tuple[str | None, str | None]]) -> list[str | None]:
+    """What a process says of each pair of checkpoints; None where it goes on."""
+    said: list[str | None] = []
+    for pair in checkpoints:
+        trainer = SimpleNamespace(world_size=2, ckpt_path=pair[rank])
+        try:
+            refuse_other_checkpoints(trainer)  # type: ignore[arg-type]
+            said.append(None)
+        except ParleyError as error:
+            said.append(str(error))
+    return said
 
 
-@pytest.mark.parametrize("checkpoints", [["a.ckpt", "b.ckpt"], ["a.ckpt", None]], ids=["another", "none on one"])
-def test_every_process_refuses_different_ones(checkpoints, tmp_path: Path) -> None:
-    said = on_two(refusal, tmp_path / "store", checkpoints)
+@pytest.mark.slow
+def test_the_same_checkpoint_is_taken_and_others_are_refused_on_both(tmp_path: Path) -> None:
+    said = on_two(refusals, tmp_path / "store", CHECKPOINTS)
     assert said[0] == said[1]
-    assert said[0] is not None
-    assert "goes on from a.ckpt, and one on" in said[0]
-    assert f"from {checkpoints[1] or 'no checkpoint'};" in said[0]
+    same, none, another, none_on_one = said[0]
+    assert same is None
+    assert none is None
+    assert "goes on from a.ckpt, and one on" in another
+    assert "from b.ckpt;" in another
+    assert "from no checkpoint;" in none_on_one

@@ -16,6 +16,7 @@ pytest.importorskip("psutil", reason="psutil is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_moments_load(tiny_base: Callable[..., Path]) -> None:
     words = ["--clients", "4", "--seconds", "2", "--alone", "1", "--tokens", "8"]
     command = [sys.executable, "-m", "scripts.load_serve", str(tiny_base("gpt2")), *words]

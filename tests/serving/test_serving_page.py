@@ -170,6 +170,7 @@ def test_options_of_a_page_that_is_left_away(tmp_path: Path, capsys: pytest.Capt
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_serves_the_page(tiny_base: Callable[..., Path], sample: Path, tmp_path: Path) -> None:
     votes = tmp_path / "votes.jsonl"
     words = [str(tiny_base("t5")), "--page-data", str(sample), "--votes", str(votes), "--device", "cpu"]

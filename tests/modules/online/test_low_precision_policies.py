@@ -27,6 +27,7 @@ STEPS = 2  # an iteration has: 8 prompts, 2 answers each, 8 a minibatch
 every_base = pytest.mark.parametrize("base", BASES)
 
 
+@pytest.mark.slow
 @every_base
 @pytest.mark.parametrize("trained", ["lora", "continued"])
 @pytest.mark.parametrize(("kind", "method"), [("t5", "ppo"), ("llama", "ppo"), ("gpt2", "rloo"), ("bart", "grpo")])
@@ -54,6 +55,7 @@ def test_kl_is_0_and_ratios_are_1_in_the_first_iteration(make, kind, trained, me
     assert max(seen) < (1e-4 if base == "nf4" else 2e-2)  # minibatches are padded otherwise, and bfloat16 rounds
 
 
+@pytest.mark.slow
 @every_base
 @pytest.mark.parametrize(("kind", "method"), [("t5", "ppo"), ("gpt2", "ppo"), ("llama", "grpo")])
 def test_a_run_cut_within_an_iteration_goes_on_to_the_bit(make, trained_state, tmp_path, kind, method, base):

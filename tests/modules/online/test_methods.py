@@ -120,6 +120,7 @@ def test_figures_per_token_are_0_outside_responses(make, kind, trained, method):
         assert figures is None or not figures[outside].any(), name
 
 
+@pytest.mark.slow
 @every_method
 @every_model
 @whole_and_lora
@@ -153,6 +154,7 @@ def logged(root):
         return [{k: v for k, v in row.items() if v and not k.startswith("time/")} for row in csv.DictReader(stream)]
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize(
     ("kind", "trained"), [("t5", "whole"), ("t5", "lora"), ("t5", "decoder"), ("gpt2", "whole"), ("gpt2", "lora")]
@@ -216,6 +218,7 @@ def test_what_is_learned_from_is_told_response_by_response(make, method):
     assert any(record.advantage for record in records)
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize(("size", "accumulate"), [(8, 2), (16, 1), (4, 4)])
 def test_a_run_that_accumulates_goes_on_cut_otherwise_too(make, trained_state, tmp_path, method, size, accumulate):

@@ -84,6 +84,7 @@ def train(base, sample, path, seed, config, iterations, lr):
     return history.figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("architecture", ["t5", "gpt2"])
 def test_it_learns(base, sample, tmp_path, architecture, seed):
@@ -94,6 +95,7 @@ def test_it_learns(base, sample, tmp_path, architecture, seed):
     assert sum(rewards[-5:]) / 5 > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["t5", "gpt2"])
 def test_a_large_kl_coefficient_keeps_it_near_where_it_was(base, sample, tmp_path, architecture):
     """Beside the same run without the penalty: noise moves the policy with it too, by so many nats a response."""

@@ -46,6 +46,7 @@ def results(root):
     return read_checkpoint(sorted((run / "checkpoints").glob("step*.ckpt"))[-1]), rows, run
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tiny_base, pairs, tmp_path):
     for processes in (1, 2):
         more = ("--data.init_args.batch_size", str(8 // processes), "--trainer.devices", str(processes))
