@@ -53,7 +53,8 @@ class Watch(Callback):
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         self.over.set()
         self.watcher.join()
-        found = {"most": self.most - self.before, "left": anonymous_mib() - self.before}
+        left = anonymous_mib()
+        found = {"most": max(self.most, left) - self.before, "left": left - self.before}
         (self.directory / f"{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
