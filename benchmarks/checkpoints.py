@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +19,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from benchmarks.seq2seq import CPU, RECIPE, ROOT, find_data, make_base
+from benchmarks.command import fit
+from benchmarks.seq2seq import find_data, make_base
 
 STEPS_A_CHECKPOINT = 4
 SHARDS = {
@@ -83,14 +82,10 @@ def run(
         "trainer.num_sanity_val_steps": 0,
         **(SHARDS if shards else {"trainer.strategy": "auto" if processes == 1 else "ddp"}),
     }
-    words = [f"--{key}={value}" for key, value in options.items()]
-    words += ["--trainer.callbacks+=benchmarks.checkpoints.Stops", f"--trainer.callbacks.init_args.file={file}"]
+    words = ["--trainer.callbacks+=benchmarks.checkpoints.Stops", f"--trainer.callbacks.init_args.file={file}"]
     words += ["--trainer.callbacks+=Checkpoints", f"--trainer.callbacks.init_args.every_n_steps={STEPS_A_CHECKPOINT}"]
     words += [f"--trainer.callbacks.init_args.asynchronous={str(asynchronous).lower()}"]
-    command = [sys.executable, "-m", "src", "fit", "-c", str(RECIPE), "-c", str(CPU), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} ended with status {done.returncode}: {done.stderr[-3000:]}")
+    fit(options, *words)
     newest = max(directory.glob("version_0/checkpoints/step=*.ckpt"))
     parts = newest.rglob("*") if newest.is_dir() else [newest]
     return json.loads(file.read_text()) | {"megabytes": sum(part.stat().st_size for part in parts) / 1e6}

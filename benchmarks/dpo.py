@@ -19,12 +19,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.beside_trl import adapter, add_options, clock
-from benchmarks.peak import peak_mib
+from benchmarks.peak import peak_mib, resident_mib
 from benchmarks.ppo import SAMPLE
 from benchmarks.seq2seq import quieten
 from src.commands.output import show
@@ -35,7 +34,6 @@ from src.models.scratch import Sizes, make_base_model
 from src.modules import DPOModule
 from src.rl.preferences import DPOConfig
 
-MIB = 2**20
 LEARNING_RATE = 1e-5
 WARM_UP = 3  # steps that are not counted
 METHODS = ("Parley", "TRL")
@@ -130,7 +128,7 @@ def measure(method: str, folder: Path, args: argparse.Namespace, bf16: bool, lor
     """Train once; report the steps' seconds and the peak above the start, in MiB."""
     quieten()
     torch.manual_seed(0)
-    before = psutil.Process().memory_info().rss / MIB
+    before = resident_mib()
     seconds = (ours if method == "Parley" else theirs)(folder, args, bf16=bf16, lora=lora)
     results.put((seconds, peak_mib() - before))
 

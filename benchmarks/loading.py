@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -19,8 +17,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from benchmarks.command import fit
 from benchmarks.peak import anonymous_mib
-from benchmarks.seq2seq import CPU, RECIPE, ROOT, find_data, make_base
+from benchmarks.seq2seq import find_data, make_base
 
 STRATEGIES = {
     "ddp": {"trainer.strategy": "ddp"},
@@ -80,11 +79,7 @@ def run(base: Path, directory: Path, strategy: str, processes: int) -> list[dict
         "trainer.callbacks.init_args.directory": directory,
         **STRATEGIES[strategy],
     }
-    words = [f"--{key}={value}" for key, value in options.items()]
-    command = [sys.executable, "-m", "src", "fit", "-c", str(RECIPE), "-c", str(CPU), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{strategy} ended with status {done.returncode}: {done.stderr[-3000:]}")
+    fit(options)
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -13,12 +13,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from peft import LoraConfig
 
-from benchmarks.peak import peak_mib
+from benchmarks.peak import peak_mib, resident_mib
 from benchmarks.prompts import Prompts
 from benchmarks.seq2seq import find_data, quieten
 from src.commands.output import show
@@ -45,7 +44,7 @@ def run(
         lengths = RolloutOptions(min_new_tokens=tokens, output_min_length=tokens // 2, output_max_length=tokens)
         module = PPOModule(str(base), LengthReward(30), lora=lora, ppo=PPOConfig(minibatch_size=4), rollout=lengths)
     data = Prompts(base, [Example(prompt, prompt, [prompt]) for prompt in prompts], batch_size, tokens)
-    before = psutil.Process().memory_info().rss / MIB
+    before = resident_mib()
     Trainer(
         accelerator="cpu", devices=1, precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

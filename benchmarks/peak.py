@@ -14,6 +14,11 @@ def peak_mib() -> float:
     return _kib("VmHWM") / 1024
 
 
+def resident_mib() -> float:
+    """What this process has in memory, files that are mapped among it, in MiB."""
+    return _kib("VmRSS") / 1024
+
+
 def anonymous_mib() -> float:
     """What this process holds for itself, in MiB: without files that are mapped, whose pages others may share."""
     return _kib("RssAnon") / 1024

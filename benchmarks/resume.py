@@ -10,8 +10,6 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +18,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from benchmarks.seq2seq import CPU, RECIPE, ROOT, find_data, make_base
+from benchmarks.command import fit
+from benchmarks.seq2seq import find_data, make_base
 
 
 class EndAfter(Callback):
@@ -57,16 +56,7 @@ def seconds(base: Path, data: Path, scratch: Path, run: Path, steps: int, *words
         "trainer.callbacks.init_args.file": file,
     }
     start = time.time()
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "src", "fit", "-c", str(RECIPE), "-c", str(CPU)),
-            *(f"--{name}={value}" for name, value in options.items()),
-            *words,
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+    fit(options, *words)
     return float(file.read_text()) - start
 
 

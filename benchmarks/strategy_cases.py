@@ -56,7 +56,7 @@ class Case:
         options: Of the Module.
         data: Of the DataModule.
         learns: From what.
-        strategies: Those that train it on several processes.
+        quantized: Keep the frozen base in 4 bits, which shards refuse.
     """
 
     module: Callable[..., ModelModule]
@@ -65,20 +65,25 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     learns: str = "answers"
-    strategies: tuple[str, ...] = ("ddp", "sharded")
+    quantized: bool = False
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Those that train it on several processes."""
+        return ("ddp",) if self.quantized else ("ddp", "sharded")
 
 
 def _of(name: str, module: Callable[..., ModelModule], whole: str, adapted: str, **given: Any) -> dict[str, Case]:
     return {name: Case(module, whole, **given), f"{name}+lora": Case(module, adapted, lora=True, **given)}
 
 
+SMALL_PPO = PPOConfig(ppo_epochs=2, minibatch_size=2)
 SAMPLED: dict[str, Any] = {"learns": "rollouts"}
-NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
 CASES: dict[str, Case] = {
     **_of("seq2seq", Seq2SeqModule, "t5", "bart", options={"dropout": 0.0}),
     **_of("causal", CausalLMModule, "gpt2", "llama", options={"dropout": 0.0}),
     **_of("packed", CausalLMModule, "llama", "gpt2", options={"dropout": 0.0}, data={"packing": True}),
-    **_of("ppo", PPOModule, "t5", "llama", options={"ppo": PPOConfig(ppo_epochs=2, minibatch_size=2)}, **SAMPLED),
+    **_of("ppo", PPOModule, "t5", "llama", options={"ppo": SMALL_PPO}, **SAMPLED),
     **_of(
         "rloo",
         RLOOModule,
@@ -98,18 +103,8 @@ CASES: dict[str, Case] = {
     **_of("dpo", DPOModule, "t5", "llama", learns="pairs"),
     # Centred, for of two rewards' difference a head's bias has no gradient but rounding, which AdamW would follow.
     **_of("reward", RewardModule, "gpt2", "t5", options={"center_rewards_coefficient": 0.1}, learns="pairs"),
-    # A frozen base in 4 bits, which is not sharded.
-    "causal+nf4": Case(
-        CausalLMModule, "gpt2", lora=True, options={"dropout": 0.0, "quantization": NF4}, strategies=("ddp",)
-    ),
-    "ppo+nf4": Case(
-        PPOModule,
-        "t5",
-        lora=True,
-        options={"ppo": PPOConfig(ppo_epochs=2, minibatch_size=2), "quantization": NF4},
-        strategies=("ddp",),
-        **SAMPLED,
-    ),
+    "causal+nf4": Case(CausalLMModule, "gpt2", lora=True, quantized=True, options={"dropout": 0.0}),
+    "ppo+nf4": Case(PPOModule, "t5", lora=True, quantized=True, options={"ppo": SMALL_PPO}, **SAMPLED),
 }
 
 
@@ -216,6 +211,10 @@ def train(name: str, strategy: str, plan: Plan) -> Measured:
         options |= {"reward": LengthReward(5), "rollout": SHORT}
     if case.module is not RewardModule:
         options["generation"] = GenerationOptions(max_new_tokens=6)
+    if case.quantized:
+        options["quantization"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32"
+        )
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS[case.architecture], lora_dropout=0.0)
     module = case.module(
         base,

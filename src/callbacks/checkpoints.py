@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
         assert self.directory is not None, "setup comes first"
         if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != self.directory.resolve():
             self._written = []  # they are in another directory
-        if not self.asynchronous:  # else the next one does, as in a run that was not stopped
+        if not self.asynchronous:  # in the background the next save does it, as in a run that was not stopped
             self._drop_old(trainer)  # those that a killed run had not deleted yet
         self._last_step = trainer.global_step
         self._saved = place(trainer) if trainer.global_step else None

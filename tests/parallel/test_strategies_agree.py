@@ -22,12 +22,16 @@ def faults(one: Measured, other: Measured, share: float) -> list[str]:
 
 
 @pytest.mark.slow
-def test_losses_weights_metrics_and_shares(tmp_path):
+@pytest.mark.parametrize("quantized", [False, True], ids=["float32", "4 bits"])
+def test_losses_weights_metrics_and_shares(tmp_path, quantized):
     """With clipping and weight decay, in float32; what validation measures is over five rows, three and two of them.
 
-    One test, for the processes of each strategy go through all cases.
+    Not one test a case, for the processes of each strategy go through all of them.
     """
-    measured = measure(list(CASES), [2], tmp_path, steps=STEPS)
+    if quantized:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[quantization]'")
+    cases = [name for name, case in CASES.items() if case.quantized == quantized]
+    measured = measure(cases, [2], tmp_path, steps=STEPS)
     found = {}
     for name, ways in measured.items():
         one = ways[ALONE]
