@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.compare_runs import compare_runs
 from src.modules import Seq2SeqModule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,3 +114,26 @@ def test_bit_for_bit(parley, tmp_path, tiny_base, sample, cut_at, monkeypatch, r
         monkeypatch.chdir(tmp_path)
     assert parley(*words, "--ckpt_path", "last") == 0
     assert_same(tmp_path / "peaceful" / "version_0", tmp_path / "runs" / "version_0")
+
+
+@pytest.mark.parametrize("asynchronous", ["false", "true"], ids=["in place", "asynchronous"])
+def test_every_checkpoint_is_the_same_after_a_cut_before_a_validation(
+    parley, tmp_path, tiny_base, sample, monkeypatch, asynchronous
+):
+    """`best.ckpt` is written by the validation, of a run that goes on from the checkpoint just before it."""
+    callback = {"every_n_steps": "1", "monitor": "val/loss", "mode": "min", "asynchronous": asynchronous}
+    more = [word for name, value in callback.items() for word in (f"--trainer.callbacks.{name}", value)]
+    words = arguments("dialogsum_seq2seq.yaml", tiny_base("t5"), sample, *more, "--trainer.num_sanity_val_steps", "0")
+    assert parley(*words, "--trainer.default_root_dir", "peaceful") == 0
+
+    def cut(self):
+        if self.current_epoch == 1:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Seq2SeqModule, "on_validation_start", cut)
+        with pytest.raises(Cut):
+            parley(*words)
+    assert parley(*words, "--ckpt_path", "last") == 0
+    assert (tmp_path / "runs/version_0/checkpoints/best.ckpt").is_file()
+    assert compare_runs(tmp_path / "peaceful", tmp_path / "runs") == []
