@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m benchmarks [NAME [OPTIONS]]\n")
         for name, what in BENCHMARKS.items():
             print(f"{name:<11} {what}")
-        return 0 if words[0] in ("-h", "--help") else 2
+        if words[0] in ("-h", "--help"):
+            return 0
+        nearest = difflib.get_close_matches(words[0], BENCHMARKS, n=1)
+        hint = f"; the nearest is {nearest[0]}" if nearest else ""
+        print(f"python -m benchmarks: there is no {words[0]!r}{hint}", file=sys.stderr)
+        return 2
     for name in words[:1] or BENCHMARKS:
         importlib.import_module(f"benchmarks.{name}").main(words[1:])
     return 0

@@ -19,8 +19,8 @@ def choose_checkpoint(asked: str, root: Path, settings: dict[str, Any], *, may_s
         asked: A file; `last`, the newest intact checkpoint of this recipe under the root; or `best`, the newest intact
             `best.ckpt` of this recipe.
         root: The directory of runs.
-        settings: The run's settings; a checkpoint of another Module, DataModule or base model is not this recipe's.
-            The `dirpath` that they give to `Checkpoints` is searched too.
+        settings: The run's settings; a checkpoint of another Module or base model is not this recipe's, nor, for
+            training, one of another DataModule. The `dirpath` that they give to `Checkpoints` is searched too.
         may_start_fresh: Whether the run may do without a checkpoint: true for training, false for testing.
 
     Returns:
@@ -65,7 +65,10 @@ def _why_not(file: Path, settings: dict[str, Any], *, to_train: bool) -> str | N
     if to_train and (reason := lacking_to_go_on(checkpoint)):
         return reason
     saved = _at(checkpoint, ("callbacks", "ExactResume", "config")) or {}
-    for place in (("model", "class_path"), ("data", "class_path"), ("model", "init_args", "model_name_or_path")):
+    places = [("model", "class_path"), ("model", "init_args", "model_name_or_path")]
+    if to_train:  # what was trained on pairs may be tested on dialogues
+        places.append(("data", "class_path"))
+    for place in places:
         before, now = _at(saved, place), _at(settings, place)
         if saved and before != now:
             return f"it is of another recipe ({'.'.join(place)} was {before}, not {now})"

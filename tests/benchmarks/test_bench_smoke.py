@@ -15,7 +15,8 @@ def test_names_are_listed(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in BENCHMARKS)
-    assert main(["no-such"]) == 2
+    assert main(["lodaing"]) == 2
+    assert capsys.readouterr().err == "python -m benchmarks: there is no 'lodaing'; the nearest is loading\n"
 
 
 @pytest.mark.slow

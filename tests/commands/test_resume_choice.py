@@ -13,6 +13,7 @@ import torch
 
 from src.callbacks.storage import AtomicCheckpointIO, read_checkpoint
 from src.cli import main
+from src.commands.resume import choose_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +102,16 @@ def test_last_takes_only_this_recipes(runs, words, caplog, monkeypatch, tiny_bas
     assert main([*words, "--ckpt_path", "last", "--trainer.fast_dev_run", "1", *other]) == 0
     assert "it is of another recipe" in caplog.text
     assert "starting fresh" in caplog.text
+
+
+@pytest.mark.parametrize("to_train", [False, True])
+def test_another_datamodule_is_another_recipe_for_training_alone(runs, to_train):
+    settings = read_checkpoint(checkpoint(runs, 3))["callbacks"]["ExactResume"]["config"]
+    settings = settings | {
+        "data": settings["data"] | {"class_path": "src.datamodules.preferences.PreferenceDataModule"}
+    }
+    found = choose_checkpoint("last", runs, settings, may_start_fresh=to_train)
+    assert found == (None if to_train else checkpoint(runs, 3))
 
 
 def test_last_looks_where_checkpoints_are_told_to_go(runs, words, caplog, monkeypatch):
