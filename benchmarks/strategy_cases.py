@@ -78,6 +78,7 @@ def _of(name: str, module: Callable[..., ModelModule], whole: str, adapted: str,
 
 
 SMALL_PPO = PPOConfig(ppo_epochs=2, minibatch_size=2)
+SMALL_GRPO = GRPOConfig(num_iterations=2, num_generations=2, minibatch_size=4, beta=0.1)
 SAMPLED: dict[str, Any] = {"learns": "rollouts"}
 CASES: dict[str, Case] = {
     **_of("seq2seq", Seq2SeqModule, "t5", "bart", options={"dropout": 0.0}),
@@ -97,12 +98,16 @@ CASES: dict[str, Case] = {
         GRPOModule,
         "bart",
         "gpt2",
-        options={"grpo": GRPOConfig(num_iterations=2, num_generations=2, minibatch_size=4, beta=0.1)},
+        options={"grpo": SMALL_GRPO},
         **SAMPLED,
     ),
     **_of("dpo", DPOModule, "t5", "llama", learns="pairs"),
     # Centred, for of two rewards' difference a head's bias has no gradient but rounding, which AdamW would follow.
     **_of("reward", RewardModule, "gpt2", "t5", options={"center_rewards_coefficient": 0.1}, learns="pairs"),
+    "causal+compiled": Case(CausalLMModule, "gpt2", options={"dropout": 0.0, "torch_compile": True}),
+    "grpo+lora+compiled": Case(
+        GRPOModule, "gpt2", lora=True, options={"grpo": SMALL_GRPO, "torch_compile": True}, **SAMPLED
+    ),
     "causal+nf4": Case(CausalLMModule, "gpt2", lora=True, quantized=True, options={"dropout": 0.0}),
     "ppo+nf4": Case(PPOModule, "t5", lora=True, quantized=True, options={"ppo": SMALL_PPO}, **SAMPLED),
 }

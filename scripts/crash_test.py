@@ -140,6 +140,8 @@ class CrashTest:
             words += ["--data.init_args.streaming", "true", "--data.init_args.shuffle_buffer", "64"]
         if given.packed:
             words += ["--data.init_args.packing", "true", "--data.init_args.max_source_length", "24"]
+        if given.compiled:
+            words += ["--model.init_args.torch_compile", "true"]
         return self._spawn(words, root.with_suffix(".log"))
 
     def _spawn(self, words: list[str], log: Path) -> Process:
@@ -260,6 +262,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         help="rows are read and tokenised as steps take them, through a buffer of 64",
     )
     parser.add_argument("--packed", action="store_true", help="several examples in a row (causal)")
+    parser.add_argument("--compiled", action="store_true", help="the model's blocks are compiled")
     parser.add_argument(
         "--fork",
         action="store_true",

@@ -20,6 +20,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, 
 
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
+from src.models.compiling import compile_blocks
 from src.models.cpu import speed_up_on_cpu
 from src.models.float32_files import half_precision_directory, write_in_float32
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
@@ -50,6 +51,7 @@ class ModelModule(LightningModule, ABC):
             functions are the same, dropout's random numbers others.
         attn_implementation: transformers' name of the attention, such as `eager` or `flash_attention_2`; the fastest
             that there is when left out.
+        torch_compile: Compile the model's blocks for training, by which `cpu_speed_ups` are replaced (docs/scaling.md).
         dtype: Of a frozen base's weights, below an adapter in float32; float32 when left out.
         quantization: How bitsandbytes quantises a frozen base to 4 bits (docs/scaling.md).
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
@@ -72,6 +74,7 @@ class ModelModule(LightningModule, ABC):
         gradient_checkpointing: bool = False,
         cpu_speed_ups: bool = True,
         attn_implementation: str | None = None,
+        torch_compile: bool = False,
         dtype: Literal["bfloat16", "float16"] | None = None,
         quantization: BitsAndBytesConfig | None = None,
         gguf_file: str | None = None,
@@ -85,6 +88,7 @@ class ModelModule(LightningModule, ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.cpu_speed_ups = cpu_speed_ups
         self.attn_implementation = attn_implementation
+        self.torch_compile = torch_compile
         self.dtype_of_base = dtype
         self.quantization = quantization
         self.gguf_file = gguf_file
@@ -133,7 +137,10 @@ class ModelModule(LightningModule, ABC):
             check_adapter_config(model.active_peft_config, setting)
         if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
-        if self.cpu_speed_ups and is_attached(self) and self.trainer.strategy.root_device.type == "cpu":
+        device = self.trainer.strategy.root_device if is_attached(self) else None
+        if device is not None and self.torch_compile:
+            compile_blocks(model, device)
+        elif device is not None and self.cpu_speed_ups and device.type == "cpu":
             speed_up_on_cpu(model, with_attention=self.attn_implementation is None)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)

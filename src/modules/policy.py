@@ -50,6 +50,7 @@ class PolicyModule(GeneratingModule):
         metrics: Metrics of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
         cpu_speed_ups: As in `ModelModule`.
         attn_implementation: As in `ModelModule`.
+        torch_compile: As in `ModelModule`; for the reference, and where answers are made, nothing is compiled.
         dtype: As in `ModelModule`; the reference's too.
         quantization: As in `ModelModule`; the reference's too.
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
@@ -72,6 +73,7 @@ class PolicyModule(GeneratingModule):
         metrics: dict[str, Metric] | None = None,
         cpu_speed_ups: bool = True,
         attn_implementation: str | None = None,
+        torch_compile: bool = False,
         dtype: Literal["bfloat16", "float16"] | None = None,
         quantization: BitsAndBytesConfig | None = None,
         gguf_file: str | None = None,
@@ -86,6 +88,7 @@ class PolicyModule(GeneratingModule):
             metrics=metrics,
             cpu_speed_ups=cpu_speed_ups,
             attn_implementation=attn_implementation,
+            torch_compile=torch_compile,
             dtype=dtype,
             quantization=quantization,
             gguf_file=gguf_file,

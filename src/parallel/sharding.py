@@ -8,8 +8,7 @@ the root's. Since parameters are sharded separately, trained and frozen ones may
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
+
+from src.parallel.blocks import blocks_of
 
 RUN_PART = "run_part"
 
@@ -60,37 +61,6 @@ def run_part(root: nn.Module, part: Callable[..., Any], **kwargs: Any) -> Any:
     """
     run = getattr(root, RUN_PART) if isinstance(root, FSDPModule) else _run
     return run(part=part, **kwargs)
-
-
-def blocks_of(root: nn.Module) -> list[nn.Module]:
-    """The parts of a model that are separate units of sharding, inner ones first.
-
-    They are the modules that the architecture names as not to be split (`_no_split_modules`); if there are none, the
-    items of its outermost lists of modules of one class, which hold the layers. A part that shares a parameter with
-    anything outside it belongs to the root's unit.
-
-    Args:
-        root: The model.
-    """
-    named = set(getattr(root, "_no_split_modules", None) or ())
-    found = [one for one in root.modules() if type(one).__name__ in named and one is not root]
-    found = [one for one in found or _layers(root) if next(one.parameters(), None) is not None]
-    owners = Counter(_parameter_slots(root))
-    alone = [one for one in found if all(owners[key] == n for key, n in Counter(_parameter_slots(one)).items())]
-    return alone[::-1]
-
-
-def _layers(module: nn.Module) -> Iterable[nn.Module]:
-    for child in module.children():
-        if isinstance(child, nn.ModuleList) and len({type(item) for item in child}) == 1:
-            yield from child
-        else:
-            yield from _layers(child)
-
-
-def _parameter_slots(module: nn.Module) -> list[int]:
-    """The ids of all parameters of all submodules; a shared parameter occurs several times."""
-    return [id(one) for part in module.modules() for one in part._parameters.values() if one is not None]
 
 
 def _caster(dtype: torch.dtype) -> Callable[..., Any]:

@@ -36,6 +36,7 @@ def crash_test(*words: str) -> dict:
     [
         "--task seq2seq",
         "--task causal --packed",
+        "--task causal --compiled",
         "--task seq2seq --streaming",
         "--task ppo",
         "--task grpo --elastic 1,2,1",

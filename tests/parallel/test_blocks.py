@@ -11,7 +11,7 @@ from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 from src.models.loading import load_model
 from src.models.lora import add_lora
 from src.models.tying import base_model
-from src.parallel.sharding import blocks_of
+from src.parallel.blocks import blocks_of
 
 
 def names(model: nn.Module) -> list[str]:

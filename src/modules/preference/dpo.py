@@ -175,6 +175,7 @@ class DPOModule(PolicyModule):
             self.trainer.strategy.root_device.type,
             self.cpu_speed_ups,
             self.attn_implementation,
+            self.torch_compile,
         ]
 
     def _on_device(self, batch: PreferenceBatch) -> PreferenceBatch:
