@@ -34,7 +34,7 @@ def compile_blocks(model: PreTrainedModel | PeftModel, device: torch.device) -> 
     blocks = blocks_of(base_model(model))
     compiled = {kind: torch.compile(kind.forward, dynamic=True) for kind in {type(block) for block in blocks}}
     for block in blocks:
-        block.forward = partial(_forward, compiled[type(block)], block)  # type: ignore[method-assign]
+        block.forward = partial(_forward, compiled[type(block)], block)
 
 
 def _forward(compiled: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
