@@ -109,6 +109,8 @@ def essence(message: str) -> str:
         said = _about_class(of_class[1], said)
     elif of_class := re.search(r"callable class: (Option .*)\. Got value: Namespace\(class_path='([\w.]+)'", said):
         said = _about_class(of_class[2], of_class[1])  # an optimiser or a schedule
+    elif missing := re.search(r"callable class: the following arguments are required: (.+)", said):
+        said = f"{missing[1]} must be given to it"
     elif "required" in said:
         said += "; give a recipe, such as -c configs/dialogsum_lora.yaml"
     return f"{name}: {said}" if name else said

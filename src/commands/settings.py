@@ -10,8 +10,6 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jsonargparse import Namespace
-
 from src.datamodules.base import RANGES as DATA
 from src.errors import ParleyError
 from src.models.generation import RANGES as DECODING
@@ -96,20 +94,6 @@ class Setting(NamedTuple):
     default: Any = None
 
 
-def restore_nulls(settings: Namespace) -> None:
-    """Turn the text `None` back into null: jsonargparse makes text of a null two classes deep on the command line.
-
-    Args:
-        settings: As parsed; changed in place.
-    """
-    for name, value in list(settings.items()):
-        if value == "None":
-            settings[name] = None
-        for item in value if isinstance(value, list) else ():
-            if isinstance(item, Namespace):
-                restore_nulls(item)
-
-
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse numbers out of range, and values that switch off what Parley needs.
 
@@ -124,8 +108,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         allowed.refuse(name, value)
         if name == COMPUTE and value not in (None, *DTYPES):  # transformers looks it up among all that torch has
             raise ParleyError(f"{name} is {value!r}; it must be {', '.join(DTYPES)}.")
-        if value is None and isinstance(default, (int, float)):
-            kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
+        if value is None and isinstance(default, (int, float, tuple)):
+            kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a list")
             within = "" if allowed is ANY else f", {allowed}"
             raise ParleyError(f"{name} is null; it must be {kind}{within} (left out, it is {default}).")
     trainer = settings.get("trainer") or {}

@@ -34,7 +34,7 @@ from src.commands.complaints import (
     said_by_us,
 )
 from src.commands.resume import choose_checkpoint
-from src.commands.settings import check_settings, restore_nulls
+from src.commands.settings import check_settings
 from src.errors import ParleyError, StoppedBySignalError
 from src.internals import hold_signals_at_launch
 from src.parallel.strategy import ShardedStrategy
@@ -96,7 +96,6 @@ class ParleyCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the configuration and check it (`check_settings`)."""
         super().parse_arguments(parser, args)
-        restore_nulls(self.config)
         check_settings(self.config[self.config["subcommand"]].as_dict())
 
     def _parse_ckpt_path(self) -> None:
@@ -246,6 +245,8 @@ def _read_yaml_with_care() -> None:
     load = getattr(get_loader("yaml"), "without_care", get_loader("yaml"))
 
     def load_checked(text: str) -> Any:
+        if text == "None":  # what jsonargparse makes of a null two classes deep on the command line
+            return None
         check_yaml(text)
         try:
             return load(text)

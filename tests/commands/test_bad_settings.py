@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser, Namespace
 
 from src.cli import main
-from src.commands.settings import RANGES, Range, check_settings, restore_nulls
+from src.commands.settings import RANGES, Range, check_settings
 from src.errors import ParleyError
-from src.modules import ModelModule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OPTIMIZER, SCHEDULE = "model.init_args.optimizer", "model.init_args.lr_scheduler"
@@ -64,11 +62,11 @@ def fit(tiny_base, sample, tmp_path, monkeypatch, capfd):
         ),
         (
             {f"{OPTIMIZER}.init_args.betas": "null"},
-            "model.optimizer.betas is null; it must be a list, 0 or more and below 1;",
+            "model.init_args.optimizer.init_args.betas is null; it must be a list, 0 or more and below 1 (left out",
         ),
         (
             ONE_CYCLE | {f"{SCHEDULE}.init_args.max_lr": "null"},
-            "max_lr is null; it must be a number or a list, above 0",
+            "model.lr_scheduler: max_lr must be given to it; `parley fit --help`",
         ),
         ({"trainer.callbacks": ACCUMULATION}, "scheduling must be given to GradientAccumulationScheduler"),
         (
@@ -230,16 +228,17 @@ def test_a_range_says_what_it_holds():
     assert str(Range(0, above=True)) == "above 0"
 
 
-def test_null_two_classes_deep_is_null_on_the_command_line_too() -> None:
-    """jsonargparse 4.53 makes the text `None` of it, which names a label that no classifier has."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ModelModule, "model")
-    reward = "--model.init_args.reward"
-    words = ["--model", "PPOModule", "--model.init_args.model_name_or_path", "x", reward, "ClassifierReward"]
-    settings = parser.parse_args([*words, f"{reward}.init_args.label", "null"])
-    restore_nulls(settings)
-    given = settings.model.init_args.reward.init_args
-    assert (given.label, given.max_length, given.output) == (None, None, "logit")
-    settings.callbacks = [Namespace(class_path="x", init_args=Namespace(monitor="None", mode="min"))]
-    restore_nulls(settings)
-    assert settings.callbacks[0].init_args == Namespace(monitor=None, mode="min")
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("dpo", "--model.init_args.dpo.rpo_alpha"),  # a number in the recipe
+        ("ppo", "--model.init_args.reward ClassifierReward --model.init_args.reward.init_args.label"),
+    ],
+)
+def test_null_is_null_on_the_command_line_too(recipe, words, capsys):
+    """jsonargparse 4.53 makes the text `None` of one that is two classes deep."""
+    recipe = CONFIGS / "demo" / f"dialogsum_{recipe}.yaml"
+    with pytest.raises(SystemExit) as exited:
+        main(["fit", "-c", str(recipe), *words.split(), "null", "--print_config"])
+    assert exited.value.code == 0
+    assert f" {words.rpartition('.')[-1]}: null\n" in capsys.readouterr().out
