@@ -15,7 +15,7 @@ from src.errors import ParleyError
 
 MODEL_SIZES = (
     *("--hidden-size", "128", "--layers", "2", "--heads", "4"),
-    *("--feed-forward-size", "512", "--vocab-size", "1200", "--untied-head"),
+    *("--feed-forward-size", "512", "--vocab-size", "1800", "--untied-head"),
 )
 ONLINE = ("ppo", "rloo", "grpo")
 METHODS = (*ONLINE, "dpo")
@@ -109,7 +109,7 @@ class Demo:
         yield Step(
             "A model from scratch",
             ("init", "--architecture", "t5", *MODEL_SIZES, "--output", base, "--overwrite"),
-            "A T5 of 1.4 million random weights, and a tokenizer trained on the bundled dialogues.",
+            "A T5 of 1.6 million random weights, and a tokenizer trained on the bundled dialogues.",
         )
         yield Step(
             "What it says before training",
