@@ -83,7 +83,7 @@ def draw_demo(run: Path, output: Path) -> None:
     axes.set_xlabel("optimiser steps")
     for step, score in validation:
         axes.annotate(f"{score:.2f}", (step, score), (0, 8), textcoords="offset points", ha="center", color=SCORE)
-    figure.text(0.03, 0.95, "A T5 of 1.5 M parameters learns to summarise", size=12, weight="bold", va="top")
+    figure.text(0.03, 0.95, "A T5 of 1.6 M parameters learns to summarise", size=12, weight="bold", va="top")
 
     ranking = answers(tested_after)
     top = 0.95
