@@ -125,7 +125,7 @@ class Dealing:
 
     Attributes:
         processes: Of this start.
-        most: Of any start of the run.
+        most: A multiple of the processes of every start of the run.
         accumulate: Batches a step, on each process.
     """
 
@@ -135,7 +135,7 @@ class Dealing:
 
     @property
     def times(self) -> int:
-        """How many times as much a process does as where there are most of them."""
+        """How many times as much a process does as if there were `most` of them."""
         return self.most // self.processes
 
 
