@@ -111,7 +111,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if value is None and isinstance(default, (int, float, tuple)):
             kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "a list")
             within = "" if allowed is ANY else f", {allowed}"
-            raise ParleyError(f"{name} is null; it must be {kind}{within} (left out, it is {default}).")
+            raise ParleyError(f"{name} is null; it must be {kind}{within} (its default is {default}).")
     trainer = settings.get("trainer") or {}
     _refuse_strategy(trainer.get("strategy"))
     if trainer.get("barebones"):

@@ -95,6 +95,12 @@ class Run:
     checkpoint: str | None = None
 
     @property
+    def steps(self) -> int:
+        """How far it came: to its newest checkpoint, or to the last logged step where that is further."""
+        named = re.fullmatch(r"step=(\d+)\.ckpt", Path(self.checkpoint or "").name)
+        return max([int(named[1]) if named else 0, *(curve[-1][0] + 1 for curve in self.curves.values())])
+
+    @property
     def figures(self) -> dict[str, float]:
         """The last value of every metric."""
         return {name: curve[-1][1] for name, curve in self.curves.items()}

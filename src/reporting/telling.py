@@ -55,9 +55,8 @@ def sentence(run: Run, known: Mapping[str, str]) -> str:
     if what == "Fit":
         lora = settings.get("model.init_args.lora.class_path")
         adapter = f" with an adapter ({_class(lora)})" if lora else ""
-        steps = max((curve[-1][0] + 1 for curve in run.curves.values()), default=0)
         gone_on = f", gone on from {_checkpoint(checkpoint, known)}" if checkpoint else ""
-        return f"Fit of {module}{adapter} from {base}{gone_on}, on {_data(run, 'train')}: {steps:,} steps."
+        return f"Fit of {module}{adapter} from {base}{gone_on}, on {_data(run, 'train')}: {run.steps:,} steps."
     of = _checkpoint(checkpoint, known) if checkpoint else f"{base} as it is, no checkpoint,"
     return f"{what} of {of} by {module} on {_data(run, 'test' if what == 'Test' else 'validation')}."
 

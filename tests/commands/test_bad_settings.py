@@ -62,7 +62,7 @@ def fit(tiny_base, sample, tmp_path, monkeypatch, capfd):
         ),
         (
             {f"{OPTIMIZER}.init_args.betas": "null"},
-            "model.init_args.optimizer.init_args.betas is null; it must be a list, 0 or more and below 1 (left out",
+            "model.init_args.optimizer.init_args.betas is null; it must be a list, 0 or more and below 1 (its default",
         ),
         (
             ONE_CYCLE | {f"{SCHEDULE}.init_args.max_lr": "null"},

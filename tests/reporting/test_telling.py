@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def run(name: str, metric: str, **more: str) -> Run:
 )
 def test_short_names_tell_runs_apart(names: list[str], short: list[str]):
     assert short_names(names) == short
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "steps"), [("step=0000580.ckpt", 580), ("step=0000400.ckpt", 576), ("best.ckpt", 576)]
+)
+def test_a_run_is_as_long_as_its_checkpoint_says(checkpoint: str, steps: int):
+    """Metrics of every tenth step are logged."""
+    made = replace(run("a", "train/loss"), checkpoint=f"a/checkpoints/{checkpoint}")
+    assert sentence(made, {}).endswith(f": {steps} steps.")
 
 
 def test_what_a_run_was(tmp_path: Path):
