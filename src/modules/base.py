@@ -51,7 +51,7 @@ class ModelModule(LightningModule, ABC):
             functions are the same, dropout's random numbers others.
         attn_implementation: transformers' name of the attention, such as `eager` or `flash_attention_2`; the fastest
             that there is when left out.
-        torch_compile: Compile the model's blocks for training, by which `cpu_speed_ups` are replaced (docs/scaling.md).
+        torch_compile: Compile the model's blocks when training, in place of `cpu_speed_ups` (docs/scaling.md).
         dtype: Of a frozen base's weights, below an adapter in float32; float32 when left out.
         quantization: How bitsandbytes quantises a frozen base to 4 bits (docs/scaling.md).
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
@@ -138,7 +138,7 @@ class ModelModule(LightningModule, ABC):
         if isinstance(model, PeftModel) and is_attached(self):
             _refuse_averaging(self.trainer.callbacks)  # type: ignore[attr-defined]
         device = self.trainer.strategy.root_device if is_attached(self) else None
-        if device is not None and self.torch_compile:
+        if device is not None and self.torch_compile and self.trainer.training:
             compile_blocks(model, device)
         elif device is not None and self.cpu_speed_ups and device.type == "cpu":
             speed_up_on_cpu(model, with_attention=self.attn_implementation is None)

@@ -40,9 +40,10 @@ def gradients(module, shape: tuple[int, int]) -> tuple[float, list[torch.Tensor]
     return loss.item(), [one.grad.clone() for one in module.parameters() if one.grad is not None]
 
 
-def attached(architecture: str, path, **options):
+def attached(architecture: str, path, *, training: bool = True, **options):
     module = (Seq2SeqModule if architecture == "t5" else CausalLMModule)(str(path), dropout=0.0, **options)
     module.trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    module.trainer.training = training
     module.configure_model()
     return module
 
@@ -91,6 +92,7 @@ def test_nothing_to_compile_with_is_one_line(tiny_base, monkeypatch):
         raise RuntimeError("\nInvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx\n…")
 
     monkeypatch.setattr(compiling.torch, "compile", lambda function, **_: missing)
+    attached("gpt2", tiny_base("gpt2"), torch_compile=True, training=False)  # to test it needs no compiler
     with pytest.raises(ParleyError) as error:
         attached("gpt2", tiny_base("gpt2"), torch_compile=True)
     assert str(error.value) == (
