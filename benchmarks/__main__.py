@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from src.errors import nearest_to
 
 # Name to what it measures. The module of that name here has a `main(argv) -> None`.
 BENCHMARKS = {
@@ -33,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name:<11} {what}")
         if words[0] in ("-h", "--help"):
             return 0
-        nearest = difflib.get_close_matches(words[0], BENCHMARKS, n=1)
-        hint = f"; the nearest is {nearest[0]}" if nearest else ""
-        print(f"python -m benchmarks: there is no {words[0]!r}{hint}", file=sys.stderr)
+        print(f"python -m benchmarks: there is no {words[0]!r}{nearest_to(words[0], BENCHMARKS)}", file=sys.stderr)
         return 2
     for name in words[:1] or BENCHMARKS:
         importlib.import_module(f"benchmarks.{name}").main(words[1:])

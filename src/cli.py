@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from src import __version__
 from src.commands.visible import on_one_line, visible
-from src.errors import ParleyError, StoppedBySignalError
+from src.errors import ParleyError, StoppedBySignalError, nearest_to
 from src.signals import interruption
 
 TRAINER_COMMANDS = {
@@ -125,8 +125,9 @@ def _dispatch(name: str, words: list[str]) -> int:
         trainer = importlib.import_module("src.commands.trainer")
         return trainer.run(name, words)
     if name not in COMMANDS:
-        known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
-        raise ParleyError(f"there is no such command; choose one of: {known}.")
+        known = [*TRAINER_COMMANDS, *COMMANDS]
+        nearest = nearest_to(name, known) or f"; choose one of: {', '.join(known)}"
+        raise ParleyError(f"there is no such command{nearest}.")
     command = importlib.import_module(f"src.commands.{name}")
     parser = _Parser(prog=f"parley {name}", description=command.__doc__, formatter_class=_Formatter)
     command.add_arguments(parser)
@@ -160,6 +161,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         message = re.sub(r"^argument (\S+): is ", r"\1 is ", message)  # as `src.commands.arguments.number` has it
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            options = re.findall(r"--[\w-]+", self.format_usage())
+            message = f"there is no option {unknown[1]}{nearest_to(unknown[1], options)}"
         raise ParleyError(f"{message}; `{self.prog} --help` shows what it takes.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import platform
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from src.errors import ParleyError
+from src.errors import ParleyError, nearest_to
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +69,12 @@ def warn_of_unknown_metrics(trainer: Trainer) -> None:
     known = sorted(name for name in trainer.callback_metrics if not name.startswith("val"))
     for watcher, monitor in _watched(trainer):
         if not monitor.startswith("val") and monitor not in known:
-            nearest = difflib.get_close_matches(monitor, known, n=1)
-            hint = f" (the nearest is {nearest[0]!r})" if nearest else ""
             log.warning(
                 "%s watches %r, which this step has not reported%s; the run ends at its next validation if nothing "
                 "does until then.",
                 watcher,
                 monitor,
-                hint,
+                nearest_to(monitor, known),
             )
 
 

@@ -53,7 +53,8 @@ def number(kind: type[int] | type[float], allowed: Range = ANY) -> Callable[[str
             value = kind(text)
         except ValueError as error:
             what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"is {shown}; it must be {what}, {allowed}") from error
+            within = "" if allowed is ANY else f", {allowed}"
+            raise argparse.ArgumentTypeError(f"is {shown}; it must be {what}{within}") from error
         if not allowed.holds(value):
             raise argparse.ArgumentTypeError(f"is {shown}; it must be {allowed}")
         return value

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers import BitsAndBytesConfig
 
 from src.commands.settings import RANGES, parameters_of
-from src.errors import ParleyError
+from src.errors import ParleyError, nearest_to
 
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list", "tuple": "a list"}
 _NOISE = (
@@ -125,8 +124,7 @@ def _about_class(class_path: str, said: str) -> str:
     if unknown is None:
         return said
     name = unknown[1] or unknown[2]
-    nearest = difflib.get_close_matches(name, parameters_of(class_path), n=1, cutoff=0.7)
-    return f"{short} has no setting {name}" + (f"; the nearest is {nearest[0]}" if nearest else "")
+    return f"{short} has no setting {name}{nearest_to(name, parameters_of(class_path), cutoff=0.7)}"
 
 
 def _innermost(message: str) -> tuple[list[str], str]:

@@ -146,7 +146,7 @@ def test_a_metric_of_training_is_missed_after_a_step(fit, caplog, watcher, monit
         record for record in caplog.messages if f"{watcher} watches 'train/los', which this step has not" in record
     ]
     assert (status, len(warned)) == ((0, 0) if monitor == "train/loss" else (2, 1))
-    assert all("(the nearest is 'train/loss')" in warning for warning in warned)
+    assert all("; the nearest is train/loss;" in warning for warning in warned)
 
 
 def test_a_logger_that_is_not_installed_is_one_line(fit, monkeypatch):
