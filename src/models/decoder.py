@@ -31,6 +31,7 @@ class Decoder:
         self.base, self.head = base_model(model), output_head(model)
         self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
         self.query_mask = query_mask
+        self.positions: dict[str, Tensor] = {}
         self.answer_mask: Tensor | None = None  # only for an encoder-decoder whose rows began at different times
         if self.is_encoder_decoder:
             self.encoder_hidden: Any = encoder_hidden
@@ -73,10 +74,9 @@ class Decoder:
         self.query_mask, self.next_ids = (
             rows.repeat_interleave(times, dim=0) for rows in (self.query_mask, self.next_ids)
         )
+        self.positions = {name: ids.repeat_interleave(times, dim=0) for name, ids in self.positions.items()}
         if self.is_encoder_decoder:
             self.encoder_hidden = self.encoder_hidden.repeat_interleave(times, dim=0)
-        else:
-            self.positions = {name: ids.repeat_interleave(times, dim=0) for name, ids in self.positions.items()}
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
         """Append the next tokens of the rows that go on, and remove the others.
@@ -89,10 +89,9 @@ class Decoder:
             self.query_mask = self.query_mask[alive]
             self.answer_mask = None if self.answer_mask is None else self.answer_mask[alive]
             self.cache.batch_select_indices(alive)
+            self.positions = {name: ids[alive] for name, ids in self.positions.items()}
             if self.is_encoder_decoder:
                 self.encoder_hidden = self.encoder_hidden[alive]
-            else:
-                self.positions = {name: ids[alive] for name, ids in self.positions.items()}
         self.next_ids = tokens.unsqueeze(-1)
         if self.answer_mask is not None:
             self.answer_mask = torch.cat([self.answer_mask, torch.ones_like(self.next_ids)], dim=1)
@@ -175,6 +174,11 @@ class Decoder:
 def takes_cache(model: Model) -> bool:
     """Whether a decoder-only model keeps keys and values, as those do not that carry a state along (Mamba)."""
     return "past_key_values" in inspect.signature(base_model(model).forward).parameters
+
+
+def keeps_all_positions(model: Model) -> bool:
+    """Whether a model's cache holds the keys and values of all positions, as not with a sliding window or a state."""
+    return takes_cache(model) and all(map(_is_plain, DynamicCache(config=base_model(model).config).layers))
 
 
 def _is_plain(layer: Any) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import compress
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from transformers import (
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
-from src.models.decoder import Decoder
+from src.models.decoder import Decoder, keeps_all_positions
 from src.models.logits import draw, row_seed
 from src.models.lora import merged
 from src.models.responses import Model
+from src.models.static_decoder import StaticDecoder
 from src.models.tying import base_model, positions
 from src.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, refuse_outside
 from src.rl.drawable import Drawable
@@ -51,6 +53,9 @@ class RolloutOptions:
         output_max_length: The upper end of that range; both ends are included, and EOS counts.
         bad_words: Texts that are never sampled, not even inside longer words; the name of a special token such as
             `<unk>` bans that token.
+        engine: How tokens are computed: "plain", with a cache that grows and rows that leave the batch as they end; or
+            "static", with a cache of fixed size, whose steps a GPU replays as graphs (see `StaticDecoder`). Both
+            sample the same tokens, up to rounding.
     """
 
     temperature: float = 1.0
@@ -60,6 +65,7 @@ class RolloutOptions:
     output_min_length: int = 100
     output_max_length: int = 400
     bad_words: list[str] = field(default_factory=list)
+    engine: Literal["plain", "static"] = "plain"
 
     def __post_init__(self) -> None:
         refuse_outside(self, RANGES, "rollout.")
@@ -75,6 +81,26 @@ class RolloutOptions:
                 f"rollout.min_new_tokens is {self.min_new_tokens} and output_max_length {self.output_max_length}: no "
                 "response could ever end by itself; lower the one or raise the other."
             )
+
+    def refuse(self, model: Model) -> None:
+        """Refuse a model that the engine cannot run.
+
+        Raises:
+            ParleyError: It is the static one, and the model does not keep the keys and values of all positions.
+        """
+        if self.engine == "static" and not keeps_all_positions(model):
+            raise ParleyError(
+                f"rollout.engine is static, and {base_model(model).config.model_type} does not attend to all positions "
+                "(it has a sliding window or a state); use plain."
+            )
+
+    def decoder(
+        self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None, *, longest: int
+    ) -> Decoder:
+        """The engine's decoder; the arguments are `StaticDecoder`'s."""
+        if self.engine == "plain":
+            return Decoder(model, query_ids, query_mask, encoder_hidden)
+        return StaticDecoder(model, query_ids, query_mask, encoder_hidden, longest=longest)
 
     def processors(self) -> LogitsProcessorList:
         """Temperature, top-k and top-p as transformers' logits processors."""
@@ -155,7 +181,7 @@ def sample_responses(
     steps: list[tuple[Tensor, Drawable] | None] = []
     rows = torch.arange(batch, device=ids.device)
     with merged(model), cast_once(model, spare_head=True):
-        decoder = Decoder(model, query_ids, query_mask, encoder_hidden)
+        decoder = options.decoder(model, query_ids, query_mask, encoder_hidden, longest=longest)
         for step in range(longest):
             logits, so_far = decoder.next_logits(), ids[rows, :step]
             if step == 0 and answers > 1:
@@ -164,19 +190,28 @@ def sample_responses(
             if step < options.min_new_tokens:
                 logits[:, eos] = -torch.inf
             logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]
-            tokens = draw(_probabilities(logits), streams)
+            probabilities = logits.float().softmax(-1)
+            tokens = draw(probabilities, streams)
             is_restricted = step < options.min_new_tokens or banned or processors
             steps.append((rows, Drawable.of(logits > -torch.inf)) if is_restricted else None)
             ids[rows, step], mask[rows, step] = tokens, 1
             ended = torch.isin(tokens, eos)
             has_eos[rows] = ended
-            alive = (~ended & (step + 1 < limits[rows])).nonzero().flatten()
-            if not len(alive):
+            goes_on = ~ended & (step + 1 < limits[rows])
+            # The step's only wait for the device, if nothing restricts what may be drawn.
+            is_finite, *going = torch.cat([probabilities.isfinite().all().unsqueeze(0), goes_on]).tolist()
+            if not is_finite:
+                raise ParleyError(
+                    "the model gives probabilities that are not finite; lower the learning rate, or use "
+                    "precision 32-true."
+                )
+            if not any(going):
                 break
-            rows, streams = rows[alive], [streams[place] for place in alive.tolist()]
+            alive = torch.nonzero_static(goes_on, size=sum(going)).flatten()
+            rows, streams = rows[alive], list(compress(streams, going))
             decoder.advance(tokens[alive], alive)
-    time = int(mask.sum(-1).max())
-    drawable = Drawable.assemble(steps[:time], batch, logits.shape[-1], ids.device)
+    time = len(steps)
+    drawable = Drawable.assemble(steps, batch, logits.shape[-1], ids.device)
     return Responses(ids[:, :time], mask[:, :time], has_eos, drawable)
 
 
@@ -210,13 +245,3 @@ def _draw_limits(
             "lower data.init_args.max_source_length."
         )
     return torch.minimum(limits, room)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """The probabilities of the next token, (rows, vocabulary)."""
-    probabilities = logits.float().softmax(-1)
-    if not torch.isfinite(probabilities).all():
-        raise ParleyError(
-            "the model gives probabilities that are not finite; lower the learning rate, or use precision 32-true."
-        )
-    return probabilities

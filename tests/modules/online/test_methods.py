@@ -72,6 +72,27 @@ def test_the_policy_is_its_reference_at_first_and_dropout_is_off(make, kind, tra
     assert abs(float(trainer.callback_metrics["objective/kl"])) < 1e-5
 
 
+@every_model
+@whole_and_lora
+def test_both_engines_learn_the_same_from_the_same_answers(make, kind, trained):
+    """The weights change between two rollouts, which a step that is replayed must notice."""
+    found = []
+    for engine in ("plain", "static"):
+        rollout = RolloutOptions(min_new_tokens=2, output_min_length=6, output_max_length=12, engine=engine)
+        module, data, trainer = make(kind, trained, rollout=rollout, iterations=3, **grpo())
+        torch.manual_seed(0)
+        answers, plain = [], module.advantages
+        module.advantages = lambda rollout, seen=answers, plain=plain: seen.append(rollout) or plain(rollout)
+        trainer.fit(module, data)
+        found.append((answers, module.policy.state_dict()))
+    (plain_answers, plain_weights), (static_answers, static_weights) = found
+    assert len(plain_answers) == 3
+    for ours, theirs in zip(static_answers, plain_answers, strict=True):
+        assert torch.equal(ours.response_ids, theirs.response_ids)
+    for name, weight in plain_weights.items():
+        torch.testing.assert_close(static_weights[name], weight, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("method", [rloo, grpo], ids=lambda method: method.__name__)
 def test_ratios_are_1_at_first_in_every_precision(make, precision, method, monkeypatch):

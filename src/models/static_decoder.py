@@ -1,0 +1,146 @@
+"""Decoding over a cache of fixed size, in steps that a GPU replays instead of launching their kernels one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import EncoderDecoderCache, StaticCache
+
+from src.models.decoder import Decoder
+from src.models.responses import Model
+from src.models.tying import positions
+
+
+class StaticDecoder(Decoder):
+    """A `Decoder` whose cache is allocated once, for the longest answer.
+
+    Prompts, and the first token, are processed as in `Decoder`. From then on the tensors of a step keep their addresses
+    and shapes, so that on CUDA a step is captured once and then replayed as a graph. Elsewhere the same code runs as it
+    is. Rows that have ended stay in the batch until half of it can be left out, so that a batch of n rows takes log2(n)
+    graphs at most. A decoder's graphs are its own: when the next one begins, the weights may have changed.
+
+    Args:
+        model: An encoder-decoder or decoder-only model in evaluation mode.
+        query_ids: (rows, query time); left-padded for a decoder-only model.
+        query_mask: (rows, query time).
+        encoder_hidden: What `encode` returned for these queries; computed when left out.
+        longest: The tokens of the longest answer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        encoder_hidden: Tensor | None = None,
+        *,
+        longest: int,
+    ) -> None:
+        super().__init__(model, query_ids, query_mask, encoder_hidden)
+        self._length = (1 if self.is_encoder_decoder else query_ids.shape[1]) + longest  # of the cache
+        self._tokens = 0  # in the cache
+        self._last_position = (positions(self.base) or self._length) - 1
+        self._places: Tensor | None = None  # (alive,) of the unfinished rows in the batch, from the second token on
+        self._step: Callable[[], Tensor] = super().next_logits
+
+    def next_logits(self) -> Tensor:
+        """Logits of each unfinished row's next token, (rows, vocabulary), float32; the caller may change them."""
+        logits = self._step()
+        return logits if self._places is None else logits[self._places]
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        """Append the next tokens of the rows that go on, and forget the others.
+
+        Args:
+            tokens: (alive,) the next tokens.
+            alive: (alive,) the indices of these rows among the unfinished rows.
+        """
+        self._tokens += self.next_ids.shape[1]
+        if self._places is None:
+            super().advance(tokens, alive)
+            self._places = torch.arange(len(tokens), device=tokens.device)
+            self._allocate(self._places)
+            return
+        self._places = self._places[alive]
+        if 2 * len(tokens) <= len(self.next_ids):
+            size = 1 << (len(tokens) - 1).bit_length()  # the next power of two
+            self._allocate(torch.cat([self._places, self._places[:1].expand(size - len(tokens))]))
+            self._places = torch.arange(len(tokens), device=tokens.device)
+        self.next_ids[self._places, 0] = tokens
+        for ids in self.positions.values():  # rows that have ended must not leave the window
+            ids.copy_((ids + 1).clamp(max=self._last_position))
+
+    def _allocate(self, rows: Tensor) -> None:
+        """Give some rows of the batch, (size,), a cache and inputs of their own; their step is captured anew."""
+        cache = StaticCache(config=self.base.config, max_cache_len=self._length)
+        for place, layer in enumerate(self._own_layers()):
+            cache.update(layer.keys[rows, :, : self._tokens], layer.values[rows, :, : self._tokens], place)
+        self.next_ids, self.query_mask = self.next_ids[rows], self.query_mask[rows]
+        if self.is_encoder_decoder:
+            crossed = self.cache.cross_attention_cache
+            crossed.batch_select_indices(rows)
+            self.cache = EncoderDecoderCache(cache, crossed)
+            self.encoder_hidden = self.encoder_hidden[rows]
+            self.answer_mask = self.query_mask.new_ones(len(rows), self._length)  # what is to come causality hides
+        else:
+            self.cache = cache
+            self.positions = {name: ids[rows] for name, ids in self.positions.items()}
+            to_come = self.query_mask.new_ones(len(rows), self._length - self.query_mask.shape[1])
+            self.query_mask = torch.cat([self.query_mask, to_come], dim=1)
+        self._step = self._replayed(super().next_logits)
+
+    def _replayed(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A step as it is run several times over the same tensors."""
+        return CapturedStep(compute) if self.next_ids.is_cuda else compute
+
+
+class CapturedStep:
+    """A computation that CUDA replays from its third call on: `torch.cuda.CUDAGraph`.
+
+    It must read and write tensors at addresses that do not change, in shapes that do not change, and must not wait for
+    the GPU. The first call runs it on a stream of its own, as a capture demands
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); the second captures it.
+
+    Args:
+        compute: The computation.
+    """
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._is_warm = False
+
+    def __call__(self) -> Tensor:
+        """Its result; in the same memory at every call from the second on."""
+        if not self._is_warm:
+            self._is_warm = True
+            return self._on_a_stream_of_its_own()
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with _uncached_autocast(), torch.cuda.graph(graph):
+                self._result = self._compute()
+            self._graph = graph
+        self._graph.replay()
+        return self._result
+
+    def _on_a_stream_of_its_own(self) -> Tensor:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = self._compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+
+@contextmanager
+def _uncached_autocast() -> Iterator[None]:
+    """Within the block autocast keeps no casts: those of a capture are in its own memory, and not computed yet."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)

@@ -1,0 +1,170 @@
+"""The static engine samples the plain one's tokens, in steps that can be replayed as graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import MistralConfig, MistralForCausalLM
+
+from src.errors import ParleyError
+from src.models.rollout import RolloutOptions, sample_responses
+from src.models.static_decoder import CapturedStep, StaticDecoder
+
+PLAIN = RolloutOptions(min_new_tokens=1, output_min_length=1, output_max_length=40, top_k=40)
+TEXTS = [f"{name}: Are you coming{' to dinner' * length}?" for length, name in enumerate(["Anna", "Ben"] * 6)]
+
+
+def sample(model, tokenizer, options: RolloutOptions, **kwargs: Any):
+    side = "right" if model.config.is_encoder_decoder else "left"
+    asked = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)
+    return sample_responses(
+        model.eval(),
+        asked["input_ids"],
+        asked["attention_mask"],
+        options,
+        eos_token_ids=[tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+        generator=torch.Generator().manual_seed(5),
+        **kwargs,
+    )
+
+
+def assert_same(ours, theirs) -> None:
+    for name in ("ids", "mask", "has_eos"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    assert torch.equal(ours.drawable.data, theirs.drawable.data)
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+@pytest.mark.parametrize("options", [PLAIN, replace(PLAIN, top_k=1)], ids=["sampled", "greedy"])
+def test_both_engines_sample_the_same_tokens(model, tokenizer, shake, options, answers):
+    shake(model)
+    plain = sample(model, tokenizer, options, answers=answers)
+    assert len(set(plain.mask.sum(-1).tolist())) > 5  # rows end one after the other
+    assert_same(sample(model, tokenizer, replace(options, engine="static"), answers=answers), plain)
+
+
+class Recorded(TorchDispatchMode):
+    """Writes down operations as a GPU's graph does: addresses and numbers, nothing of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a graph cannot wait for the GPU"
+        assert func is not torch.ops.aten.nonzero.default, "a graph's shapes do not depend on values"
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            for place, again in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(place, Tensor) and place.data_ptr() != again.data_ptr():
+                    place.copy_(again)
+
+
+class Replayed:
+    """What `CapturedStep` does, without a GPU."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self.compute, self.recorded, self.calls = compute, Recorded(), 0
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            return self.compute()
+        if self.calls > 2:
+            self.recorded.replay()
+            return self.result
+        with self.recorded:
+            self.result = self.compute()
+        return self.result
+
+
+def test_a_step_that_is_written_down_once_and_replayed_gives_the_same_tokens(model, tokenizer, shake, monkeypatch):
+    shake(model)
+    steps: list[Replayed] = []
+
+    def replayed(_decoder: StaticDecoder, compute: Callable[[], Tensor]) -> Replayed:
+        steps.append(Replayed(compute))
+        return steps[-1]
+
+    monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
+    plain = sample(model, tokenizer, replace(PLAIN, engine="static"))
+    monkeypatch.setattr(StaticDecoder, "_replayed", replayed)
+    assert_same(sample(model, tokenizer, replace(PLAIN, engine="static")), plain)
+    assert sum(step.calls for step in steps) == plain.ids.shape[1] - 1  # all tokens but the first
+    assert max(step.calls for step in steps) > 3
+    assert len(steps) <= 1 + len(TEXTS).bit_length()
+
+
+class FakeGraph:
+    """Counts what is done with it."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_a_captured_step_computes_twice_and_is_replayed_from_then_on(monkeypatch):
+    """The third call on CUDA, and its capture without autocast's cache."""
+    calls: list[bool] = []
+
+    def compute() -> Tensor:
+        calls.append(torch.is_autocast_cache_enabled())
+        return torch.zeros(1)
+
+    class Stream:
+        def wait_stream(self, _other: Any) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph: nullcontext())
+    step = CapturedStep(compute)
+    results = [step() for _ in range(4)]
+    assert calls == [True, False]
+    assert results[1] is results[2] is results[3]
+    assert step._graph.replays == 3  # a capture alone computes nothing
+    assert torch.is_autocast_cache_enabled()
+
+
+def test_a_model_with_a_sliding_window_is_refused(tokenizer):
+    config = MistralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=4,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    with pytest.raises(ParleyError, match=r"rollout.engine is static, and mistral .*; use plain"):
+        replace(PLAIN, engine="static").refuse(model)
+    PLAIN.refuse(model)
+
+
+def test_a_row_that_ended_at_the_window_does_not_leave_it(monkeypatch, model, tokenizer):
+    """Rows of a decoder-only model that have ended go on in the batch, and their positions must not."""
+    if model.config.is_encoder_decoder:
+        pytest.skip("positions do not depend on the row")
+    seen: list[int] = []
+    plain = StaticDecoder.advance
+
+    def watched(self, tokens, alive):
+        plain(self, tokens, alive)
+        seen.append(max(int(ids.max()) for ids in self.positions.values()))
+
+    monkeypatch.setattr(StaticDecoder, "advance", watched)
+    model.config.max_position_embeddings = window = 100
+    sample(model, tokenizer, replace(PLAIN, output_min_length=40, engine="static"))
+    assert max(seen) == window - 1
