@@ -21,6 +21,7 @@ from src.contracts import Writing
 from src.errors import ParleyError
 from src.internals import is_accumulating, is_epoch_full, place
 from src.parallel.gathering import local
+from src.parallel.hosts import Hosts
 from src.ranges import COUNT, POSITIVE, refuse_outside
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Checkpoints(Checkpoint):
         self._last_step = trainer.global_step
         self._saved = place(trainer) if trainer.global_step else None
         self._last_time = time.monotonic()
+        self._hosts: Hosts | None = None  # an earlier run's processes may be gone
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,7 +138,8 @@ class Checkpoints(Checkpoint):
         if self.every_n_minutes is None:
             return False
         is_up = time.monotonic() - self._last_time >= 60 * self.every_n_minutes
-        return bool(trainer.strategy.broadcast(is_up))  # clocks differ between processes
+        self._hosts = self._hosts or Hosts(trainer.world_size)
+        return bool(self._hosts.largest(is_up))  # clocks differ between processes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save `best.ckpt` if the monitored metric improved; the sanity check already fails if it is not reported."""

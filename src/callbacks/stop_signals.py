@@ -12,12 +12,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.callbacks.checkpoints import Checkpoints
 from src.errors import StoppedBySignalError
 from src.internals import forget_sigterm, is_accumulating
+from src.parallel.hosts import Hosts
 from src.signals import is_started_by_ddp
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install our signal handlers, after Lightning has installed its own."""
         self._trainer = trainer
+        self._hosts = Hosts(trainer.world_size)
         if trainer.received_sigterm:  # while Lightning's handler was installed
             self._received = signal.SIGTERM
             forget_sigterm(trainer)
@@ -97,7 +98,7 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop after this batch if any process received a signal and no accumulated gradients are pending."""
-        received = self._received_by_any(trainer, pl_module)
+        received = self._hosts.largest(self._received)
         if received and not is_accumulating(trainer):
             self._stop(trainer, received)
 
@@ -112,16 +113,9 @@ class StopOnSignal(Callback):
     ) -> None:
         """Stop after this batch if any process received a signal; a resumed run starts the validation over."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            received = self._received_by_any(trainer, pl_module)
+            received = self._hosts.largest(self._received)
             if received:
                 self._stop(trainer, received)
-
-    def _received_by_any(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        if trainer.world_size == 1:
-            return self._received
-        flag = torch.tensor(self._received, device=pl_module.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return int(flag)
 
     def _stop(self, trainer: Trainer, received: int) -> None:
         checkpoints = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints))

@@ -361,7 +361,9 @@ class TextDataModule(PreparesForModel):
 
     def _loader(self, dataset: Dataset, sampler: DealtBatchSampler, *, training: bool) -> ResumableDataLoader:
         collate = self.collator(training=training)
-        return ResumableDataLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers)
+        device = self.trainer.strategy.root_device.type if self.trainer is not None else "cpu"
+        pins = device == "cuda"  # so that the host need not wait for a batch to be copied
+        return ResumableDataLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers, pin_memory=pins)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""

@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
@@ -195,6 +197,23 @@ class ModelModule(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule; weight decay applies to the same parameters as in transformers' Trainer."""
         return self._plan.configure(self, self.learning_rates)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients; with a fused optimiser too, which Lightning refuses under bf16-mixed.
+
+        It does so because a fused optimiser divides by the scale of gradients itself; in bf16 they have none.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @property
     def learning_rates(self) -> dict[str, float]:

@@ -236,3 +236,15 @@ def test_what_a_limited_validation_takes_is_said_and_the_same(
     assert seen[0] == seen[1]
     said = f"validation: limit_val_batches takes {count} of 25 examples, the same random sample every time."
     assert caplog.messages.count(said) == (2 if count < 25 else 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(
+    device: str, module: Any, rows: Any, jsonl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = module(jsonl(tmp_path / "dev.jsonl", rows(9)), batch_size=4)
+    data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device(device))
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.pin_memory == (device == "cuda")

@@ -141,7 +141,7 @@ def test_whole_texts_are_what_a_classifier_reads(
     data = module(rows, "gpt2", group_by_length=False, batch_size=4, max_source_length=20, max_target_length=10)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         lightning_module=SimpleNamespace(reads="texts", text=text), world_size=1, is_global_zero=True, global_rank=0,
-        accumulate_grad_batches=1, limit_val_batches=1.0,
+        accumulate_grad_batches=1, limit_val_batches=1.0, strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
     data.setup("validate")
     [batch] = list(data.val_dataloader())

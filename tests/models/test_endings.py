@@ -214,11 +214,11 @@ def test_a_rollout_s_answers_end_where_turns_do(
         is_filler=[False, False],
         index=[0, 1],
     )
-    rollout = collector.collect(batch, None, PhaseClock(), seed=0, iteration=0)
+    rollout = collector.collect(batch, None, PhaseClock(torch.device("cpu")), seed=0, iteration=0)
     assert rollout.response_ids.tolist() == [[second, third, end]] * 2
     assert rollout.has_eos.all()
     assert seen == [tokenizer.decode([second, third]).strip()] * 2
     model.generation_config.begin_suppress_tokens = [second]
     collector = Collector(model, Reference(model, is_continued=False), tokenizer, Listener(), options)
-    rollout = collector.collect(batch, None, PhaseClock(), seed=0, iteration=0)
+    rollout = collector.collect(batch, None, PhaseClock(torch.device("cpu")), seed=0, iteration=0)
     assert second not in rollout.response_ids[:, 0].tolist(), "the model's own settings forbid it"

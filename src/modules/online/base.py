@@ -206,8 +206,9 @@ class OnlineModule(SamplingModule):
         """Stop timing the update, and log the time after the iteration's last."""
         assert self.buffer is not None
         if self._clock is not None:
-            seconds = self._clock.stop("update")
-            if self.buffer.ended(self._steps):
+            is_over = self.buffer.ended(self._steps)
+            seconds = self._clock.stop("update", is_over=is_over)
+            if is_over:
                 self.log("time/update", seconds, batch_size=1)
                 self._clock = None
 
@@ -244,7 +245,7 @@ class OnlineModule(SamplingModule):
 
     def _begin_iteration(self, batch: Batch) -> None:
         assert self.buffer is not None
-        self._clock = clock = PhaseClock()
+        self._clock = clock = PhaseClock(self.device)
         with gathered(self):
             hidden = self.collector.encode(batch)
             self._encoder_hidden = hidden if self._encoder_is_kept else None
