@@ -1,4 +1,4 @@
-"""Training throughput in tokens per second, padding not counted."""
+"""Training throughput in tokens per second, padding not counted, and a GPU's memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def real_tokens(batch: Batch, *, is_encoder_decoder: bool) -> Tensor:
 
 
 class Throughput(Callback):
-    """Logs `train/tokens_per_second`, padding left out, over all processes since the last time it logged."""
+    """Logs `train/tokens_per_second`, padding left out, over all processes since the last time it logged.
+
+    On CUDA it also logs `train/peak_memory_mib`, the most that torch has held on this process's GPU so far.
+    """
 
     def __init__(self) -> None:
         self._tokens: Tensor | int = 0
@@ -54,3 +57,5 @@ class Throughput(Callback):
         # `item` synchronises, so that the time includes the work that is counted.
         pl_module.log("train/tokens_per_second", tokens.item() / (time.perf_counter() - self._since))
         self._tokens, self._since = 0, time.perf_counter()
+        if pl_module.device.type == "cuda":
+            pl_module.log("train/peak_memory_mib", torch.cuda.max_memory_allocated(pl_module.device) / 2**20)

@@ -9,7 +9,7 @@ from src.reporting.kinds import baselines
 from src.reporting.plots import figure_text
 from src.reporting.runs import Run
 
-BOOKKEEPING = ("time/", "ppo/", "tokens/", "train/tokens_per_second", "objective/kl_coef")
+BOOKKEEPING = ("time/", "ppo/", "tokens/", "train/tokens_per_second", "train/peak_memory_mib", "objective/kl_coef")
 # What is not folded away, in this order.
 OF_EVALUATION = (
     *("rouge1", "rougeL", "toxicity_mean", "toxicity_improvement", "reward", "kl"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,3 +62,17 @@ def test_figure_reaches_the_logger_whenever_it_logs(tmp_path, monkeypatch, accum
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [2, 5]
     assert [float(row["train/tokens_per_second"]) for row in rows] == [3.5, 3.5]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", []), ("cuda", [3.0])])
+def test_a_gpus_peak_memory_is_logged(monkeypatch, device, expected):
+    logged: list[tuple[str, float]] = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3 * 2**20)
+    monkeypatch.setattr("src.callbacks.throughput.logs_this_step", lambda _trainer: True)
+    monkeypatch.setattr("src.callbacks.throughput.is_accumulating", lambda _trainer: False)
+    monkeypatch.setattr("src.callbacks.throughput.torch.as_tensor", lambda tokens, **_: tokens)  # there is no GPU
+    module = SimpleNamespace(
+        is_encoder_decoder=True, device=torch.device(device), log=lambda name, value: logged.append((name, value))
+    )
+    Throughput().on_train_batch_end(SimpleNamespace(world_size=1), module, None, BATCH, 0)
+    assert [value for name, value in logged if name == "train/peak_memory_mib"] == expected
