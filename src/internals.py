@@ -111,6 +111,11 @@ def is_attached(module: LightningModule) -> bool:
     return module._trainer is not None
 
 
+def shows_progress(trainer: Trainer) -> bool:
+    """Whether there is a bar for metrics: Lightning reads those that are for it after every batch, bar or not."""
+    return trainer.progress_bar_callback is not None
+
+
 def is_accumulating(trainer: Trainer) -> bool:
     """Whether the batch that has just been done ended without an optimiser step (gradient accumulation)."""
     return bool(trainer.fit_loop._should_accumulate())

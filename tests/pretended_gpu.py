@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch._dynamo  # which would read the replaced functions, were it first imported later
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -168,7 +169,7 @@ def _generators(on_gpu: dict[int, Any]) -> type:
     return Generator
 
 
-class PretendedGPU(TorchDispatchMode):
+class PretendedGPU:
     """Within the block there is a GPU, and the host's waits for it are noted.
 
     Attributes:
@@ -177,7 +178,6 @@ class PretendedGPU(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         if torch.version.cuda is not None or not sys.platform.startswith("linux"):
             pytest.skip("a GPU is pretended only where torch is built without CUDA, on Linux")
         self.waits: list[Wait] = []
@@ -191,16 +191,14 @@ class PretendedGPU(TorchDispatchMode):
         swaps = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # other than `.data`, it keeps the shells
         self._stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
+        _device_constructors()  # remembers what takes a default device, which is about to be replaced
         for owner, values in self._replaced():
             self._stack.enter_context(patch.multiple(owner, **values))
-        return super().__enter__()
+        self._stack.enter_context(_Mode(self))
+        return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
         self._stack.close()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.compute(func, args, kwargs or {})
 
     # What an operation does
 
@@ -213,6 +211,9 @@ class PretendedGPU(TorchDispatchMode):
         self._refuse_generator(kwargs.get("generator"), onto)
         if not onto and not shells:
             return func(*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with _Mode(self):  # as in inference mode, where autograd does not take it apart
+                return func.decompose(*args, **kwargs)
         packet = func.overloadpacket
         self._refuse_mixing(func, tensors)
         self._note_waits(packet, args, kwargs, onto)
@@ -304,7 +305,10 @@ class PretendedGPU(TorchDispatchMode):
             if not isinstance(part, Tensor):
                 return part
             known = written.get(id(part))
-            return known if known is not None else OnGPU(part, self) if onto else part
+            if known is not None or not onto:
+                return part if known is None else known
+            with torch.inference_mode(part.is_inference()):  # a view of another kind of tensor is of that kind
+                return OnGPU(part, self)
 
         return tree_map(wrap, out)
 
@@ -371,7 +375,7 @@ class PretendedGPU(TorchDispatchMode):
         run = threading.Thread.run
 
         def run_with_gpu(thread: threading.Thread) -> None:
-            with _InThread(self):
+            with _Mode(self):
                 run(thread)
 
         thread, amp = {"run": run_with_gpu}, {"amp_definitely_not_available": always(False)}
@@ -397,8 +401,8 @@ class PretendedGPU(TorchDispatchMode):
         return make
 
 
-class _InThread(TorchDispatchMode):
-    """The GPU of another thread, whose modes are its own."""
+class _Mode(TorchDispatchMode):
+    """Hands a thread's operations to the GPU."""
 
     def __init__(self, gpu: PretendedGPU) -> None:
         super().__init__()

@@ -360,10 +360,14 @@ class TextDataModule(PreparesForModel):
         return self._loader(self.datasets[part], sampler, training=False)
 
     def _loader(self, dataset: Dataset, sampler: DealtBatchSampler, *, training: bool) -> ResumableDataLoader:
-        collate = self.collator(training=training)
-        device = self.trainer.strategy.root_device.type if self.trainer is not None else "cpu"
-        pins = device == "cuda"  # so that the host need not wait for a batch to be copied
-        return ResumableDataLoader(dataset, sampler, collate_fn=collate, num_workers=self.num_workers, pin_memory=pins)
+        is_for_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return ResumableDataLoader(
+            dataset,
+            sampler,
+            collate_fn=self.collator(training=training),
+            num_workers=self.num_workers,
+            pin_memory=is_for_gpu,  # only from pinned memory does Lightning copy a batch while the GPU computes
+        )
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Shuffled batches of the training split."""

@@ -214,10 +214,12 @@ class Collator:
             prompt_ids, prompt_attention_mask = input_ids, attention_mask
         else:
             prompt_ids, prompt_attention_mask = pad(prompts, self.pad_token_id, self.pad_to_multiple_of, left=True)
+        padded = pad(labels, IGNORE_INDEX, self.pad_to_multiple_of)[0]
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            labels=pad(labels, IGNORE_INDEX, self.pad_to_multiple_of)[0],
+            labels=padded,
+            learned=places_to_learn(padded, is_shifted=not self.is_encoder_decoder),
             prompt_ids=prompt_ids,
             prompt_attention_mask=prompt_attention_mask,
             id=[row["id"] for row in rows],
@@ -226,6 +228,17 @@ class Collator:
             is_filler=[row["is_filler"] for row in rows],
             index=[row["index"] for row in rows],
         )
+
+
+def places_to_learn(labels: Tensor, *, is_shifted: bool) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the positions that predict a label, each (tokens,).
+
+    Args:
+        labels: (batch, time), -100 where there is nothing to learn.
+        is_shifted: Whether a label is predicted by the position before it, as in a decoder-only model.
+    """
+    rows, columns = torch.nonzero(labels[:, int(is_shifted) :] != IGNORE_INDEX, as_tuple=True)
+    return rows, columns
 
 
 def nothing_of(ids: Sequence[int]) -> list[int]:

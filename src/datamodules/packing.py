@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from src.contracts import IGNORE_INDEX, Batch
 from src.datamodules.cache import EncodedDataset, without_progress_bar
-from src.datamodules.encoding import joined_labels, nothing_of, pad
+from src.datamodules.encoding import joined_labels, nothing_of, pad, places_to_learn
 from src.errors import ParleyError
 
 
@@ -106,11 +106,13 @@ class PackedCollator:
             positions.append(list(chain.from_iterable(range(len(ids)) for ids in tokens)))
         input_ids, attention_mask = pad(inputs, self.pad_token_id, self.pad_to_multiple_of)
         examples = [example for row in rows for example in row["examples"]]
+        padded = pad(labels, IGNORE_INDEX, self.pad_to_multiple_of)[0]
         return Batch(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=pad(positions, 0, self.pad_to_multiple_of)[0],
-            labels=pad(labels, IGNORE_INDEX, self.pad_to_multiple_of)[0],
+            labels=padded,
+            learned=places_to_learn(padded, is_shifted=True),
             prompt_ids=input_ids[:, :0],
             prompt_attention_mask=attention_mask[:, :0],
             id=[example["id"] for example in examples],

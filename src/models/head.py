@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 @contextmanager
-def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
+def logits_at(model: nn.Module, rows: Tensor, columns: Tensor, time: int) -> Iterator[None]:
     """Within the block the model returns logits for the selected positions only: (selected, vocabulary).
 
     A language model's head is its widest layer, and its logits at prompt and padding positions are not needed. Since
@@ -19,12 +18,14 @@ def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
     Args:
         model: Any model with output embeddings.
-        positions: (batch, time) true where logits are needed.
+        rows: (selected,) where logits are needed: the texts in the batch, and
+        columns: (selected,) the tokens in these. A mask would be turned into them, which stalls a GPU each time.
+        time: The length of the texts.
     """
 
     def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        virtual = inputs[0].shape[1] - positions.shape[1]  # virtual tokens of prompt tuning
-        return (inputs[0][F.pad(positions, (virtual, 0))], *inputs[1:])
+        virtual = inputs[0].shape[1] - time  # virtual tokens of prompt tuning
+        return (inputs[0][rows, columns + virtual], *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore[operator]
     try:

@@ -105,13 +105,13 @@ class Drawable:
         """The shape of the positions."""
         return self.data.shape[:-1]
 
-    def __getitem__(self, index: Tensor | slice | tuple[slice, ...]) -> Drawable:
+    def __getitem__(self, index: Tensor | slice | tuple[slice | Tensor, ...]) -> Drawable:
         """The sets of some positions."""
         return replace(self, data=self.data[index])
 
-    def to(self, device: torch.device | str) -> Drawable:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Drawable:
         """A copy on another device."""
-        return replace(self, data=self.data.to(device))
+        return replace(self, data=self.data.to(device, non_blocking=non_blocking))
 
     def split(self, size: int) -> list[Drawable]:
         """Split along the first dimension into parts of `size`."""

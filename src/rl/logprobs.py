@@ -67,8 +67,9 @@ def logprobs_from_hidden(
         Log-probabilities and entropies.
     """
     wanted = labels >= 0
+    places = torch.nonzero(wanted, as_tuple=True)  # once, as this stalls a GPU
     sets = Drawable.everything(*labels.shape, device=labels.device) if drawable is None else drawable
-    parts = (each[wanted].split(chunk_size) for each in (hidden, labels, sets))
+    parts = (each[places].split(chunk_size) for each in (hidden, labels, sets))
     scored = _score_slices(list(zip(*parts, strict=True)), head, temperature, entropy_requires_grad)
     empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
     return TokenScores(*(empty.masked_scatter(wanted, each) for each in scored))
@@ -91,7 +92,8 @@ def token_logprobs(hidden: Tensor, labels: Tensor, head: Head, *, chunk_size: in
         return -F.cross_entropy(head(rows).float(), targets, reduction="none")
 
     wanted = labels >= 0
-    slices = list(zip(hidden[wanted].split(chunk_size), labels[wanted].split(chunk_size), strict=True))
+    places = torch.nonzero(wanted, as_tuple=True)
+    slices = list(zip(hidden[places].split(chunk_size), labels[places].split(chunk_size), strict=True))
     again = torch.is_grad_enabled() and len(slices) > 1
     scored = [
         checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
@@ -134,7 +136,8 @@ def kl_from_hidden(
         Shape (batch, time), float32, in nats; 0 where `mask` is 0.
     """
     wanted, found = mask.bool(), []
-    parts = (each[wanted].split(chunk_size) for each in (hidden, ref_hidden, drawable))
+    places = torch.nonzero(wanted, as_tuple=True)
+    parts = (each[places].split(chunk_size) for each in (hidden, ref_hidden, drawable))
     for own, other, sets in zip(*parts, strict=True):
         logits = head(own).float() / temperature
         logits = logits.masked_fill(~sets.mask(logits.shape[-1]), -torch.inf)

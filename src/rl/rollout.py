@@ -70,8 +70,10 @@ class Rollout:
         return {name: tensor for name, tensor in present.items() if tensor is not None}
 
     def to(self, device: torch.device | str) -> Rollout:
-        """A copy on another device."""
-        return Rollout(**{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
+        """A copy on another device; on a GPU it is made while the host goes on."""
+        asynchronous = torch.device(device).type != "cpu"
+        moved = {name: tensor.to(device, non_blocking=asynchronous) for name, tensor in self._tensors().items()}
+        return Rollout(**moved)  # type: ignore[arg-type]
 
     def select(self, indices: Tensor) -> Rollout:
         """Select some responses, and remove padding that only the others needed.
@@ -137,7 +139,7 @@ class Rollout:
 
 def _columns(mask: Tensor) -> slice:
     """From the first to the last column in which any row has a token; one column where none has."""
-    used = mask.bool().any(dim=0).nonzero().flatten().tolist()
+    used = [column for column, is_used in enumerate(mask.bool().any(dim=0).tolist()) if is_used]
     return slice(used[0], used[-1] + 1) if used else slice(0, 1)
 
 

@@ -209,7 +209,7 @@ class OnlineModule(SamplingModule):
             is_over = self.buffer.ended(self._steps)
             seconds = self._clock.stop("update", is_over=is_over)
             if is_over:
-                self.log("time/update", seconds, batch_size=1)
+                self.log_dict(_on_cpu({"time/update": seconds}), batch_size=1)
                 self._clock = None
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -224,7 +224,7 @@ class OnlineModule(SamplingModule):
                 self.skipped.skip(self.buffer.iteration, "the loss or its gradient is not finite")
             for parameter in trained:
                 parameter.grad = None
-        self.log("train/skipped_updates", float(self.skipped.total), batch_size=1)
+        self.log_dict(_on_cpu({"train/skipped_updates": self.skipped.total}), batch_size=1)
 
     def _stop_if_far(self, rollout: Rollout, new: TokenFigures) -> None:
         """Skip the rest of the rollout, on every process, once the policy's KL from the sampling one is too large."""
@@ -263,7 +263,7 @@ class OnlineModule(SamplingModule):
         if not finite:  # scores that are not finite have become zeros
             unknown = ("reward", "scores")
             self._figures = {k: v for k, v in self._figures.items() if not any(word in k for word in unknown)}
-        self.log_dict(clock.seconds, batch_size=1)
+        self.log_dict(_on_cpu(clock.seconds), batch_size=1)
         clock.start()
 
     def _score(self, minibatch: Minibatch) -> TokenFigures:
@@ -292,11 +292,12 @@ class OnlineModule(SamplingModule):
 
     def _log_minibatch(self, loss: MethodLoss | None, minibatch: Minibatch) -> None:
         """Log the metrics of the iteration and of the minibatch, pooled over all processes."""
-        shown: dict[str, Any] = {
+        shown: dict[str, float] = {
             name: self._figures[name] for name in ("env/reward_mean", "objective/kl") if name in self._figures
         }
-        self.log_dict(shown, prog_bar=True, batch_size=1)
-        self.log_dict({name: value for name, value in self._figures.items() if name not in shown}, batch_size=1)
+        others = {name: value for name, value in self._figures.items() if name not in shown}
+        self.log_dict(_on_cpu(shown), prog_bar=True, batch_size=1)
+        self.log_dict(_on_cpu(others), batch_size=1)
         if loss is None:
             return
         stats = {**loss.stats, **loss.token_stats}
@@ -375,3 +376,8 @@ class OnlineModule(SamplingModule):
         )
         self.load_state(state)
         self._saved_buffer = state["buffer"]
+
+
+def _on_cpu(figures: Mapping[str, float]) -> dict[str, Tensor]:
+    """Figures to log, as Lightning makes them of numbers, but left on the CPU: each copy would stall a GPU."""
+    return {name: torch.tensor(figure, dtype=torch.float32) for name, figure in figures.items()}

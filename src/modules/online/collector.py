@@ -153,8 +153,9 @@ class Collector:
         shares = self._shares_prompts and self._is_exact() and is_worth_sharing(batch["prompt_ids"], responses.ids)
         size, count = self.num_generations, len(batch["prompt_ids"])
         figures, ref_logprobs = [], []
-        for prompts in torch.arange(count).split(-(-count // size)):
-            rows = (prompts[:, None] * size + torch.arange(size)).flatten()
+        device = responses.ids.device
+        for prompts in torch.arange(count, device=device).split(-(-count // size)):
+            rows = (prompts[:, None] * size + torch.arange(size, device=device)).flatten()
             sampled: Any = {"drawable": responses.drawable[rows], "temperature": self.options.temperature}
             given = (responses.ids[rows], responses.mask[rows])
             asked = prompts if shares else prompts.repeat_interleave(size)

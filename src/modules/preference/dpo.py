@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from src.contracts import Batch, PreferenceBatch
 from src.errors import ParleyError
-from src.internals import is_attached, loader_of
+from src.internals import is_attached, loader_of, shows_progress
 from src.models.autocast import cast_once
 from src.models.fingerprint import fingerprint
 from src.models.policy import AnswerLogprobs, answer_logprobs
@@ -216,7 +216,7 @@ class DPOModule(PolicyModule):
     def _logprobs(
         self, model: Model, batch: PreferenceBatch, encoder_hidden: Tensor | None = None, *, with_prompts: bool = False
     ) -> AnswerLogprobs:
-        is_real = ~torch.tensor(batch["is_filler"], device=batch["answer_mask"].device)
+        is_real = ~torch.tensor(batch["is_filler"]).to(batch["answer_mask"].device, non_blocking=True)
         return answer_logprobs(
             model,
             batch["prompt_ids"],
@@ -235,7 +235,7 @@ class DPOModule(PolicyModule):
         if not self._is_cached:
             with gathered(self):
                 return self._sums(batch, self._ask_reference(batch))
-        kept = self._tables[part][torch.tensor(batch["index"], device=self.device)]
+        kept = self._tables[part][torch.tensor(batch["index"]).to(self.device, non_blocking=True)]
         return Pairs(kept[:, 0], kept[:, 1], *batch["answer_mask"].sum(-1).chunk(2))
 
     def loss_sums(self, batch: PreferenceBatch, part: Part) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -257,7 +257,7 @@ class DPOModule(PolicyModule):
         learns_prompts = bool(config.sft_weight) and config.learns_prompts and not self.is_encoder_decoder
         with cast_once(self.policy, frozen_only=True, spare_head=True):
             found = self._logprobs(self.policy, batch, with_prompts=learns_prompts)
-        real = (~torch.tensor(batch["is_filler"])).nonzero().flatten().to(self.device)
+        real = (~torch.tensor(batch["is_filler"])).nonzero().flatten().to(self.device, non_blocking=True)
         policy = self._sums(batch, found).select(real)
         loss = pair_loss(policy, None if reference is None else reference.select(real), config)
         total, figures = loss.losses.sum(), {name: figure.sum() for name, figure in loss.figures.items()}
@@ -269,7 +269,7 @@ class DPOModule(PolicyModule):
                 tokens = tokens + (mask[:, 1:] * mask[:, :-1]).sum()
             nll = -likelihood / tokens.clamp(min=1) * len(real)
             total, figures["nll_loss"] = total + config.sft_weight * nll, nll.detach()
-        return total, {"loss": total.detach()} | figures, torch.tensor(len(real), device=self.device)
+        return total, {"loss": total.detach()} | figures, torch.full((), len(real), device=self.device)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """The loss, so scaled that a step's gradient is of the mean over the pairs of all processes and batches."""
@@ -282,8 +282,9 @@ class DPOModule(PolicyModule):
         backward, _ = self._token_mean.add(loss * self.trainer.world_size, total)
         self._step.add(figures, pairs)
         shown = self._step.means(self.trainer)
-        self.log("train/loss", shown.pop("loss"), prog_bar=True, batch_size=1)
-        self.log("rewards/accuracies", shown.pop("rewards/accuracies"), prog_bar=True, batch_size=1)
+        in_bar = shows_progress(self.trainer)
+        self.log("train/loss", shown.pop("loss"), prog_bar=in_bar, batch_size=1)
+        self.log("rewards/accuracies", shown.pop("rewards/accuracies"), prog_bar=in_bar, batch_size=1)
         self.log_dict(shown, batch_size=1)
         return backward
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from src.contracts import PreferenceBatch
 from src.errors import ParleyError
+from src.internals import shows_progress
 from src.metrics.pairs import PairFigures
 from src.models.classifiers import head_in_float32
 from src.models.fingerprint import base_record
@@ -124,7 +125,7 @@ class RewardModule(ModelModule):
             label_smoothing=self.label_smoothing,
             center_coefficient=self.center_rewards_coefficient,
         )
-        real = ~torch.tensor(batch["is_filler"], device=losses.device)
+        real = ~torch.tensor(batch["is_filler"]).to(losses.device, non_blocking=True)
         with torch.no_grad():
             margins = torch.where(real, chosen - rejected, 0.0)
             seen = torch.stack([real.sum(), ((chosen > rejected) & real).sum(), margins.sum()])
@@ -134,7 +135,8 @@ class RewardModule(ModelModule):
         loss_sum = torch.where(real, losses, 0.0).sum() * self.trainer.world_size
         loss, shown = self._mean.add(loss_sum, seen[0])
         self._seen = seen if self._seen is None else self._seen + seen
-        self.log("train/loss", shown, prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
+        in_bar, together = shows_progress(self.trainer), self.trainer.world_size > 1
+        self.log("train/loss", shown, prog_bar=in_bar, sync_dist=together, batch_size=1)
         pairs, right, margin = self._seen.unbind()
         self.log_dict({"train/accuracy": right / pairs, "train/margin": margin / pairs}, batch_size=1)
         return loss

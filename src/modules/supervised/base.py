@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from src.contracts import Batch
+from src.contracts import IGNORE_INDEX, Batch
+from src.internals import shows_progress
 from src.modules.breakdown import Breakdown
 from src.modules.generating import GeneratingModule
 from src.modules.supervised.metrics import EvaluationMetrics
@@ -44,12 +45,23 @@ class SupervisedModule(GeneratingModule):
     def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels of the tokens to learn from: (tokens, vocabulary) and (tokens,)."""
 
+    def aligned_labels(self, batch: Batch) -> Tensor:
+        """The labels at the positions whose logits predict them, (batch, time); -100 where nothing is learned."""
+        return batch["labels"]
+
+    def learned(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the aligned labels that are to be learned, as the batch says; found if it does not."""
+        if "learned" in batch:
+            return batch["learned"]
+        rows, columns = torch.nonzero(self.aligned_labels(batch) != IGNORE_INDEX, as_tuple=True)
+        return rows, columns
+
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over the tokens to learn from, and their number; smoothed in training only."""
         logits, labels = self.token_logits(batch)
         smoothing = self.label_smoothing if self.training else 0.0
         loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        return loss, torch.tensor(labels.numel(), device=labels.device)
+        return loss, torch.full((), labels.numel(), device=labels.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, so scaled that a step's gradient is of the mean over the tokens of all processes and batches."""
@@ -59,7 +71,8 @@ class SupervisedModule(GeneratingModule):
             total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
         # The strategy averages gradients over processes; this undoes it.
         loss, shown = self._token_mean.add(loss_sum * self.trainer.world_size, total)
-        self.log("train/loss", shown, prog_bar=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
+        in_bar, together = shows_progress(self.trainer), self.trainer.world_size > 1
+        self.log("train/loss", shown, prog_bar=in_bar, sync_dist=together, batch_size=1)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -31,18 +31,21 @@ class CausalLMModule(SupervisedModule):
         """Have packing tested again at the first packed batch."""
         self._keeps_packed_apart = False
 
+    def aligned_labels(self, batch: Batch) -> Tensor:
+        """The next token of each position."""
+        return F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+
     def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the positions whose next token is to be learned; the output head runs over these only."""
-        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
-        wanted = labels != IGNORE_INDEX
+        labels, learned = self.aligned_labels(batch), self.learned(batch)
         if "position_ids" in batch:  # packed: without a mask transformers derives one from the position ids
             self._require_packing()
             context = {"attention_mask": None, "position_ids": batch["position_ids"]}
         else:
             context = {"attention_mask": batch["attention_mask"]}
-        with logits_at(self.policy, wanted):
+        with logits_at(self.policy, *learned, labels.shape[1]):
             logits = self.policy(input_ids=batch["input_ids"], use_cache=False, **context).logits
-        return logits, labels[wanted]
+        return logits, labels[learned]
 
     def _require_packing(self) -> None:
         """Test once whether the model's attention keeps packed examples apart, which not every architecture does.

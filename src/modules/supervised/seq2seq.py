@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from src.contracts import IGNORE_INDEX, Batch
+from src.contracts import Batch
 from src.models.head import logits_at
 from src.modules.supervised.base import SupervisedModule
 
@@ -20,12 +20,12 @@ class Seq2SeqModule(SupervisedModule):
     def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the target's tokens, padding left out."""
         labels = batch["labels"]
-        wanted = labels != IGNORE_INDEX
-        with logits_at(self.policy, wanted):
+        learned = self.learned(batch)
+        with logits_at(self.policy, *learned, labels.shape[1]):
             logits = self.policy(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 decoder_input_ids=self.policy.prepare_decoder_input_ids_from_labels(labels=labels),  # type: ignore[operator]
                 use_cache=False,
             ).logits
-        return logits, labels[wanted]
+        return logits, labels[learned]

@@ -1,0 +1,65 @@
+"""Every Module trains, goes on to the bit and is tested on a pretended GPU: no operation mixes two devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import src.commands.trainer  # noqa: F401  (imports what reads torch's devices, before one is pretended)
+from src.callbacks.storage import read_checkpoint
+from tests.every_method import METHODS, STEPS, keeping, parley, recipe, run_again_from_its_middle
+from tests.pretended_gpu import PretendedGPU
+from tests.small_fit import same_to_the_bit
+
+QUICK = {("lora", "bf16-mixed")}
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+RUNS = [
+    pytest.param(method, precision, marks=[] if (method, precision) in QUICK else [pytest.mark.slow])
+    for method in METHODS
+    for precision in PRECISIONS
+    if precision != "bf16-true" or method in ("seq2seq", "causal", "ppo")
+]
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedGPU]:
+    with PretendedGPU() as pretended:
+        yield pretended
+
+
+@pytest.mark.parametrize(("method", "precision"), RUNS)
+def test_trains_goes_on_and_is_tested(gpu, tiny_base, tmp_path, method, precision):
+    """With dropout, whose random numbers are the GPU's, and a validation with sampled answers in the middle."""
+    steps = 2 * STEPS.get(method, 2)
+    file = recipe(
+        method,
+        tiny_base,
+        tmp_path,
+        accelerator="gpu",
+        precision=precision,
+        callbacks=keeping(steps // 2),
+        val_check_interval=steps // 2,
+        check_val_every_n_epoch=None,
+    )
+    same_to_the_bit(*run_again_from_its_middle(file, tmp_path, steps))
+
+
+def test_learns_on_it_what_it_learns_on_a_cpu(tiny_base, tmp_path):
+    """In float32, without dropout: what the other device's kernels round differently is not pretended."""
+    weights = {}
+    for device in ("cpu", "gpu"):
+        file = recipe("seq2seq", tiny_base, tmp_path / device, accelerator=device, callbacks=keeping(2))
+        words = ("fit", "-c", file, "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0")
+        words += ("--model.init_args.dropout", "0", "--model.init_args.cpu_speed_ups", "false")
+        if device == "gpu":
+            with PretendedGPU():
+                parley(*words)
+        else:
+            parley(*words)
+        [saved] = (tmp_path / device / "runs" / "version_0" / "checkpoints").glob("step=*.ckpt")
+        weights[device] = read_checkpoint(saved)["state_dict"]
+    assert weights["cpu"].keys() == weights["gpu"].keys()
+    for name, weight in weights["cpu"].items():
+        torch.testing.assert_close(weights["gpu"][name], weight, rtol=1e-4, atol=1e-5, msg=name)
