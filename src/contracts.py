@@ -54,7 +54,7 @@ class Batch(TypedDict):
         position_ids: (batch, source) only where rows are packed with several examples: each starts at 0. The names and
         texts below are then the examples', one after the other, and there are no prompts to generate from.
         labels: (batch, target) or, decoder-only, (batch, source); -100 for tokens that take no part in the loss.
-        learned: Rows and columns, each (tokens,), of the positions whose next token (or label, with an encoder)
+        learned: (2, tokens) rows and columns of the positions whose next token (or label, with an encoder)
         is to be learned. They are found on the CPU: a GPU stalls the host that asks how many there are.
         prompt_ids: (batch, prompt) what generation starts from; left-padded for a decoder-only model.
         prompt_attention_mask: (batch, prompt).
@@ -70,7 +70,7 @@ class Batch(TypedDict):
     attention_mask: Tensor
     position_ids: NotRequired[Tensor]
     labels: Tensor
-    learned: NotRequired[tuple[Tensor, Tensor]]
+    learned: NotRequired[Tensor]
     prompt_ids: Tensor
     prompt_attention_mask: Tensor
     id: list[str]

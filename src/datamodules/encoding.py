@@ -230,15 +230,14 @@ class Collator:
         )
 
 
-def places_to_learn(labels: Tensor, *, is_shifted: bool) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the positions that predict a label, each (tokens,).
+def places_to_learn(labels: Tensor, *, is_shifted: bool) -> Tensor:
+    """Rows and columns of the positions that predict a label, (2, tokens).
 
     Args:
         labels: (batch, time), -100 where there is nothing to learn.
         is_shifted: Whether a label is predicted by the position before it, as in a decoder-only model.
     """
-    rows, columns = torch.nonzero(labels[:, int(is_shifted) :] != IGNORE_INDEX, as_tuple=True)
-    return rows, columns
+    return torch.stack(torch.nonzero(labels[:, int(is_shifted) :] != IGNORE_INDEX, as_tuple=True))
 
 
 def nothing_of(ids: Sequence[int]) -> list[int]:

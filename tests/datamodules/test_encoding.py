@@ -146,3 +146,26 @@ def test_a_filler_has_a_prompt_and_nothing_to_learn(tokenizer: PreTrainedTokeniz
     assert torch.equal(batch["labels"][0], plain["labels"][0])
     assert torch.equal(batch["input_ids"], plain["input_ids"])
     assert batch["is_filler"] == [False, True]
+
+
+@pytest.mark.parametrize("is_encoder_decoder", [False, True])
+def test_what_is_learned_is_where_a_label_is_predicted(is_encoder_decoder):
+    """The label at such a position is a token, and every token that is learned has one."""
+    rows = [
+        {
+            "id": "",
+            "prompt": "",
+            "references": [""],
+            "learned": [],
+            "is_filler": number == 2,
+            "index": number,
+            "prompt_ids": list(range(5, 6 + number)),
+            "target_ids": list(range(20, 23 - number)),
+        }
+        for number in range(3)
+    ]
+    batch = Collator(0, is_encoder_decoder=is_encoder_decoder)(rows)
+    places, columns = batch["learned"]
+    found = batch["labels"][places, columns + (not is_encoder_decoder)].tolist()
+    assert found == [20, 21, 22, 20, 21]  # the third row is a filler
+    assert batch["learned"].shape[1] == (batch["labels"] != -100).sum()

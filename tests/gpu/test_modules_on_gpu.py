@@ -37,7 +37,10 @@ def test_trains_goes_on_is_tested_and_exported(tiny_base, tmp_path, method, devi
 
 @pytest.mark.parametrize(
     ("method", "device"),
-    [("lora", "cpu"), *(pytest.param(method, "gpu", marks=pytest.mark.gpu) for method in METHODS)],
+    [
+        pytest.param("lora", "cpu", marks=pytest.mark.slow),
+        *(pytest.param(method, "gpu", marks=pytest.mark.gpu) for method in METHODS),
+    ],
 )
 def test_goes_on_to_the_bit(tiny_base, tmp_path, monkeypatch, deterministic, method, device):
     """With deterministic algorithms, which raise where CUDA has none."""

@@ -52,8 +52,9 @@ class SupervisedModule(GeneratingModule):
     def learned(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Rows and columns of the aligned labels that are to be learned, as the batch says; found if it does not."""
         if "learned" in batch:
-            return batch["learned"]
-        rows, columns = torch.nonzero(self.aligned_labels(batch) != IGNORE_INDEX, as_tuple=True)
+            rows, columns = batch["learned"].unbind()
+        else:
+            rows, columns = torch.nonzero(self.aligned_labels(batch) != IGNORE_INDEX, as_tuple=True)
         return rows, columns
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
