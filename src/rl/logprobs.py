@@ -146,7 +146,7 @@ def kl_from_hidden(
         ref_logprobs = (ref_head(other).float() / temperature).masked_fill(~kept, -torch.inf).log_softmax(-1)
         logprobs = logits.log_softmax(-1)
         found.append((logprobs.exp() * (logprobs - ref_logprobs)).masked_fill(~kept, 0).sum(-1).clamp(min=0))
-    return torch.zeros(mask.shape, device=hidden.device).masked_scatter(wanted, torch.cat(found))
+    return torch.zeros(mask.shape, dtype=torch.float32, device=hidden.device).masked_scatter(wanted, torch.cat(found))
 
 
 def _score_slices(

@@ -179,3 +179,18 @@ def test_kl_is_that_of_the_restricted_distributions(case, chunk_size):
         assert kl[row, time].item() == pytest.approx(expected, abs=1e-5)
     assert not kl[labels < 0].any()
     assert not kl_from_hidden(hidden, hidden, labels >= 0, head, head, drawable=Drawable.of(kept)).any()
+
+
+def test_kl_is_float32_where_bfloat16_is_the_default(case):
+    """As in a validation with `precision: bf16-true`."""
+    hidden, labels, head = case
+    ref_head, everything = RecordingHead(), Drawable.everything(*labels.shape)
+    given = (hidden, hidden.flip(0), labels >= 0, head, ref_head)
+    expected = kl_from_hidden(*given, drawable=everything)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = kl_from_hidden(*given, drawable=everything)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+    assert found.dtype == torch.float32
