@@ -71,7 +71,7 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Rollout:
         """A copy on another device; on a GPU it is made while the host goes on."""
-        asynchronous = torch.device(device).type != "cpu"
+        asynchronous = torch.device(device).type == "cuda"
         moved = {name: tensor.to(device, non_blocking=asynchronous) for name, tensor in self._tensors().items()}
         return Rollout(**moved)  # type: ignore[arg-type]
 

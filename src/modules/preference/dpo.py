@@ -216,7 +216,9 @@ class DPOModule(PolicyModule):
     def _logprobs(
         self, model: Model, batch: PreferenceBatch, encoder_hidden: Tensor | None = None, *, with_prompts: bool = False
     ) -> AnswerLogprobs:
-        is_real = ~torch.tensor(batch["is_filler"]).to(batch["answer_mask"].device, non_blocking=True)
+        is_real = ~torch.tensor(batch["is_filler"]).to(
+            batch["answer_mask"].device, non_blocking=self.device.type == "cuda"
+        )
         return answer_logprobs(
             model,
             batch["prompt_ids"],
@@ -235,7 +237,7 @@ class DPOModule(PolicyModule):
         if not self._is_cached:
             with gathered(self):
                 return self._sums(batch, self._ask_reference(batch))
-        kept = self._tables[part][torch.tensor(batch["index"]).to(self.device, non_blocking=True)]
+        kept = self._tables[part][torch.tensor(batch["index"]).to(self.device, non_blocking=self.device.type == "cuda")]
         return Pairs(kept[:, 0], kept[:, 1], *batch["answer_mask"].sum(-1).chunk(2))
 
     def loss_sums(self, batch: PreferenceBatch, part: Part) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -257,7 +259,12 @@ class DPOModule(PolicyModule):
         learns_prompts = bool(config.sft_weight) and config.learns_prompts and not self.is_encoder_decoder
         with cast_once(self.policy, frozen_only=True, spare_head=True):
             found = self._logprobs(self.policy, batch, with_prompts=learns_prompts)
-        real = (~torch.tensor(batch["is_filler"])).nonzero().flatten().to(self.device, non_blocking=True)
+        real = (
+            (~torch.tensor(batch["is_filler"]))
+            .nonzero()
+            .flatten()
+            .to(self.device, non_blocking=self.device.type == "cuda")
+        )
         policy = self._sums(batch, found).select(real)
         loss = pair_loss(policy, None if reference is None else reference.select(real), config)
         total, figures = loss.losses.sum(), {name: figure.sum() for name, figure in loss.figures.items()}

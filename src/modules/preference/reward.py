@@ -125,7 +125,7 @@ class RewardModule(ModelModule):
             label_smoothing=self.label_smoothing,
             center_coefficient=self.center_rewards_coefficient,
         )
-        real = ~torch.tensor(batch["is_filler"]).to(losses.device, non_blocking=True)
+        real = ~torch.tensor(batch["is_filler"]).to(losses.device, non_blocking=self.device.type == "cuda")
         with torch.no_grad():
             margins = torch.where(real, chosen - rejected, 0.0)
             seen = torch.stack([real.sum(), ((chosen > rejected) & real).sum(), margins.sum()])
