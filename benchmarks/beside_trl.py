@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 from peft import LoraConfig
+
+from benchmarks.shapes import add_shape
 
 
 def adapter() -> LoraConfig:
@@ -16,16 +17,14 @@ def adapter() -> LoraConfig:
 
 def clock(args: argparse.Namespace) -> Callable[[], float]:
     """What seconds are counted by."""
-    return time.process_time if args.cpu_time else time.perf_counter
+    return args.device.processor_now if args.cpu_time else args.device.now
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The model's size, how often the methods take turns, and how they are timed."""
     parser.add_argument("--rounds", type=int, default=2, help="how often the methods take turns")
-    parser.add_argument("--hidden-size", type=int, default=256, help="the model's width")
-    parser.add_argument("--layers", type=int, default=6, help="the model's blocks")
+    add_shape(parser, hidden_size=256, layers=6, heads=4, vocab_size=8000)
     parser.add_argument(
         "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
     )
     parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -4,7 +4,7 @@ Same weights (a GPT-2 from scratch, trained whole or by LoRA), pairs, batch size
 pairs are the bundled dialogues with their own summary and another one's. Each run is a process of its own, which goes
 through the pairs once; the methods take turns, each round in another order. Seconds of a step are medians over all but
 the first three; pairs per second are over the same steps, since Parley's are grouped by length. Memory is the highest
-resident one above what the process held before it loaded the model.
+resident one above what the process held before it loaded the model; on a GPU, the most that torch's allocator gave out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,21 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.beside_trl import adapter, add_options, clock
-from benchmarks.peak import peak_mib, resident_mib
-from benchmarks.ppo import SAMPLE
+from benchmarks.options import parse, report
+from benchmarks.prompts import SAMPLE
 from benchmarks.seq2seq import quieten
-from src.commands.output import show
+from benchmarks.shapes import DECODER_OF_T5_BASE, make_shaped, shape_of
+from benchmarks.turns import Turns
 from src.datamodules import PreferenceDataModule
 from src.files import read_rows
 from src.models.corpus import read_corpus
-from src.models.scratch import Sizes, make_base_model
 from src.modules import DPOModule
 from src.rl.preferences import DPOConfig
 
 LEARNING_RATE = 1e-5
 WARM_UP = 3  # steps that are not counted
 METHODS = ("Parley", "TRL")
+ON_GPU = {"batch_size": 32, "vocab_size": 8000, **DECODER_OF_T5_BASE}
 
 
 def write_pairs(file: Path, count: int) -> None:
@@ -72,7 +74,7 @@ def ours(folder: Path, args: argparse.Namespace, *, bf16: bool, lora: bool) -> l
         max_target_length=args.max_length, cache_dir=str(folder / "cache"), template="{prompt}",
     )  # fmt: skip
     Trainer(
-        accelerator="cpu", devices=1, precision="bf16-mixed" if bf16 else "32-true", max_epochs=1, logger=False,
+        **args.device.trainer_options("bf16-mixed" if bf16 else "32-true"), max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         gradient_clip_val=1.0, callbacks=[Clock()],
     ).fit(module, data)  # fmt: skip
@@ -102,7 +104,7 @@ def theirs(folder: Path, args: argparse.Namespace, *, bf16: bool, lora: bool) ->
         str(folder / "base"),
         args=PeerConfig(
             output_dir=str(folder / "trl"),
-            use_cpu=True,
+            **args.device.transformers_options,
             bf16=bf16,
             model_init_kwargs={"dtype": "float32"},
             activation_checkpointing=False,
@@ -128,9 +130,26 @@ def measure(method: str, folder: Path, args: argparse.Namespace, bf16: bool, lor
     """Train once; report the steps' seconds and the peak above the start, in MiB."""
     quieten()
     torch.manual_seed(0)
-    before = resident_mib()
+    before = args.device.held_mib()
     seconds = (ours if method == "Parley" else theirs)(folder, args, bf16=bf16, lora=lora)
-    results.put((seconds, peak_mib() - before))
+    results.put((seconds, args.device.peak_mib() - before))
+
+
+def apart(method: str, folder: Path, args: argparse.Namespace, bf16: bool) -> tuple[list[float], float]:
+    """`measure` in a process of its own.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.SimpleQueue()
+    process = spawn.Process(target=measure, args=(method, folder, args, bf16, args.lora, results))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("it failed; its own message is above")
+    found: tuple[list[float], float] = results.get()
+    return found
 
 
 def main(argv: Sequence[str] = ()) -> None:
@@ -138,42 +157,35 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--steps", type=int, default=16, help="timed steps of each method in a round")
     parser.add_argument("--batch-size", type=int, default=8, help="pairs a step")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a prompt, and of an answer, at most")
-    parser.add_argument("--vocab-size", type=int, default=8000, help="the tokenizer's")
     parser.add_argument("--lora", action="store_true", help="train an adapter instead of the whole model")
     add_options(parser)
-    args = parser.parse_args(argv)
+    args = parse(parser, argv, on_gpu=ON_GPU)
     quieten()
-    spawn = multiprocessing.get_context("spawn")
-    figures: dict[tuple[str, bool], list[tuple[list[float], float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sizes = Sizes(vocab_size=args.vocab_size, hidden_size=args.hidden_size, layers=args.layers)
-        make_base_model("gpt2", read_corpus([SAMPLE]), folder / "base", sizes)
+        make_shaped("gpt2", read_corpus([SAMPLE]), folder / "base", shape_of(args))
         write_pairs(folder / "pairs.jsonl", (args.steps + WARM_UP) * args.batch_size)
-        runs = [(method, bf16) for bf16 in ((False,) if args.float32 else (False, True)) for method in METHODS]
-        for number in range(args.rounds):
-            start = number % len(runs)
-            for method, bf16 in runs[start:] + runs[:start]:
-                results = spawn.SimpleQueue()
-                process = spawn.Process(target=measure, args=(method, folder, args, bf16, args.lora, results))
-                process.start()
-                process.join()
-                if process.exitcode:
-                    raise SystemExit(f"{method} failed; its own message is above.")
-                figures.setdefault((method, bf16), []).append(results.get())
-    rows = []
-    for (method, bf16), found in sorted(figures.items(), key=lambda item: item[0][1]):
-        seconds = [second for steps, _ in found for second in steps[WARM_UP:]]
-        rate = args.batch_size * len(seconds) / sum(seconds)
-        peers = [second for steps, _ in figures["TRL", bf16] for second in steps[WARM_UP:]]
-        rows.append(
-            {
-                "method": f"{method}, {'bf16' if bf16 else 'float32'}",
-                "step s": statistics.median(seconds),
-                "pairs/s": rate,
-                "times TRL": rate / (args.batch_size * len(peers) / sum(peers)),
-                "peak MiB": statistics.median(peak for _, peak in found),
-            }
-        )
+        kinds = {"float32": False} if args.float32 else {"float32": False, "bf16": True}
+        methods = {
+            f"{method}, {kind}": partial(apart, method, folder, args, bf16)
+            for kind, bf16 in kinds.items()
+            for method in METHODS
+        }
+        turns = Turns(methods, lambda name: name.startswith("TRL"))
+        played = turns.play(args.rounds)
+    rates = {
+        name: args.batch_size / statistics.mean(step for found in played for step in found[name][0][WARM_UP:])
+        for name in turns.methods
+    }
+    rows = [
+        {
+            "method": name,
+            "step s": statistics.median(step for found in played for step in found[name][0][WARM_UP:]),
+            "pairs/s": rate,
+            "times TRL": rate / rates[peer] if (peer := f"TRL, {name.split(', ')[1]}") in rates else None,
+            "peak MiB": statistics.median(found[name][1] for found in played),
+        }
+        for name, rate in rates.items()
+    ]
     trained = "LoRA" if args.lora else "the whole model"
-    show(rows, title=f"DPO of {trained}, {args.batch_size} pairs a step", as_json=args.json)
+    report(args, rows, title=f"DPO of {trained}, {args.batch_size} pairs a step", left_out=turns.left_out)

@@ -1,8 +1,8 @@
 """Generation: answers a second in Parley's batches, in batches as they come, and one prompt at a time.
 
-Same model, prompts, greedy decoding and number of new tokens, through transformers' own `generate` where it is not
-Parley's way. The methods take turns, each round in another order; the ratios are medians over rounds. Every method's
-answers must be the same.
+Same model, prompts, decoding and number of new tokens, through transformers' own `generate` where it is not Parley's
+way. The methods take turns, each round in another order; the ratios are medians over rounds, to the first method of the
+same batch size and decoding. Every method's greedy answers must be the same; how many are is a column.
 """
 
 from __future__ import annotations
@@ -10,20 +10,33 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from src.commands.output import show
+from benchmarks.device import Device
+from benchmarks.options import parse, report
+from benchmarks.prompts import SAMPLE
+from benchmarks.shapes import FLAN_T5_BASE, add_shape, make_shaped, shape_of
+from benchmarks.turns import Turns
 from src.inference.answers import answer_all
 from src.inference.examples import from_dataset
 from src.inference.loading import FinishedModel, load_finished
 from src.inference.prompts import PromptEncoder, resolve_style
 from src.models.corpus import read_corpus
 from src.models.generation import GenerationOptions
-from src.models.scratch import Sizes, make_base_model
 
-SAMPLE = Path(__file__).resolve().parent.parent / "src" / "datamodules" / "sample"
+ON_GPU = {
+    "architecture": "t5",
+    "prompts": 240,
+    "batch_size": [16, 128],
+    "decoding": ["greedy", "sampled"],
+    "methods": ["batches as they come", "parley generate"],
+    "new_tokens": 64,
+    "weights": "bfloat16",
+    **FLAN_T5_BASE,
+}
 Method = Callable[[FinishedModel, list[list[int]], GenerationOptions, int], list[str]]
 
 
@@ -50,7 +63,7 @@ def in_order(
             **inputs,
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
-            do_sample=False,
+            **({"do_sample": True, "top_k": 0, "top_p": 1.0} if options.do_sample else {"do_sample": False}),
             pad_token_id=finished.tokenizer.pad_token_id,
         )
         answers = output[:, 1 if finished.is_encoder_decoder else inputs["input_ids"].shape[1] :]
@@ -76,52 +89,74 @@ def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks generation", description=__doc__)
     parser.add_argument("--model", help="a model to measure instead of one from scratch")
     parser.add_argument("--architecture", choices=("t5", "bart", "gpt2", "llama"), default="gpt2")
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32", help="their type")
+    add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=2000)
     parser.add_argument("--data", default=str(SAMPLE), help="DialogSum or ChatbotData")
     parser.add_argument("--split", default="test")
     parser.add_argument("--prompts", type=int, default=64, help="how many, from the first")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[16], help="prompts at a time, or several such")
+    parser.add_argument("--decoding", nargs="+", choices=("greedy", "sampled"), default=["greedy"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
+    args = parse(parser, argv, on_gpu=ON_GPU)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(args.model) if args.model else Path(folder) / "base"
         if args.model is None:
-            sizes = Sizes(hidden_size=args.hidden_size, layers=args.layers, vocab_size=2000)
-            make_base_model(args.architecture, read_corpus([str(SAMPLE)]), scratch, sizes, overwrite=True)
-        finished = load_finished(args.model or scratch)
-    options = GenerationOptions(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens)
+            make_shaped(args.architecture, read_corpus([str(SAMPLE)]), base, shape_of(args))
+        finished = load_finished(str(base), device=args.device.name, dtype=args.weights)
     asked = from_dataset(args.data, args.split)
     style = resolve_style("auto", finished, turns=asked.turns, trained=True)
     prompts = PromptEncoder(finished, style, args.new_tokens).encode(asked.examples[: args.prompts])
-    rows = measure(finished, prompts, options, args.batch_size, args.rounds)
-    show(rows, title=f"{len(prompts)} prompts, {args.new_tokens} new tokens each", as_json=args.json)
+    rows, left_out = [], []
+    for decoding in args.decoding:
+        options = GenerationOptions(
+            max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=decoding == "sampled"
+        )
+        for batch_size in args.batch_size:
+            bound = {name: partial(METHODS[name], finished, prompts, options, batch_size) for name in args.methods}
+            found, missing = measure(bound, args.device, args.rounds, same=decoding == "greedy")
+            given = {"decoding": decoding, "batch": batch_size}
+            rows += [
+                {"method": row.pop("method"), **given, "new tokens/s": row["answers/s"] * args.new_tokens, **row}
+                for row in found
+            ]
+            left_out += missing
+    report(args, rows, title=f"{len(prompts)} prompts, {args.new_tokens} new tokens each", left_out=left_out)
 
 
 def measure(
-    finished: FinishedModel, prompts: list[list[int]], options: GenerationOptions, batch_size: int, rounds: int
-) -> list[dict[str, object]]:
-    """Time every method in every round and summarise."""
-    names = list(METHODS)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    answers: dict[str, list[str]] = {}
-    for name in names:  # warm up, unmeasured
-        METHODS[name](finished, prompts[:2], options, batch_size)
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            answers[name] = METHODS[name](finished, prompts, options, batch_size)
-            seconds[name].append(time.perf_counter() - start)
-    baseline = answers[names[0]]
-    return [
-        {
-            "method": name,
-            "answers/s": len(prompts) / statistics.median(seconds[name]),
-            "× one at a time": statistics.median(
-                one / other for one, other in zip(seconds[names[0]], seconds[name], strict=True)
-            ),
-            "same answers": sum(mine == theirs for mine, theirs in zip(answers[name], baseline, strict=True)),
-        }
-        for name in names
-    ]
+    methods: dict[str, Callable[[], list[str]]], device: Device, rounds: int, *, same: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Time every method in every round and summarise.
+
+    Args:
+        methods: Each gives its answers; the ratios are to the first.
+        device: Whose clock to read.
+        rounds: How often they take turns.
+        same: Count the answers that are the first method's; random ones are not.
+
+    Returns:
+        A row a method, and the methods that cannot run here.
+    """
+
+    def timed(method: Callable[[], list[str]]) -> tuple[float, list[str]]:
+        start = device.now()
+        answers = method()
+        return device.now() - start, answers
+
+    turns = Turns(
+        {name: partial(timed, method) for name, method in methods.items()}, lambda name: not name.startswith("parley")
+    )
+    played = turns.play(rounds + 1)[1:]  # the first round warms up
+    first = next(iter(turns.methods))
+    rows = []
+    for name in turns.methods:
+        row: dict[str, Any] = {"method": name}
+        answers = played[-1][name][1]
+        row["answers/s"] = len(answers) / statistics.median(found[name][0] for found in played)
+        row[f"× {first}"] = statistics.median(found[first][0] / found[name][0] for found in played)
+        if same:
+            row["same answers"] = sum(mine == other for mine, other in zip(answers, played[-1][first][1], strict=True))
+        rows.append(row)
+    return rows, turns.left_out

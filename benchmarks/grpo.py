@@ -19,20 +19,20 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.beside_trl import adapter, add_options, clock
-from benchmarks.ppo import SAMPLE
-from benchmarks.prompts import Prompts
+from benchmarks.options import parse, report
+from benchmarks.prompts import SAMPLE, Prompts, dialogues
 from benchmarks.seq2seq import quieten
-from src.commands.output import show
+from benchmarks.shapes import DECODER_OF_T5_BASE, make_shaped, shape_of
+from benchmarks.turns import Turns
 from src.contracts import Example
-from src.files import read_rows
 from src.models.corpus import read_corpus
 from src.models.rollout import RolloutOptions
-from src.models.scratch import Sizes, make_base_model
 from src.modules import GRPOModule
 from src.modules.online.grpo import GRPOConfig
 from src.rewards import LengthReward
 
 BETA = 0.04
+ON_GPU = {"iterations": 2, "rounds": 2, "prompts": 64, "minibatch_size": 32, "tokens": 48, **DECODER_OF_T5_BASE}
 
 
 def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: str) -> list[float]:
@@ -62,7 +62,7 @@ def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: st
                 seconds.append(now() - self.since)
 
     Trainer(
-        accelerator="cpu", devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
+        **args.device.trainer_options(precision), max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[Clock()], gradient_clip_val=1.0,
     ).fit(module, Prompts(base, examples, args.prompts, max_target_length=8, is_encoder_decoder=False))  # fmt: skip
     return seconds
@@ -95,7 +95,7 @@ def theirs(base: Path, prompts: list[str], args: argparse.Namespace, *, bf16: bo
             reward_funcs=lambda prompts, completions, **_: reward(prompts, completions).tolist(),
             args=PeerConfig(
                 output_dir=folder,
-                use_cpu=True,
+                **args.device.transformers_options,
                 bf16=bf16,
                 model_init_kwargs={"dtype": "float32"},
                 gradient_checkpointing=False,
@@ -131,14 +131,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--minibatch-size", type=int, default=8, help="answers in a forward and backward pass")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of every answer")
     add_options(parser)
-    args = parser.parse_args(argv)
-    texts = [str(row.cells["dialogue"]) for row in read_rows(SAMPLE / "train.jsonl")]
-    prompts = [f"Summarize.\n\n{text}\n\nSummary: " for text in texts[: args.prompts * (args.iterations + 1)]]
+    args = parse(parser, argv, on_gpu=ON_GPU)
+    texts = dialogues(args.prompts * (args.iterations + 1))
+    prompts = [f"Summarize.\n\n{text}\n\nSummary: " for text in texts]
     quieten()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        sizes = Sizes(vocab_size=8000, hidden_size=args.hidden_size, layers=args.layers)
-        make_base_model("gpt2", read_corpus([SAMPLE]), base, sizes)
+        make_shaped("gpt2", read_corpus([SAMPLE]), base, shape_of(args))
         methods: dict[str, Callable[[], list[float]]] = {
             "Parley": partial(ours, base, prompts, args, "bf16-mixed"),
             "Parley, float32": partial(ours, base, prompts, args, "32-true"),
@@ -147,16 +146,15 @@ def main(argv: Sequence[str]) -> None:
         }
         if args.float32:
             methods = {name: run for name, run in methods.items() if name.endswith("float32")}
-        figures: dict[str, list[float]] = {name: [] for name in methods}
-        for number in range(args.rounds):
-            start = number % len(methods)
-            for name in [*methods][start:] + [*methods][:start]:
-                figures[name] += methods[name]()[1:]
-    medians = {name: statistics.median(seconds) for name, seconds in figures.items()}
+        turns = Turns(methods, lambda name: name.startswith("TRL"))
+        played = turns.play(args.rounds)
+    medians = {
+        name: statistics.median(seconds for found in played for seconds in found[name][1:]) for name in turns.methods
+    }
     ours_first = medians[next(iter(methods))]
     rows = [
         {"method": name, "iteration s": seconds, "Parley is faster by": seconds / ours_first}
         for name, seconds in medians.items()
     ]
     title = f"GRPO, {args.prompts} prompts, {args.num_generations} answers each of {args.tokens} tokens"
-    show(rows, title=title, as_json=args.json)
+    report(args, rows, title=title, left_out=turns.left_out)

@@ -1,8 +1,9 @@
 """Loading: how much memory of its own a process takes to load a model, with DDP and in shards.
 
-The real command on processes of its own (gloo, CPUs): a T5 from scratch, its files in float32 and in bfloat16, trained
-whole in float32. From before the model is loaded until the first step begins, each process watches its anonymous
-memory: what it holds for itself, without the files that the system has mapped for all of them.
+The real command on processes of its own, of which each takes a GPU where that is the device: a T5 from scratch, its
+files in float32 and in bfloat16, trained whole in float32. From before the model is loaded until the first step begins,
+each process watches its anonymous memory: what it holds for itself, without the files that the system has mapped for
+all of them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from benchmarks.command import fit
+from benchmarks.device import Device
+from benchmarks.options import parse, report
 from benchmarks.peak import anonymous_mib
 from benchmarks.seq2seq import find_data, make_base
+from benchmarks.shapes import add_shape, shape_of
 
 STRATEGIES = {
     "ddp": {"trainer.strategy": "ddp"},
@@ -57,7 +61,7 @@ class Watch(Callback):
         (self.directory / f"{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
-def run(base: Path, directory: Path, strategy: str, processes: int) -> list[dict[str, float]]:
+def run(device: Device, base: Path, directory: Path, strategy: str, processes: int) -> list[dict[str, float]]:
     """One run of the command, of one step.
 
     Returns:
@@ -79,35 +83,34 @@ def run(base: Path, directory: Path, strategy: str, processes: int) -> list[dict
         "trainer.callbacks.init_args.directory": directory,
         **STRATEGIES[strategy],
     }
-    fit(options)
+    fit(device, options)
     return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
 def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks loading", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--hidden-size", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+    add_shape(parser, hidden_size=768, layers=6, heads=4, vocab_size=4000)
+    args = parse(parser, argv)
+    args.device.require(args.processes)
 
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    from src.commands.output import show
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         bases = {"float32": scratch / "float32", "bfloat16": scratch / "bfloat16"}
-        count = make_base(find_data(), bases["float32"], hidden_size=args.hidden_size, layers=args.layers)
+        count = make_base(find_data(), bases["float32"], shape_of(args))
         half = AutoModelForSeq2SeqLM.from_pretrained(bases["float32"], dtype=torch.bfloat16)
         half.save_pretrained(bases["bfloat16"])
         AutoTokenizer.from_pretrained(bases["float32"]).save_pretrained(bases["bfloat16"])
         del half
         for kind, base in bases.items():
             for strategy in STRATEGIES:
-                for rank, found in enumerate(run(base, scratch / f"{kind}-{strategy}", strategy, args.processes)):
+                for rank, found in enumerate(
+                    run(args.device, base, scratch / f"{kind}-{strategy}", strategy, args.processes)
+                ):
                     row = {"files": kind, "strategy": strategy, "process": rank}
                     rows.append(row | {"at most, MiB": found["most"], "at the first step, MiB": found["left"]})
-    show(rows, title=f"{args.processes} processes, {4 * count / 2**20:.0f} MiB of float32 weights", as_json=args.json)
+    report(args, rows, title=f"{args.processes} processes, {4 * count / 2**20:.0f} MiB of float32 weights")

@@ -9,21 +9,26 @@ are laid out differs. A round times each method once; the figures are the median
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
+from benchmarks.device import Device
+from benchmarks.options import parse, report
+from benchmarks.prompts import SAMPLE
 from benchmarks.seq2seq import find_data
-from src.commands.output import show
+from benchmarks.shapes import DECODER_OF_T5_BASE, add_shape, make_shaped, shape_of
 from src.contracts import Batch
 from src.datamodules import ChatbotDataModule
 from src.datamodules.encoding import pad
+from src.files import read_rows
 from src.models.corpus import read_corpus
-from src.models.scratch import Sizes, make_base_model
 from src.modules import CausalLMModule
 
 LIMIT = 128
@@ -34,23 +39,35 @@ def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks packing", description=__doc__)
     parser.add_argument("--examples", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        show(measure(Path(folder), args), title="ChatbotData, training, loss on all tokens", as_json=args.json)
+    add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=8000)
+    args = parse(parser, argv, on_gpu=DECODER_OF_T5_BASE)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = find_data().parents[1] / "chatbot" / "ChatbotData.csv"
+        if not source.is_file():
+            source = write_turns(folder / "turns.csv")
+        rows = measure(folder, source, args)
+    report(args, rows, title=f"{source.stem}, training, loss on all tokens")
 
 
-def measure(folder: Path, args: argparse.Namespace) -> list[dict[str, object]]:
-    source = find_data().parents[1] / "chatbot" / "ChatbotData.csv"
-    sizes = Sizes(hidden_size=args.hidden_size, layers=args.layers, heads=4, vocab_size=8000)
-    make_base_model("gpt2", read_corpus([source]), folder / "base", sizes)
+def write_turns(file: Path) -> Path:
+    """Turns of the bundled dialogues with their answers, as ChatbotData has them, for where that is not to be had."""
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("Q", "A", "label"))
+        for row in read_rows(SAMPLE / "train.jsonl"):
+            turns = [turn.partition(": ")[2] for turn in str(row.cells["dialogue"]).splitlines()]
+            table.writerows((question, answer, 0) for question, answer in pairwise(turns))
+    return file
+
+
+def measure(folder: Path, source: Path, args: argparse.Namespace) -> list[dict[str, object]]:
+    make_shaped("gpt2", read_corpus([source]), folder / "base", shape_of(args))
     methods = batches_of(folder, source, args.examples)
     times: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(args.rounds + 1):
         for name, make in methods.items():
-            seconds = train(folder / "base", make())
+            seconds = train(folder / "base", make(), args.device)
             if number:  # the first round warms up
                 times[name].append(seconds)
     rows = []
@@ -105,16 +122,17 @@ def _widen(batch: Batch) -> Batch:
     return {**batch, **{key: pad([*batch[key].tolist(), [fill] * LIMIT], fill)[0][:-1] for key, fill in fills.items()}}  # type: ignore[typeddict-item, literal-required]
 
 
-def train(base: Path, batches: list[Batch]) -> float:
+def train(base: Path, batches: list[Batch], device: Device) -> float:
     torch.manual_seed(0)
     module = CausalLMModule(str(base))
     module.configure_model()
+    module.to(device.torch)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
-    start = time.perf_counter()
+    start = device.now()
     for batch in batches:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss_sum, count = module.loss_sum(batch)
+        with device.autocast():
+            loss_sum, count = module.loss_sum(move_data_to_device(batch, device.torch))
         (loss_sum / count).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - start
+    return device.now() - start

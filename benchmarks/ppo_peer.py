@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -12,9 +11,12 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 from trl import AutoModelForSeq2SeqLMWithValueHead, PPOConfig, PPOTrainer, create_reference_model
 
+from benchmarks.device import Device
+
 
 def main() -> None:
     setting = json.loads(Path(sys.argv[1]).read_text())
+    device = Device(setting["device"])
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(setting["base"])
     model = AutoModelForSeq2SeqLM.from_pretrained(setting["base"])
@@ -22,16 +24,18 @@ def main() -> None:
     policy = AutoModelForSeq2SeqLMWithValueHead.from_pretrained(get_peft_model(model, lora), is_trainable=True)
     batch = len(setting["prompts"][0])
     precision = {"accelerator_kwargs": {"mixed_precision": "bf16"}} if setting["bf16"] else {}
-    config = PPOConfig(learning_rate=1.41e-5, ppo_epochs=1, mini_batch_size=4, batch_size=batch, **precision)
+    config = PPOConfig(
+        learning_rate=1.41e-5, ppo_epochs=1, mini_batch_size=setting["minibatch_size"], batch_size=batch, **precision
+    )
     trainer = PPOTrainer(config=config, model=policy, ref_model=create_reference_model(policy), tokenizer=tokenizer)
     figures = []
     for prompts, lengths in zip(setting["prompts"], setting["lengths"], strict=True):
-        queries = [tokenizer(prompt, return_tensors="pt").input_ids[0] for prompt in prompts]
-        start = time.perf_counter()
+        queries = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(device.torch) for prompt in prompts]
+        start = device.now()
         responses = generate(trainer, queries, lengths, batched=setting["batched"])
-        generated = time.perf_counter()
+        generated = device.now()
         trainer.step(queries, responses, [torch.tensor(float(len(response))) for response in responses])
-        end = time.perf_counter()
+        end = device.now()
         figures.append({"rollout": generated - start, "update": end - generated, "total": end - start})
     Path(setting["output"]).write_text(json.dumps(figures))
 

@@ -1,17 +1,27 @@
-"""The same batches of prompts for fine-tuning and for what learns from its own answers."""
+"""The bundled dialogues, and the same batches of prompts for fine-tuning and for what learns from its own answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from benchmarks.device import ROOT
 from src.contracts import Example, LearnsFromRollouts
 from src.datamodules.encoding import Collator, encode_examples
 from src.datamodules.sampler import LengthGroupedBatchSampler
+from src.files import read_rows
 from src.models.loading import load_tokenizer
+
+SAMPLE = ROOT / "src" / "datamodules" / "sample"
+
+
+def dialogues(count: int) -> list[str]:
+    """The first of the bundled training dialogues, from the beginning again where there are fewer."""
+    return list(islice(cycle(str(row.cells["dialogue"]) for row in read_rows(SAMPLE / "train.jsonl")), count))
 
 
 class Prompts(LightningDataModule):

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from benchmarks.command import fit
+from benchmarks.device import Device, device_named
+from benchmarks.options import parse, report
 from benchmarks.seq2seq import find_data, make_base
+from benchmarks.shapes import FLAN_T5_BASE, add_shape, shape_of
 
 
 class EndAfter(Callback):
@@ -33,14 +36,15 @@ class EndAfter(Callback):
     def __init__(self, steps: int, file: str) -> None:
         self.steps, self.file, self.done = steps, file, 0
 
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         self.done += 1
         if self.done == self.steps:
+            device_named(trainer.strategy.root_device.type).synchronize()
             Path(self.file).write_text(str(time.time()))
             os._exit(0)
 
 
-def seconds(base: Path, data: Path, scratch: Path, run: Path, steps: int, *words: str) -> float:
+def seconds(device: Device, base: Path, data: Path, scratch: Path, run: Path, steps: int, *words: str) -> float:
     """From the start of a command to the end of its so-manieth step."""
     file = scratch / "time"
     options = {
@@ -56,36 +60,32 @@ def seconds(base: Path, data: Path, scratch: Path, run: Path, steps: int, *words
         "trainer.callbacks.init_args.file": file,
     }
     start = time.time()
-    fit(options, *words)
+    fit(device, options, *words)
     return float(file.read_text()) - start
 
 
 def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks resume", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-
-    from src.commands.output import show
+    add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=4000)
+    args = parse(parser, argv, on_gpu={"rounds": 3, **FLAN_T5_BASE})
 
     times: dict[str, list[float]] = {"fresh": [], "resumed": []}
     with tempfile.TemporaryDirectory() as folder:
         scratch, data = Path(folder), find_data()
         base = scratch / "base"
-        make_base(data, base, hidden_size=args.hidden_size, layers=args.layers)
+        make_base(data, base, shape_of(args))
         callback = ["--trainer.callbacks+=Checkpoints", "--trainer.callbacks.init_args.every_n_steps=3"]
-        seconds(base, data, scratch, scratch / "killed", 5, *callback)
+        seconds(args.device, base, data, scratch, scratch / "killed", 5, *callback)
         for number in range(args.rounds):
             for name in ("fresh", "resumed") if number % 2 else ("resumed", "fresh"):
                 run = scratch / f"{name}-{number}"
                 if name == "resumed":
                     shutil.copytree(scratch / "killed", run, symlinks=True)
-                times[name].append(seconds(base, data, scratch, run, 1, "--ckpt_path", "last"))
+                times[name].append(seconds(args.device, base, data, scratch, run, 1, "--ckpt_path", "last"))
     fresh = statistics.median(times["fresh"])
     rows = [
         {"run": name, "seconds to the first step": statistics.median(each), "× fresh": statistics.median(each) / fresh}
         for name, each in times.items()
     ]
-    show(rows, as_json=args.json)
+    report(args, rows, title="From the command to its first finished step")

@@ -4,6 +4,11 @@ Same model, dialogues, batch size, epochs and process. The methods take turns, e
 what the machine does meanwhile falls on all of them; the ratios are medians over rounds. Padding does not count as a
 token. Start-up does not count as time: the clock runs from the first batch of the first epoch to the last batch of
 the last, on a fresh model and optimiser, after every method has trained a few batches that nobody timed.
+
+On a GPU whose peak is known, model FLOP/s utilisation (MFU) is 6 × parameters × tokens a second, over that peak: two
+operations a parameter and token forward, four backward (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; MFU is from
+Chowdhery et al. 2022, arXiv:2204.02311, appendix B). As a token passes one of an encoder-decoder's two sides only, it
+says about twice what the matrix products do; it serves to compare.
 """
 
 from __future__ import annotations
@@ -13,19 +18,24 @@ import logging
 import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE, CPU = ROOT / "configs/dialogsum_seq2seq.yaml", ROOT / "configs/trainer/cpu.yaml"
+from benchmarks.device import CPU, ROOT, Device, device_named
+from benchmarks.options import parse, report
+from benchmarks.shapes import FLAN_T5_BASE, Shape, add_shape, make_shaped, shape_of
+from benchmarks.turns import Turns
+
+RECIPE = ROOT / "configs/dialogsum_seq2seq.yaml"
 TARGETS = {"padded": 5.0, "grouped+bf16": 1.2}  # how much faster Parley is to be
+ON_GPU = {"examples": 480, "epochs": 2, "batch_size": 32, "rounds": 2, "budget": 12_800, **FLAN_T5_BASE}
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Setting:
         epochs: Times over the examples.
         budget: Tokens a batch at most, where a method goes by that.
         scratch: A directory for what trainers write.
+        device: What to train on.
     """
 
     base: Path
@@ -49,44 +60,57 @@ class Setting:
     epochs: int
     budget: int
     scratch: Path
+    device: Device = CPU
 
 
 @dataclass
 class Clock:
-    """Wall and CPU seconds of a stretch of this process."""
+    """Wall and CPU seconds of a stretch of this process, and its peak memory where that can be told.
+
+    Attributes:
+        wall: Seconds.
+        cpu: Of the processor.
+        device: What works meanwhile.
+        peak: The most that was held in the stretch, in MiB; None on a CPU.
+    """
 
     wall: float = 0.0
     cpu: float = 0.0
+    device: Device = CPU
+    peak: float | None = None
 
     def start(self) -> None:
-        self._started = time.perf_counter(), time.process_time()
+        self.device.forget_peak()
+        self._started = self.device.now(), self.device.processor_now()
 
     def lap(self) -> None:
-        """Seconds since the start, until the next lap."""
-        self.wall = time.perf_counter() - self._started[0]
-        self.cpu = time.process_time() - self._started[1]
+        """Take down what there was since the start, until the next lap."""
+        self.wall = self.device.now() - self._started[0]
+        self.cpu = self.device.processor_now() - self._started[1]
+        self.peak = self.device.peak_of_stretch_mib()
 
 
 Method = Callable[[Setting], Clock]
 
 
 class FitClock(Callback):
-    """Times Lightning's training loop."""
+    """Times Lightning's training loop, to the end of its last batch."""
 
     latest = Clock()
     examples = 0  # seen by the latest run
 
-    def on_train_start(self, *_: Any) -> None:
-        FitClock.latest, FitClock.examples = Clock(), 0
+    def on_train_start(self, trainer: Any, *_: Any) -> None:
+        FitClock.latest, FitClock.examples = Clock(device=device_named(trainer.strategy.root_device.type)), 0
         self.latest.start()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self.latest.lap()
         FitClock.examples += len(batch["id"])
+        if trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:  # reading it waits for a GPU
+            self.latest.lap()
 
 
 def parley(*words: str) -> Method:
-    """`parley fit` with the published recipe on a CPU, as the command line would start it."""
+    """`parley fit` with the published recipe, as the command line would start it."""
 
     def run(setting: Setting) -> Clock:
         from src.commands import trainer
@@ -108,7 +132,7 @@ def parley(*words: str) -> Method:
         given = [f"--{name}={value}" for name, value in options.items()]
         more = [word.format(**vars(setting)) for word in words]
         FitClock.examples = 0
-        trainer.run("fit", ["-c", str(RECIPE), "-c", str(CPU), *given, *more])
+        trainer.run("fit", ["-c", str(RECIPE), "-c", str(setting.device.recipe), *given, *more])
         expected = setting.examples * setting.epochs
         if FitClock.examples != expected:
             raise RuntimeError(
@@ -136,14 +160,15 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             TrainingArguments,
         )
 
-        clock = Clock()
+        clock = Clock(device=setting.device)
 
         class Timer(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
                 clock.start()
 
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock.lap()
+            def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+                if state.global_step == state.max_steps:
+                    clock.lap()
 
         torch.manual_seed(42)
         model = AutoModelForSeq2SeqLM.from_pretrained(setting.base)
@@ -156,7 +181,7 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             "num_train_epochs": setting.epochs,
             "per_device_train_batch_size": setting.batch_size,
             "bf16": bf16,
-            "use_cpu": True,
+            **setting.device.transformers_options,
             "report_to": "none",
             "save_strategy": "no",
             "disable_tqdm": True,
@@ -222,36 +247,50 @@ def find_data() -> Path:
     return data.resolve() if data.is_file() else ROOT / "src/datamodules/sample/train.jsonl"
 
 
-def make_base(data: Path, directory: Path, *, hidden_size: int, layers: int) -> int:
+def make_base(data: Path, directory: Path, shape: Shape) -> int:
     """A T5 from scratch with a tokenizer trained on the dialogues.
 
     Returns:
         Its number of parameters.
     """
     from src.files import read_rows
-    from src.models.scratch import Sizes, make_base_model
 
     corpus = [row.cells[column] for row in read_rows(data) for column in ("dialogue", "summary")]
-    sizes = Sizes(hidden_size=hidden_size, layers=layers, heads=4, vocab_size=4000)
-    model, _ = make_base_model("t5", corpus, directory, sizes)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return make_shaped("t5", corpus, directory, shape)
 
 
-def measure(setting: Setting, names: Sequence[str], rounds: int) -> list[dict[str, Clock]]:
-    """Time every method in every round."""
-    brief = Setting(**{**vars(setting), "examples": min(setting.examples, 3 * setting.batch_size), "epochs": 1})
-    for name in names:
-        METHODS[name][1](brief)
-    timed = []
-    for number in range(rounds):
-        start = number % len(names)
-        timed.append({name: METHODS[name][1](setting) for name in [*names[start:], *names[:start]]})
-        print(f"round {number + 1}:", ", ".join(f"{name} {timed[-1][name].wall:.1f} s" for name in names), flush=True)
-    return timed
+def measure(setting: Setting, names: Sequence[str], rounds: int) -> tuple[list[dict[str, Clock]], list[str]]:
+    """Time every method in every round.
+
+    Returns:
+        By round and method; and the methods that cannot run here, with their reasons.
+    """
+    brief = replace(setting, examples=min(setting.examples, 3 * setting.batch_size), epochs=1)
+    warmed = Turns({name: partial(METHODS[name][1], brief) for name in names}, is_peer)
+    warmed.play(1)
+    turns = Turns({name: partial(METHODS[name][1], setting) for name in warmed.methods}, is_peer, warmed.left_out)
+    timed = turns.play(rounds)
+    for number, clocks in enumerate(timed, 1):
+        print(f"round {number}:", ", ".join(f"{name} {clock.wall:.1f} s" for name, clock in clocks.items()), flush=True)
+    return timed, turns.left_out
 
 
-def summarise(timed: list[dict[str, Clock]], tokens: int) -> list[dict[str, Any]]:
-    """One row a method: medians over rounds, of figures and of ratios within a round."""
+def is_peer(name: str) -> bool:
+    """Whether a method is another library's."""
+    return not name.startswith("parley")
+
+
+def summarise(
+    timed: list[dict[str, Clock]], tokens: int, *, parameters: int = 0, peak_flops: float | None = None
+) -> list[dict[str, Any]]:
+    """One row a method: medians over rounds, of figures and of ratios within a round.
+
+    Args:
+        timed: By round and method.
+        tokens: Of a method in a round.
+        parameters: Of the model, for MFU.
+        peak_flops: What the device is made for, in operations a second; no MFU when None.
+    """
     rows = []
     for name in timed[0]:
         row: dict[str, Any] = {"method": METHODS[name][0]}
@@ -262,6 +301,12 @@ def summarise(timed: list[dict[str, Clock]], tokens: int) -> list[dict[str, Any]
                 for kind in ("wall", "cpu"):
                     ratios = [getattr(clocks[peer], kind) / getattr(clocks[name], kind) for clocks in timed]
                     row[f"× {peer}, {kind}"] = f"{statistics.median(ratios):.2f}"
+        peaks = [clocks[name].peak for clocks in timed]
+        if None not in peaks:
+            row["peak MiB"] = round(statistics.median(peaks))
+        if peak_flops is not None:
+            rate = statistics.median(tokens / clocks[name].wall for clocks in timed)
+            row["MFU"] = f"{6 * parameters * rate / peak_flops:.1%}"
         rows.append(row)
     return rows
 
@@ -291,29 +336,25 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budget", type=int, default=3200, help="max_tokens_per_batch, where that is used")
     parser.add_argument("--threads", type=int, help="threads of torch; as torch likes when left out")
-    parser.add_argument("--hidden-size", type=int, default=256, help="of the T5; heads: 4, feed-forward: 4 times this")
-    parser.add_argument("--layers", type=int, default=4, help="of the T5, on either side")
+    add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=4000)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--json", action="store_true", help="the table as JSON")
-    options = parser.parse_args(argv)
+    options = parse(parser, argv, on_gpu=ON_GPU)
     if options.threads:
         torch.set_num_threads(options.threads)
     quieten()
-
-    from src.commands.output import show
-
     with tempfile.TemporaryDirectory() as directory:
         scratch, data = Path(directory), find_data()
-        size = make_base(data, scratch / "base", hidden_size=options.hidden_size, layers=options.layers)
+        size = make_base(data, scratch / "base", shape_of(options))
         setting = Setting(
-            scratch / "base", data, options.examples, options.batch_size, options.epochs, options.budget, scratch
-        )
+            scratch / "base", data, options.examples, options.batch_size, options.epochs, options.budget, scratch,
+            options.device,
+        )  # fmt: skip
         tokens = sum(len(ids) for row in encoded(setting) for ids in row.values()) * options.epochs
-        print(
+        title = (
             f"T5 of {size / 1e6:.1f} M parameters; {options.examples} dialogues of {data.name}, {tokens:,} tokens that "
             f"are not padding; batch size {options.batch_size}; torch {torch.__version__} with "
-            f"{torch.get_num_threads()} threads",
-            flush=True,
+            f"{torch.get_num_threads()} threads"
         )
-        rows = summarise(measure(setting, options.methods, options.rounds), tokens)
-    show(rows, as_json=options.json)
+        timed, left_out = measure(setting, options.methods, options.rounds)
+        rows = summarise(timed, tokens, parameters=size, peak_flops=options.device.peak_flops)
+    report(options, rows, title=title, left_out=left_out)

@@ -1,10 +1,11 @@
 """Every Module, whole and with LoRA, on one process, on several with DDP and on several in shards: the same losses?
 
 The same steps three ways: one process that accumulates as many batches as there are processes otherwise, DDP, and
-shards (FSDP2), all on CPUs in float32 with gradient clipping and weight decay, on the bundled sample with bases made
-from scratch; DDP and shards on each number of processes that is asked for. For each: the greatest difference of a
-step's loss, of a trained weight and of a validation figure from those of the one process; bytes of parameters,
-gradients and optimiser state a process, counted on tensors, with their share of the one process's; and seconds a step.
+shards (FSDP2), all on the CPU, or on a GPU a process, in float32 with gradient clipping and weight decay, on the
+bundled sample with bases made from scratch; DDP and shards on each number of processes that is asked for. For each: the
+greatest difference of a step's loss, of a trained weight and of a validation figure from those of the one process;
+bytes of parameters, gradients and optimiser state a process, counted on tensors, with their share of the one process's;
+and seconds a step.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.device import CPU, ROOT, Device, device_named
+from benchmarks.options import parse, report
 from benchmarks.strategy_cases import CASES, Measured, Plan, make_bases
-from src.commands.output import show
 
-ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 1800  # seconds
 
 
@@ -50,7 +51,7 @@ ALONE = Way("one", 1)
 
 
 def measure(
-    names: Sequence[str], processes: Sequence[int], directory: Path, *, steps: int = 20
+    names: Sequence[str], processes: Sequence[int], directory: Path, *, steps: int = 20, device: Device = CPU
 ) -> dict[str, dict[Way, Measured]]:
     """Train each case on one process, and with DDP and in shards on several.
 
@@ -59,6 +60,7 @@ def measure(
         processes: Of DDP and of shards; each of 1, 2 and 4.
         directory: Where bases and results go.
         steps: Optimiser steps.
+        device: What to train on.
 
     Returns:
         By case, and by `ALONE` and the other ways.
@@ -66,7 +68,7 @@ def measure(
     make_bases([CASES[name] for name in names], directory)
     found: dict[str, dict[Way, Measured]] = {name: {} for name in names}
     for world, strategies in ((1, ["one"]), *((number, ["ddp", "sharded"]) for number in processes)):
-        plan = Plan(list(names), strategies, world, max(processes), str(directory), steps)
+        plan = Plan(list(names), strategies, world, max(processes), str(directory), steps, device.name)
         for name, strategy, row in _run(plan, directory):
             found[name][Way(strategy, world)] = row
     return found
@@ -79,6 +81,7 @@ def _run(plan: Plan, directory: Path) -> list[tuple[str, str, Measured]]:
         port = str(free.getsockname()[1])
     # A seed that somebody has left in the environment would be taken.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+    inherited |= device_named(plan.device).environment
     inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     inherited |= {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(plan.world), "NODE_RANK": "0"}
     words = [sys.executable, "-m", "benchmarks.strategy_cases", json.dumps(asdict(plan))]
@@ -126,10 +129,10 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--processes", type=_numbers, default=[2], help="1, 2 or 4, or several: 1,2,4")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
+    args.device.require(max(args.processes))
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(args.cases, args.processes, Path(folder), steps=args.steps)
+        found = measure(args.cases, args.processes, Path(folder), steps=args.steps, device=args.device)
     rows = []
     for name, ways in found.items():
         alone = ways[ALONE]
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] = ()) -> None:
                     "s/step": f"{one.seconds_a_step:.3f}",
                 }
             )
-    show(rows, title=f"{args.steps} steps, float32, torch {torch.__version__}", as_json=args.json)
+    report(args, rows, title=f"{args.steps} steps, float32, torch {torch.__version__}")
 
 
 def _numbers(text: str) -> list[int]:

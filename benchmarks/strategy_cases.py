@@ -18,6 +18,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
+from benchmarks.device import device_named
 from scripts.crash_tasks import SAMPLE, write_pairs
 from src.datamodules import DialogSumDataModule, PreferenceDataModule
 from src.models.generation import GenerationOptions
@@ -124,6 +125,7 @@ class Plan:
         most: Of any start.
         directory: Where bases are and results go.
         steps: Optimiser steps.
+        device: Its name.
     """
 
     cases: list[str]
@@ -132,6 +134,7 @@ class Plan:
     most: int
     directory: str
     steps: int
+    device: str
 
 
 @dataclass
@@ -242,8 +245,7 @@ def train(name: str, strategy: str, plan: Plan) -> Measured:
     measured = Measured()
     ways: dict[str, Any] = {"one": "auto", "ddp": DDPStrategy(), "sharded": ShardedStrategy()}
     trainer = Trainer(
-        accelerator="cpu",
-        devices=plan.world,
+        **device_named(plan.device).trainer_options("32-true") | {"devices": plan.world},
         strategy=ways[strategy],
         max_steps=plan.steps,
         accumulate_grad_batches=plan.most // plan.world,

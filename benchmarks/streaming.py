@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from src.commands.output import show
+from benchmarks.options import parse, report
 from src.models.scratch import Sizes, make_base_model
 
 TEXT = "the train leaves at nine so please call me when you know how long it will take to mend the red car"
@@ -39,10 +39,11 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--steps", type=int, default=-1, help="of each run at most; every row once when left out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
+    args.device.require_host()
     with tempfile.TemporaryDirectory() as folder:
-        show(measure(Path(folder), args), title="Peak memory of a run", as_json=args.json)
+        rows = measure(Path(folder), args)
+    report(args, rows, title="Peak memory of a run")
 
 
 def measure(folder: Path, args: argparse.Namespace) -> list[dict[str, object]]:
