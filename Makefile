@@ -1,10 +1,11 @@
 # make demo | test | test-floors | lint | bench | peers | smollm2 | chitchat     (each sets up what it needs, once)
+# make gpu     (tests and benchmarks on an NVIDIA GPU, with $(PYTHON) as it is)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-floors lint bench peers smollm2 chitchat setup clean
+.PHONY: demo test test-fast test-floors lint bench gpu peers smollm2 chitchat setup clean
 
 setup: $(STAMP)
 
@@ -53,6 +54,14 @@ chitchat: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Needs neither the network nor .venv: $(PYTHON) must have torch for CUDA and the libraries of pyproject.toml, pytest too.
+# The benchmarks run though a test has failed; their figures are in benchmarks/results/.
+gpu:
+	status=0; \
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu || { found=$$?; test $$found -eq 5 || status=$$found; }; \
+	PYTHONPATH=. $(PYTHON) -m benchmarks --device cuda || status=$$?; \
+	exit $$status
 
 clean:
 	rm -rf $(VENV) .peers .assets

@@ -29,12 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip by name what needs a GPU where there is none."""
-    if item.get_closest_marker("gpu") is not None:
-        import torch
+    """Skip, by name, what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
 
-        if not torch.cuda.is_available():
-            pytest.skip("no NVIDIA GPU")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no NVIDIA GPU")
 
 
 @pytest.fixture(autouse=True)
