@@ -104,10 +104,10 @@ def as_markdown(device: str, outcomes: Sequence[Outcome]) -> str:
     """Every outcome with its command, date and versions above its table."""
     parts = [f"## {device}"]
     for each in outcomes:
-        with_versions = ", ".join(f"{name} {version}" for name, version in each.versions.items())
         name = each.command.split()[3]  # after `python -m benchmarks`
         parts.append(f"### {name}: {each.title}" if each.title else f"### {name}")
-        parts.append(f"`{each.command}`, {each.date}, {each.seconds:.0f} s; {with_versions}")
+        libraries = "".join(f", {name} {version}" for name, version in each.versions.items())
+        parts.append(f"`{each.command}`, {each.date}, {each.seconds:.0f} s{libraries}")
         if each.failed:
             parts.append(f"No table: {each.failed}.")
         elif each.rows:

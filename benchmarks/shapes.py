@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Shape:
     """What a model is made from.
 
     Attributes:
-        sizes: Those of `parley init`.
+        sizes: Those of `parley init`; what is for a T5 alone counts for a T5 alone.
         padded_vocabulary: Rows of the embedding at least; as many as the tokenizer has tokens when None.
         key_value_heads: Heads of keys and values, of a Llama; as many as there are heads when None.
     """
@@ -103,11 +103,12 @@ def make_shaped(architecture: str, corpus: Iterable[str], directory: Path, shape
     Returns:
         Its number of parameters.
     """
-    check_sizes(architecture, shape.sizes)
+    sizes = replace(shape.sizes, untied_head=shape.sizes.untied_head and architecture == "t5")
+    check_sizes(architecture, sizes)
     kind = ARCHITECTURES[architecture]
-    tokenizer = train_tokenizer(kind, corpus, shape.sizes)
+    tokenizer = train_tokenizer(kind, corpus, sizes)
     ids = {role: tokenizer.get_vocab()[token] for role, token in kind.roles.items()}
-    config = kind.configure(shape.sizes, max(len(tokenizer), shape.padded_vocabulary or 0), ids)
+    config = kind.configure(sizes, max(len(tokenizer), shape.padded_vocabulary or 0), ids)
     if shape.key_value_heads is not None:
         config.num_key_value_heads = shape.key_value_heads
     with torch.random.fork_rng():

@@ -16,6 +16,8 @@ from benchmarks.results import Outcome, add, as_markdown, read
 from benchmarks.turns import Turns
 from src.errors import ParleyError
 
+REALLY = whole.run_apart
+
 
 def outcome(name: str, **given: object) -> Outcome:
     return Outcome(f"python -m benchmarks {name}", "2026-01-02T03:04:05+00:00", 61.4, **given)  # type: ignore[arg-type]
@@ -63,7 +65,7 @@ def test_a_table_names_device_command_and_what_is_left_out():
         "",
         "### ppo: PPO, 64 prompts",
         "",
-        "`python -m benchmarks ppo`, 2026-01-02T03:04:05+00:00, 61 s; torch 2.11.0",
+        "`python -m benchmarks ppo`, 2026-01-02T03:04:05+00:00, 61 s, torch 2.11.0",
         "",
         "| method | tokens/s | share |",
         "| --- | --- | --- |",
@@ -105,10 +107,9 @@ def test_a_benchmark_adds_its_table(tmp_path, capsys):
 
 def run_parts(monkeypatch: pytest.MonkeyPatch, file: Path, codes: dict[str, str], *words: str) -> int:
     """All of some benchmarks, each of which is a line of Python instead."""
-    really = whole.run_apart
 
     def instead(command, environment, limit):
-        return really([sys.executable, "-c", codes[command[3]]], environment, limit)
+        return REALLY([sys.executable, "-c", codes[command[3]]], environment, limit)
 
     monkeypatch.setattr(whole, "run_apart", instead)
     return whole.run_all(list(codes), ["--results", str(file), *words])
