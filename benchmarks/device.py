@@ -91,6 +91,7 @@ class Device:
     def forget_peak(self) -> None:
         """Have the peak begin anew; a process's resident peak cannot, so that it is only told of whole processes."""
         if self.on_gpu:
+            self.synchronize()  # which makes torch begin with the GPU, where it has not yet
             torch.cuda.reset_peak_memory_stats()
 
     def peak_of_stretch_mib(self) -> float | None:

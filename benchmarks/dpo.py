@@ -38,7 +38,7 @@ from src.rl.preferences import DPOConfig
 LEARNING_RATE = 1e-5
 WARM_UP = 3  # steps that are not counted
 METHODS = ("Parley", "TRL")
-ON_GPU = {"batch_size": 32, "vocab_size": 8000, **DECODER_OF_T5_BASE}
+ON_GPU = {"batch_size": 32, **DECODER_OF_T5_BASE}
 
 
 def write_pairs(file: Path, count: int) -> None:

@@ -62,6 +62,7 @@ class Event(Protocol):
     device_type: Any
     self_cpu_time_total: float
     self_device_time_total: float
+    is_user_annotation: bool
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,19 @@ def share_of(events: Iterable[Event], seconds: float, steps: int, device: Device
     """Sum the operations' own times.
 
     Args:
-        events: Of the profiler; those of the GPU itself are passed over, for they are known by what launched them.
+        events: Of the profiler. What runs on the GPU is known by what launched it, where the profiler knows that.
         seconds: On the wall, of all steps.
         steps: How many.
         device: Whose time to sum.
     """
     spent: Counter[str] = Counter()
+    busy = 0.0
     for event in events:
-        kind = kind_of(event) if event.device_type == torch.autograd.DeviceType.CPU else None
-        if kind is not None:
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            busy += 0.0 if event.is_user_annotation else event.self_device_time_total
+        elif (kind := kind_of(event)) is not None:
             spent[kind] += event.self_device_time_total if device.on_gpu else event.self_cpu_time_total
+    spent[OTHERS] += max(0.0, busy - spent.total())  # kernels that no operation of torch's launched
     wall = seconds * 1000 / steps
     by_kind = {kind: spent[kind] / 1000 / steps for kind in COLUMNS if kind != HOST}
     return Share(wall, by_kind | {HOST: max(0.0, wall - sum(by_kind.values()))})

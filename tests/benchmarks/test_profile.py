@@ -24,6 +24,7 @@ class Fake:
     self_cpu_time_total: float = 0.0
     self_device_time_total: float = 0.0
     device_type: torch.autograd.DeviceType = CPU
+    is_user_annotation: bool = False
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,17 @@ def test_what_nobody_took_is_the_hosts():
         Fake("aten::mm", self_cpu_time_total=10.0, self_device_time_total=3000.0),
         Fake("aten::gelu", self_cpu_time_total=20.0, self_device_time_total=1000.0),
         Fake("ampere_bf16_gemm", self_device_time_total=3000.0, device_type=CUDA),  # the first one's kernel
+        Fake("gelu_kernel", self_device_time_total=1000.0, device_type=CUDA),
+        Fake("triton_of_somebody", self_device_time_total=400.0, device_type=CUDA),
+        Fake("update", self_device_time_total=9000.0, device_type=CUDA, is_user_annotation=True),
         Fake("Optimizer.step#AdamW.step", self_cpu_time_total=7000.0),
     ]
     on_gpu = share_of(events, seconds=0.010, steps=2, device=Device("cuda"))
     assert on_gpu.wall == 5.0
-    assert (on_gpu.by_kind["matrix products"], on_gpu.by_kind[OTHERS], on_gpu.by_kind[HOST]) == (1.5, 0.5, 3.0)
-    on_cpu = share_of(events, seconds=0.010, steps=2, device=Device("cpu"))
+    assert (on_gpu.by_kind["matrix products"], on_gpu.by_kind[OTHERS], on_gpu.by_kind[HOST]) == (1.5, 0.7, 2.8)
+    on_cpu = share_of(
+        [event for event in events if event.device_type == CPU], seconds=0.010, steps=2, device=Device("cpu")
+    )
     assert on_cpu.by_kind["matrix products"] == 0.005
     assert on_cpu.by_kind[HOST] == pytest.approx(5.0 - 0.015)
     assert set(on_cpu.by_kind) == set(COLUMNS)
