@@ -33,7 +33,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ON_GPU = {
     "from_scratch": True,
     "examples": 480,
-    "rounds": 2,
+    "rounds": 1,
     "pack_length": 2048,
     "packed_rows": 4,
     "methods": [

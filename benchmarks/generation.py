@@ -34,6 +34,7 @@ ON_GPU = {
     "decoding": ["greedy", "sampled"],
     "methods": ["batches as they come", "parley generate"],
     "new_tokens": 64,
+    "rounds": 2,
     "weights": "bfloat16",
     **FLAN_T5_BASE,
 }

@@ -30,7 +30,7 @@ from src.modules import PPOModule, Seq2SeqModule
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
 
-ON_GPU = {"batch_size": 64, **FLAN_T5_BASE}
+ON_GPU = {"batch_size": 64, "minibatch_size": 16, **FLAN_T5_BASE}
 METHODS = ("LoRA fine-tuning", "PPO")
 
 

@@ -103,7 +103,8 @@ def batches_of(folder: Path, source: Path, examples: int) -> dict[str, Callable[
 
     def packed() -> list[Batch]:
         rows = loaded(packing=True, batch_size=1)
-        by_row = max(1, round(BATCH * len(rows) / examples))  # as many examples a step as the others take
+        held = sum(len(batch["id"]) for batch in rows)  # more than questions, where one has several answers
+        by_row = max(1, round(BATCH * len(rows) / held))  # as many examples a step as the others take
         return loaded(packing=True, batch_size=by_row)
 
     def widened() -> list[Batch]:

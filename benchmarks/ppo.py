@@ -43,7 +43,7 @@ from src.rl.config import PPOConfig
 PEERS = [ROOT / ".peers" / "trl-0.11", ROOT / ".peers" / "transformers-4.45"]
 SHORTEST, LONGEST = 24, 48
 DIALOGUES = 768  # in the sample
-ON_GPU = {"iterations": 2, "rounds": 1, "batch_size": 64, **FLAN_T5_BASE}
+ON_GPU = {"iterations": 2, "rounds": 1, "batch_size": 64, "minibatch_size": 16, **FLAN_T5_BASE}
 
 
 class Timed(Callback):

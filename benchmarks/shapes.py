@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from src.models.loading import model_from_config
 from src.models.saving import save_model
@@ -91,6 +91,22 @@ def shape_of(args: argparse.Namespace) -> Shape:
     return Shape(sizes, args.padded_vocabulary, args.key_value_heads)
 
 
+def configuration(architecture: str, shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """A model's configuration.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        shape: Of the model.
+        tokenizer: One of that architecture.
+    """
+    kind = ARCHITECTURES[architecture]
+    ids = {role: tokenizer.get_vocab()[token] for role, token in kind.roles.items()}
+    config = kind.configure(_sizes_for(architecture, shape), max(len(tokenizer), shape.padded_vocabulary or 0), ids)
+    if shape.key_value_heads is not None:
+        config.num_key_value_heads = shape.key_value_heads
+    return config
+
+
 def make_shaped(architecture: str, corpus: Iterable[str], directory: Path, shape: Shape) -> int:
     """Train a tokenizer, draw random weights and save both.
 
@@ -103,16 +119,15 @@ def make_shaped(architecture: str, corpus: Iterable[str], directory: Path, shape
     Returns:
         Its number of parameters.
     """
-    sizes = replace(shape.sizes, untied_head=shape.sizes.untied_head and architecture == "t5")
+    sizes = _sizes_for(architecture, shape)
     check_sizes(architecture, sizes)
-    kind = ARCHITECTURES[architecture]
-    tokenizer = train_tokenizer(kind, corpus, sizes)
-    ids = {role: tokenizer.get_vocab()[token] for role, token in kind.roles.items()}
-    config = kind.configure(sizes, max(len(tokenizer), shape.padded_vocabulary or 0), ids)
-    if shape.key_value_heads is not None:
-        config.num_key_value_heads = shape.key_value_heads
+    tokenizer = train_tokenizer(ARCHITECTURES[architecture], corpus, sizes)
     with torch.random.fork_rng():
         set_seed(0)
-        model = model_from_config(config)
+        model = model_from_config(configuration(architecture, shape, tokenizer))
     save_model(model, tokenizer, directory)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _sizes_for(architecture: str, shape: Shape) -> Sizes:
+    return replace(shape.sizes, untied_head=shape.sizes.untied_head and architecture == "t5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Turns(Generic[T]):
             start = number % len(names)
             found: dict[str, T] = {}
             for name in names[start:] + names[:start]:
+                gc.collect()  # models of the one before, whose parts refer to each other
                 try:
                     found[name] = self.methods[name]()
                 except Exception as error:
