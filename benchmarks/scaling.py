@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,31 +78,31 @@ class StepClock(Callback):
     """Times the steps after the first ones, all together.
 
     Args:
-        device: Whose clock to read.
+        now: The clock.
     """
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.began = self.seconds = 0.0
         self.steps = 0
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         self.steps += 1
         if self.steps == WARM_UP:
-            self.began = self.device.now()
+            self.began = self.now()
         if trainer.is_last_batch:
-            self.seconds = (self.device.now() - self.began) / (self.steps - WARM_UP)
+            self.seconds = (self.now() - self.began) / (self.steps - WARM_UP)
 
 
-def measure(plan: Plan, device: Device, results: Any) -> None:
+def measure(plan: Plan, device: Device, cpu_time: bool, results: Any) -> None:
     """Train; report seconds of a step, and the peak above the start in MiB."""
     quieten()
-    before, clock = device.held_mib(), StepClock(device)
+    before, clock = device.held_mib(), StepClock(device.processor_now if cpu_time else device.now)
     train(plan, device, [clock])
     results.put((clock.seconds, device.peak_mib() - before))
 
 
-def apart(plan: Plan, device: Device) -> tuple[float, float]:
+def apart(plan: Plan, device: Device, cpu_time: bool) -> tuple[float, float]:
     """`measure` in a process of its own.
 
     Raises:
@@ -109,7 +110,7 @@ def apart(plan: Plan, device: Device) -> tuple[float, float]:
     """
     spawn = multiprocessing.get_context("spawn")
     results = spawn.SimpleQueue()
-    process = spawn.Process(target=measure, args=(plan, device, results))
+    process = spawn.Process(target=measure, args=(plan, device, cpu_time, results))
     process.start()
     process.join()
     if process.exitcode:
@@ -189,13 +190,16 @@ def plans_of(args: argparse.Namespace, folder: Path) -> list[tuple[str, Plan, in
 def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scaling", description=__doc__)
     parser.add_argument("--architecture", choices=MODULES, default="t5")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256, 512], help="tokens a row")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256], help="tokens a row")
     parser.add_argument("--length", type=int, default=128, help="tokens a row where something else is varied")
-    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[2, 4, 8, 16], help="rows a step")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[2, 4, 8], help="rows a step")
     parser.add_argument("--batch-size", type=int, default=4, help="rows a step where something else is varied")
-    parser.add_argument("--widths", type=int, nargs="*", default=[128, 256, 512], help="of the models")
-    parser.add_argument("--steps", type=int, default=4, help="that are timed of each point")
+    parser.add_argument("--widths", type=int, nargs="*", default=[128, 256, 384], help="of the models")
+    parser.add_argument("--steps", type=int, default=3, help="that are timed of each point")
     parser.add_argument("--float32", action="store_true", help="without autocast")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the processor's seconds, on a machine that has more to do"
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it")
     add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=4000)
     args = parse(parser, argv, on_gpu=ON_GPU)
@@ -207,7 +211,10 @@ def main(argv: Sequence[str] = ()) -> None:
         for varied, plan, parameters in plans_of(args, Path(folder)):
             try:
                 if plan not in measured:
-                    measured[plan] = apart(plan, args.device)
+                    measured[plan] = apart(plan, args.device, args.cpu_time)
+                    seconds, peak = measured[plan]
+                    what = f"{plan.length} tokens a row, {plan.rows} rows, {parameters / 1e6:.1f} M parameters"
+                    print(f"{what}: {seconds:.3f} s a step, {peak:,.0f} MiB", file=sys.stderr, flush=True)
             except RuntimeError as error:  # most likely there is not enough memory for it
                 left_out.append(f"{plan.length} tokens a row, {plan.rows} rows, {parameters:,} parameters: {error}")
                 continue
