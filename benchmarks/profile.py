@@ -40,11 +40,11 @@ OTHERS = "element by element, and others"
 
 # The first kind counts whose pattern is found in the name of an operation, or (a caller's) of what called it.
 CALLERS = {
-    "optimizer": rf"^{UPDATE}$",
+    "optimiser": rf"^{UPDATE}$",
     "attention": r"scaled_dot_product|flash_attention|efficient_attention|_flash_|ScaledDotProduct",
 }
 KINDS = {
-    "optimizer": r"::_fused_adam|::_foreach_|_multi_tensor",
+    "optimiser": r"::_fused_adam|::_foreach_|_multi_tensor",
     "matrix products": r"::(mm|addmm|bmm|baddbmm|addbmm|mv|addmv|dot|linear|matmul|mkldnn_linear|_addmm_activation)$",
     "softmax, cross-entropy": r"softmax|nll_loss|cross_entropy|logsumexp",
     "embedding, indexing": r"::(embedding|index|gather|scatter|masked|take|where)",

@@ -225,5 +225,5 @@ def main(argv: Sequence[str] = ()) -> None:
         from benchmarks.scaling_picture import draw
 
         draw(points, args.device.title, args.picture)
-    title = f"a training step of {args.architecture}, {'float32' if args.float32 else 'bf16 autocast'}"
+    title = f"a training step of a {args.architecture}, {'float32' if args.float32 else 'bf16 autocast'}"
     report(args, rows_of(points), title=title, left_out=left_out)

@@ -36,8 +36,8 @@ class Fake:
         (["aten::_scaled_dot_product_flash_attention_backward"], "attention"),
         (["aten::_softmax"], "softmax, cross-entropy"),
         (["aten::nll_loss_forward"], "softmax, cross-entropy"),
-        (["aten::lerp_", "update", "Optimizer.step#AdamW.step"], "optimizer"),
-        (["aten::_fused_adamw_"], "optimizer"),
+        (["aten::lerp_", "update", "Optimizer.step#AdamW.step"], "optimiser"),
+        (["aten::_fused_adamw_"], "optimiser"),
         (["aten::mm", "Optimizer.step#AdamW.step"], "matrix products"),  # the pass is within the step
         (["aten::copy_", "aten::_to_copy", "aten::to"], "copies"),
         (["aten::embedding_dense_backward"], "embedding, indexing"),
@@ -86,5 +86,5 @@ def test_a_toy_is_profiled(capsys):
         parts = sum(rows[kind][step] for kind in COLUMNS)
         assert parts == pytest.approx(rows["step"][step], rel=0.05)
         assert rows["matrix products"][step] > 0
-    assert rows["optimizer"]["training ms"] > 0
-    assert rows["optimizer"]["decoding ms"] == 0
+    assert rows["optimiser"]["training ms"] > 0
+    assert rows["optimiser"]["decoding ms"] == 0
