@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.clocks import Clock, FitClock, timer_of
 from benchmarks.device import ROOT, Device
 from benchmarks.options import parse, report
-from benchmarks.seq2seq import Clock, FitClock, find_data, is_peer, quieten
+from benchmarks.seq2seq import find_data, is_peer, quieten
 from benchmarks.shapes import LLAMA_1B, add_shape, make_shaped, shape_of
 from benchmarks.turns import Turns
 
@@ -90,7 +91,7 @@ def parley(setting: Setting, *, packed: bool = False) -> Clock:
         "trainer.limit_val_batches": 0,
         "trainer.enable_progress_bar": False,
         "trainer.enable_model_summary": False,
-        "trainer.callbacks+": "benchmarks.seq2seq.FitClock",
+        "trainer.callbacks+": "benchmarks.clocks.FitClock",
     }
     if packed:
         options |= {
@@ -143,21 +144,13 @@ def plain_loop(setting: Setting) -> Clock:
 def sft_trainer(setting: Setting, *, strategy: str, liger: bool = False) -> Clock:
     """TRL's SFTTrainer over packed rows."""
     import datasets
-    from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+    from transformers import AutoModelForCausalLM, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     if liger:
         import liger_kernel  # noqa: F401  # TRL says so much later, and of more than that it is not there
     clock = Clock(device=setting.device)
     datasets.disable_progress_bars()
-
-    class Timer(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.start()
-
-        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-            if state.global_step == state.max_steps:
-                clock.lap()
 
     rows = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in encoded(setting)]
     torch.manual_seed(42)
@@ -183,7 +176,7 @@ def sft_trainer(setting: Setting, *, strategy: str, liger: bool = False) -> Cloc
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer_of(setting),
         peft_config=adapter(),
-        callbacks=[Timer()],
+        callbacks=[timer_of(clock)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 
-from benchmarks.device import CPU, ROOT, Device, device_named
+from benchmarks.clocks import Clock, FitClock, timer_of
+from benchmarks.device import CPU, ROOT, Device
 from benchmarks.options import parse, report
 from benchmarks.shapes import FLAN_T5_BASE, Shape, add_shape, make_shaped, shape_of
 from benchmarks.turns import Turns
@@ -63,50 +63,7 @@ class Setting:
     device: Device = CPU
 
 
-@dataclass
-class Clock:
-    """Wall and CPU seconds of a stretch of this process, and its peak memory where that can be told.
-
-    Attributes:
-        wall: Seconds.
-        cpu: Of the processor.
-        device: What works meanwhile.
-        peak: The most that was held in the stretch, in MiB; None on a CPU.
-    """
-
-    wall: float = 0.0
-    cpu: float = 0.0
-    device: Device = CPU
-    peak: float | None = None
-
-    def start(self) -> None:
-        self.device.forget_peak()
-        self._started = self.device.now(), self.device.processor_now()
-
-    def lap(self) -> None:
-        """Take down what there was since the start, until the next lap."""
-        self.wall = self.device.now() - self._started[0]
-        self.cpu = self.device.processor_now() - self._started[1]
-        self.peak = self.device.peak_of_stretch_mib()
-
-
 Method = Callable[[Setting], Clock]
-
-
-class FitClock(Callback):
-    """Times Lightning's training loop, to the end of its last batch."""
-
-    latest = Clock()
-    examples = 0  # seen by the latest run
-
-    def on_train_start(self, trainer: Any, *_: Any) -> None:
-        FitClock.latest, FitClock.examples = Clock(device=device_named(trainer.strategy.root_device.type)), 0
-        self.latest.start()
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        FitClock.examples += len(batch["id"])
-        if trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:  # reading it waits for a GPU
-            self.latest.lap()
 
 
 def parley(*words: str) -> Method:
@@ -127,7 +84,7 @@ def parley(*words: str) -> Method:
             "trainer.limit_val_batches": 0,
             "trainer.enable_progress_bar": False,
             "trainer.enable_model_summary": False,
-            "trainer.callbacks+": "benchmarks.seq2seq.FitClock",
+            "trainer.callbacks+": "benchmarks.clocks.FitClock",
         }
         given = [f"--{name}={value}" for name, value in options.items()]
         more = [word.format(**vars(setting)) for word in words]
@@ -156,20 +113,10 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             Seq2SeqTrainer,
             Seq2SeqTrainingArguments,
             Trainer,
-            TrainerCallback,
             TrainingArguments,
         )
 
         clock = Clock(device=setting.device)
-
-        class Timer(TrainerCallback):
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                clock.start()
-
-            def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-                if state.global_step == state.max_steps:
-                    clock.lap()
-
         torch.manual_seed(42)
         model = AutoModelForSeq2SeqLM.from_pretrained(setting.base)
         tokenizer = AutoTokenizer.from_pretrained(setting.base)
@@ -190,7 +137,7 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
         if padded:  # no attention mask and no -100 in the labels, as published
             pad = tokenizer.pad_token_id
             data = Dataset.from_list([{key: _fill(ids, pad) for key, ids in row.items()} for row in rows])
-            trainer = Trainer(model, TrainingArguments(**arguments), train_dataset=data, callbacks=[Timer()])
+            trainer = Trainer(model, TrainingArguments(**arguments), train_dataset=data, callbacks=[timer_of(clock)])
         else:
             data = Dataset.from_list([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows])
             trainer = Seq2SeqTrainer(
@@ -200,7 +147,7 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
                 ),
                 DataCollatorForSeq2Seq(tokenizer, model),
                 data,
-                callbacks=[Timer()],
+                callbacks=[timer_of(clock)],
             )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
