@@ -25,14 +25,16 @@ from src.inference.examples import from_dataset
 from src.inference.loading import FinishedModel, load_finished
 from src.inference.prompts import PromptEncoder, resolve_style
 from src.models.corpus import read_corpus
+from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions
+from src.models.rollout import Engine, RolloutOptions, sample_responses
 
 ON_GPU = {
     "architecture": "t5",
     "prompts": 240,
     "batch_size": [16, 128],
     "decoding": ["greedy", "sampled"],
-    "methods": ["batches as they come", "parley generate"],
+    "methods": ["batches as they come", "parley generate", "rollout", "rollout, static"],
     "new_tokens": 64,
     "rounds": 2,
     "weights": "bfloat16",
@@ -79,11 +81,42 @@ def by_length(
     return [texts[0] for texts in answer_all(finished, prompts, options, batch_size=batch_size)]
 
 
+def rollouts(
+    finished: FinishedModel, prompts: list[list[int]], options: GenerationOptions, batch_size: int, engine: Engine
+) -> list[str]:
+    """What samples for PPO and its like, on padded batches of prompts as they come."""
+    side = "right" if finished.is_encoder_decoder else "left"
+    sampling = RolloutOptions(
+        top_k=0 if options.do_sample else 1,
+        min_new_tokens=options.min_new_tokens,
+        output_min_length=options.max_new_tokens,
+        output_max_length=options.max_new_tokens,
+        engine=engine,
+    )
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = {"input_ids": prompts[start : start + batch_size]}
+        inputs = finished.tokenizer.pad(batch, padding_side=side, return_tensors="pt").to(finished.device)
+        responses = sample_responses(
+            finished.model,
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            sampling,
+            eos_token_ids=ending_ids(finished.tokenizer, finished.model),
+            pad_token_id=finished.tokenizer.pad_token_id,
+        )
+        texts += [text.strip() for text in finished.tokenizer.batch_decode(responses.ids, skip_special_tokens=True)]
+    return texts
+
+
 METHODS: dict[str, Method] = {
     "one at a time": one_at_a_time,
     "batches as they come": in_order,
     "parley generate": by_length,
+    "rollout": partial(rollouts, engine="plain"),
+    "rollout, static": partial(rollouts, engine="static"),
 }
+ON_CPU = ["one at a time", "batches as they come", "parley generate"]
 
 
 def main(argv: Sequence[str] = ()) -> None:
@@ -97,7 +130,7 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--prompts", type=int, default=64, help="how many, from the first")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[16], help="prompts at a time, or several such")
     parser.add_argument("--decoding", nargs="+", choices=("greedy", "sampled"), default=["greedy"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=ON_CPU, metavar="METHOD")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     args = parse(parser, argv, on_gpu=ON_GPU)

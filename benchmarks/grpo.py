@@ -26,16 +26,26 @@ from benchmarks.shapes import DECODER_OF_T5_BASE, make_shaped, shape_of
 from benchmarks.turns import Turns
 from src.contracts import Example
 from src.models.corpus import read_corpus
-from src.models.rollout import RolloutOptions
+from src.models.rollout import Engine, RolloutOptions
 from src.modules import GRPOModule
 from src.modules.online.grpo import GRPOConfig
 from src.rewards import LengthReward
 
 BETA = 0.04
-ON_GPU = {"iterations": 2, "rounds": 2, "prompts": 64, "minibatch_size": 32, "tokens": 48, **DECODER_OF_T5_BASE}
+ON_GPU = {
+    "iterations": 2,
+    "rounds": 2,
+    "prompts": 64,
+    "minibatch_size": 32,
+    "tokens": 48,
+    "static": True,
+    **DECODER_OF_T5_BASE,
+}
 
 
-def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: str) -> list[float]:
+def ours(
+    base: Path, prompts: list[str], args: argparse.Namespace, precision: str, engine: Engine = "plain"
+) -> list[float]:
     """Seconds of each iteration of Parley's."""
     module = GRPOModule(
         str(base),
@@ -44,7 +54,10 @@ def ours(base: Path, prompts: list[str], args: argparse.Namespace, precision: st
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         grpo=GRPOConfig(num_generations=args.num_generations, minibatch_size=args.minibatch_size, beta=BETA),
         rollout=RolloutOptions(
-            min_new_tokens=args.tokens, output_min_length=args.tokens, output_max_length=args.tokens
+            min_new_tokens=args.tokens,
+            output_min_length=args.tokens,
+            output_max_length=args.tokens,
+            engine=engine,
         ),
     )
     examples = [Example(prompt, "-", ["-"]) for prompt in prompts]
@@ -130,6 +143,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num-generations", type=int, default=4, help="answers a prompt")
     parser.add_argument("--minibatch-size", type=int, default=8, help="answers in a forward and backward pass")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of every answer")
+    parser.add_argument("--static", action="store_true", help="also rollout.engine: static")
     add_options(parser)
     args = parse(parser, argv, on_gpu=ON_GPU)
     texts = dialogues(args.prompts * (args.iterations + 1))
@@ -141,9 +155,13 @@ def main(argv: Sequence[str]) -> None:
         methods: dict[str, Callable[[], list[float]]] = {
             "Parley": partial(ours, base, prompts, args, "bf16-mixed"),
             "Parley, float32": partial(ours, base, prompts, args, "32-true"),
+            "Parley, static": partial(ours, base, prompts, args, "bf16-mixed", "static"),
+            "Parley, static, float32": partial(ours, base, prompts, args, "32-true", "static"),
             "TRL, bf16": partial(theirs, base, prompts, args, bf16=True),
             "TRL, float32": partial(theirs, base, prompts, args, bf16=False),
         }
+        if not args.static:
+            methods = {name: run for name, run in methods.items() if "static" not in name}
         if args.float32:
             methods = {name: run for name, run in methods.items() if name.endswith("float32")}
         turns = Turns(methods, lambda name: name.startswith("TRL"))

@@ -35,7 +35,7 @@ from benchmarks.shapes import FLAN_T5_BASE, add_shape, make_shaped, shape_of
 from benchmarks.turns import Turns
 from src.contracts import Example
 from src.models.corpus import read_corpus
-from src.models.rollout import RolloutOptions
+from src.models.rollout import Engine, RolloutOptions
 from src.modules import PPOModule
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
@@ -43,7 +43,7 @@ from src.rl.config import PPOConfig
 PEERS = [ROOT / ".peers" / "trl-0.11", ROOT / ".peers" / "transformers-4.45"]
 SHORTEST, LONGEST = 24, 48
 DIALOGUES = 768  # in the sample
-ON_GPU = {"iterations": 2, "rounds": 1, "batch_size": 64, "minibatch_size": 16, **FLAN_T5_BASE}
+ON_GPU = {"iterations": 2, "rounds": 1, "batch_size": 64, "minibatch_size": 16, "static": True, **FLAN_T5_BASE}
 
 
 class Timed(Callback):
@@ -72,7 +72,12 @@ class Timed(Callback):
 
 
 def ours(
-    base: Path, prompts: list[list[str]], precision: str, device: Device, minibatch_size: int = 4
+    base: Path,
+    prompts: list[list[str]],
+    precision: str,
+    device: Device,
+    minibatch_size: int = 4,
+    engine: Engine = "plain",
 ) -> list[dict[str, float]]:
     """Parley's iterations; lengths are drawn from the same range as the peers'."""
     module = PPOModule(
@@ -81,7 +86,9 @@ def ours(
         lora=LoraConfig(r=32, lora_alpha=32, target_modules=["q", "v"]),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1.41e-5),
         ppo=PPOConfig(minibatch_size=minibatch_size),
-        rollout=RolloutOptions(min_new_tokens=LONGEST, output_min_length=SHORTEST, output_max_length=LONGEST),
+        rollout=RolloutOptions(
+            min_new_tokens=LONGEST, output_min_length=SHORTEST, output_max_length=LONGEST, engine=engine
+        ),
     )
     examples = [Example(prompt, "-", ["-"]) for batch in prompts for prompt in batch]
     timed = Timed(device)
@@ -171,6 +178,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--checkout", type=Path, help="also time the Parley of this directory, such as a git worktree")
     parser.add_argument("--float32", action="store_true", help="leave bf16 out: not every CPU has instructions for it")
     parser.add_argument("--minibatch-size", type=int, default=4, help="responses in a forward and backward pass")
+    parser.add_argument("--static", action="store_true", help="also rollout.engine: static")
     add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=8000, gated=True)
     args = parse(parser, argv, on_gpu=ON_GPU)
     count = args.iterations + 1
@@ -191,6 +199,8 @@ def main(argv: Sequence[str]) -> None:
         methods: dict[str, Callable[[], list[dict[str, float]]]] = {
             "Parley": partial(parley, "bf16-mixed"),
             "Parley, float32": partial(parley, "32-true"),
+            "Parley, static": partial(parley, "bf16-mixed", engine="static"),
+            "Parley, static, float32": partial(parley, "32-true", engine="static"),
             "TRL 0.11.4, batched": partial(peer, batched=True),
             "TRL 0.11.4, batched, bf16": partial(peer, batched=True, bf16=True),
             "TRL 0.11.4, as published": partial(peer, batched=False),
@@ -202,6 +212,8 @@ def main(argv: Sequence[str]) -> None:
                 )
                 for name, precision in (("", "bf16-mixed"), (", float32", "32-true"))
             }
+        if not args.static:
+            methods = {name: run for name, run in methods.items() if "static" not in name}
         if args.float32:
             bf16 = {name for name in methods if name.endswith("bf16") or f"{name}, float32" in methods}
             methods = {name: run for name, run in methods.items() if name not in bf16}

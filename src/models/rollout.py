@@ -32,6 +32,7 @@ from src.models.tying import base_model, positions
 from src.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, refuse_outside
 from src.rl.drawable import Drawable
 
+Engine = Literal["plain", "static"]
 RANGES = {
     "temperature": POSITIVE,
     "top_p": PROBABILITY,
@@ -65,7 +66,7 @@ class RolloutOptions:
     output_min_length: int = 100
     output_max_length: int = 400
     bad_words: list[str] = field(default_factory=list)
-    engine: Literal["plain", "static"] = "plain"
+    engine: Engine = "plain"
 
     def __post_init__(self) -> None:
         refuse_outside(self, RANGES, "rollout.")
