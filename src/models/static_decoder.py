@@ -120,7 +120,8 @@ class CapturedStep:
             return self._on_a_stream_of_its_own()
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
-            with _uncached_autocast(), torch.cuda.graph(graph):
+            # Other threads may use CUDA meanwhile, as the one that pins batches does.
+            with _uncached_autocast(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = self._compute()
             self._graph = graph
         self._graph.replay()

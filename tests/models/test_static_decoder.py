@@ -132,7 +132,7 @@ def test_a_captured_step_computes_twice_and_is_replayed_from_then_on(monkeypatch
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph, capture_error_mode: nullcontext())
     step = CapturedStep(compute)
     results = [step() for _ in range(4)]
     assert calls == [True, False]
