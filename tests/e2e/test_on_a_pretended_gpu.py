@@ -13,13 +13,12 @@ from tests.every_method import METHODS, STEPS, keeping, parley, recipe, run_agai
 from tests.pretended_gpu import PretendedGPU
 from tests.small_fit import same_to_the_bit
 
-QUICK = {("lora", "bf16-mixed")}
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+QUICK = ("lora", "bf16-mixed")
+MIXED, TRUE = ("seq2seq", "lora", "grpo", "dpo"), ("seq2seq", "ppo")
 RUNS = [
-    pytest.param(method, precision, marks=[] if (method, precision) in QUICK else [pytest.mark.slow])
-    for method in METHODS
-    for precision in PRECISIONS
-    if precision != "bf16-true" or method in ("seq2seq", "causal", "ppo")
+    *((method, "32-true") for method in METHODS if method not in MIXED),
+    *((method, "bf16-mixed") for method in MIXED),
+    *((method, "bf16-true") for method in TRUE),
 ]
 
 
@@ -29,7 +28,9 @@ def gpu() -> Iterator[PretendedGPU]:
         yield pretended
 
 
-@pytest.mark.parametrize(("method", "precision"), RUNS)
+@pytest.mark.parametrize(
+    ("method", "precision"), [pytest.param(*run, marks=[] if run == QUICK else [pytest.mark.slow]) for run in RUNS]
+)
 def test_trains_goes_on_and_is_tested(gpu, tiny_base, tmp_path, method, precision):
     """With dropout, whose random numbers are the GPU's, and a validation with sampled answers in the middle."""
     steps = 2 * STEPS.get(method, 2)
