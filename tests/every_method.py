@@ -100,22 +100,34 @@ def parley(*words: str | Path) -> None:
     assert main([str(word) for word in words]) == 0
 
 
-def run_again_from_its_middle(file: Path, folder: Path, steps: int, *words: str) -> tuple[Path, Path]:
-    """Train, train once more from the middle, and test what came of it.
+def run_again_from_its_middle(
+    method: str, tiny_base: Callable[[str], Path], folder: Path, **trainer: Any
+) -> tuple[Path, Path]:
+    """Train two iterations or steps with a validation between them, train once more from there, and test.
 
     Args:
-        file: The settings, which keep a checkpoint in the middle and at the end.
-        folder: The run's folder.
-        steps: Steps of the whole run, an even number.
-        *words: Further words of the command.
+        method: One of `METHODS`.
+        tiny_base: Makes bases.
+        folder: For settings, data and runs.
+        **trainer: Settings of the Trainer.
 
     Returns:
         The last checkpoints of both.
     """
-    fit = ("fit", "-c", file, "--trainer.max_steps", str(steps), *words)
-    parley(*fit)
-    whole = checkpoint(folder, steps).rename(folder / "whole.ckpt")
-    parley(*fit, "--ckpt_path", checkpoint(folder, steps // 2))
-    again = checkpoint(folder, steps)
-    parley("test", "-c", file, "--ckpt_path", again, *words)
+    half = STEPS.get(method, 2)
+    file = recipe(
+        method,
+        tiny_base,
+        folder,
+        callbacks=keeping(half),
+        val_check_interval=half,
+        check_val_every_n_epoch=None,
+        max_steps=2 * half,
+        **trainer,
+    )
+    parley("fit", "-c", file)
+    whole = checkpoint(folder, 2 * half).rename(folder / "whole.ckpt")
+    parley("fit", "-c", file, "--ckpt_path", checkpoint(folder, half))
+    again = checkpoint(folder, 2 * half)
+    parley("test", "-c", file, "--ckpt_path", again)
     return whole, again

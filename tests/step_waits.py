@@ -9,7 +9,8 @@ from unittest.mock import patch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 from tests.every_method import parley
-from tests.pretended_gpu import PretendedGPU, Wait
+from tests.pretended.gpu import PretendedGPU
+from tests.pretended.waits import Wait
 
 
 def waits_of_batches(file: Path) -> list[list[Wait]]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.pretended_gpu import PretendedGPU
+from tests.pretended.gpu import PretendedGPU
 
 HERE = "tests/test_pretended_gpu.py"
 

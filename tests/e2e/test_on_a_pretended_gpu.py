@@ -9,8 +9,8 @@ import torch
 
 import src.commands.trainer  # noqa: F401  (imports what reads torch's devices, before one is pretended)
 from src.callbacks.storage import read_checkpoint
-from tests.every_method import METHODS, STEPS, keeping, parley, recipe, run_again_from_its_middle
-from tests.pretended_gpu import PretendedGPU
+from tests.every_method import METHODS, keeping, parley, recipe, run_again_from_its_middle
+from tests.pretended.gpu import PretendedGPU
 from tests.small_fit import same_to_the_bit
 
 QUICK = ("lora", "bf16-mixed")
@@ -33,18 +33,8 @@ def gpu() -> Iterator[PretendedGPU]:
 )
 def test_trains_goes_on_and_is_tested(gpu, tiny_base, tmp_path, method, precision):
     """With dropout, whose random numbers are the GPU's, and a validation with sampled answers in the middle."""
-    steps = 2 * STEPS.get(method, 2)
-    file = recipe(
-        method,
-        tiny_base,
-        tmp_path,
-        accelerator="gpu",
-        precision=precision,
-        callbacks=keeping(steps // 2),
-        val_check_interval=steps // 2,
-        check_val_every_n_epoch=None,
-    )
-    same_to_the_bit(*run_again_from_its_middle(file, tmp_path, steps))
+    settings = {"accelerator": "gpu", "precision": precision}
+    same_to_the_bit(*run_again_from_its_middle(method, tiny_base, tmp_path, **settings))
 
 
 def test_learns_on_it_what_it_learns_on_a_cpu(tiny_base, tmp_path):

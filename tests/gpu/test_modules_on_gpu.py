@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.callbacks.storage import read_checkpoint
-from tests.every_method import METHODS, STEPS, keeping, parley, recipe, run_again_from_its_middle
+from tests.every_method import METHODS, STEPS, parley, run_again_from_its_middle
 from tests.small_fit import same_to_the_bit
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -16,20 +16,9 @@ ON_GPU = [
 
 @pytest.mark.parametrize(("method", "device", "precision"), [("lora", "cpu", "bf16-mixed"), *ON_GPU])
 def test_trains_goes_on_is_tested_and_exported(tiny_base, tmp_path, method, device, precision):
-    steps = 2 * STEPS.get(method, 2)
-    file = recipe(
-        method,
-        tiny_base,
-        tmp_path,
-        accelerator=device,
-        precision=precision,
-        callbacks=keeping(steps // 2),
-        val_check_interval=steps // 2,
-        check_val_every_n_epoch=None,
-    )
-    _, last = run_again_from_its_middle(file, tmp_path, steps)
+    _, last = run_again_from_its_middle(method, tiny_base, tmp_path, accelerator=device, precision=precision)
     saved = read_checkpoint(last)
-    assert saved["global_step"] == steps
+    assert saved["global_step"] == 2 * STEPS.get(method, 2)
     assert all(bool(weight.isfinite().all()) for weight in saved["state_dict"].values())
     parley("export", "--checkpoint", last, "--output", tmp_path / "exported")
     assert list((tmp_path / "exported").glob("*.safetensors"))
@@ -45,16 +34,5 @@ def test_trains_goes_on_is_tested_and_exported(tiny_base, tmp_path, method, devi
 def test_goes_on_to_the_bit(tiny_base, tmp_path, monkeypatch, deterministic, method, device):
     """With deterministic algorithms, which raise where CUDA has none."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    steps = 2 * STEPS.get(method, 2)
-    file = recipe(
-        method,
-        tiny_base,
-        tmp_path,
-        accelerator=device,
-        precision="bf16-mixed",
-        deterministic=True,
-        callbacks=keeping(steps // 2),
-        val_check_interval=steps // 2,
-        check_val_every_n_epoch=None,
-    )
-    same_to_the_bit(*run_again_from_its_middle(file, tmp_path, steps))
+    settings = {"accelerator": device, "precision": "bf16-mixed", "deterministic": True}
+    same_to_the_bit(*run_again_from_its_middle(method, tiny_base, tmp_path, **settings))

@@ -13,7 +13,8 @@ from src.models.logits import Recorder
 from src.models.policy import score_tokens
 from src.models.rollout import RolloutOptions, sample_responses
 from src.models.static_decoder import StaticDecoder
-from tests.pretended_gpu import PretendedGPU, Wait
+from tests.pretended.gpu import PretendedGPU
+from tests.pretended.waits import Wait
 
 TEXTS = ["Anna: Are you coming at 7:30?", "Ben: Yes.", "The quick brown fox jumps over the lazy dog."]
 
