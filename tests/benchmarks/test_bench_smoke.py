@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks import causal, checkpoints, seq2seq
+from benchmarks import causal, checkpoints, generation, seq2seq
 from benchmarks.__main__ import BENCHMARKS, main
 
 
@@ -44,18 +44,19 @@ def test_causal_trains_both_ways(capsys, monkeypatch, sample, tmp_path):
 
 def test_generation_gives_the_same_answers_every_way(capsys):
     sizes = "--prompts 4 --new-tokens 3 --hidden-size 16 --layers 1 --rounds 1 --json"
-    assert main(["generation", *sizes.split()]) == 0
+    assert main(["generation", *sizes.split(), "--methods", *generation.METHODS]) == 0
     out = capsys.readouterr().out
-    assert [row["same answers"] for row in json.loads(out[out.index("[\n") :])] == [4, 4, 4]
+    assert [row["same answers"] for row in json.loads(out[out.index("[\n") :])] == [4] * len(generation.METHODS)
 
 
 @pytest.mark.slow
 def test_grpo_runs_beside_trl(capsys):
     sizes = "--prompts 2 --num-generations 2 --minibatch-size 2 --tokens 3 --hidden-size 16 --layers 1 --iterations 2"
-    assert main(["grpo", *sizes.split(), "--rounds", "1", "--json"]) == 0
+    assert main(["grpo", *sizes.split(), "--rounds", "1", "--static", "--json"]) == 0
     out = capsys.readouterr().out
     rows = json.loads(out[out.index("[\n") :])
-    assert [row["method"] for row in rows] == ["Parley", "Parley, float32", "TRL, bf16", "TRL, float32"]
+    ours = ["Parley", "Parley, float32", "Parley, static", "Parley, static, float32"]
+    assert [row["method"] for row in rows] == [*ours, "TRL, bf16", "TRL, float32"]
     assert all(row["iteration s"] > 0 for row in rows)
 
 

@@ -154,6 +154,6 @@ def table(records: Record, *, nothing: float = math.nan) -> Tensor:
     """
     if not records:
         raise ParleyError("the training data has no pair; give some.")
-    rows = torch.full((max(records) + 1, 2), nothing)
+    rows = torch.full((max(records) + 1, 2), nothing, dtype=torch.float32)
     rows[list(records)] = torch.tensor(list(records.values()), dtype=torch.float32)
     return rows
