@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from src.models.draws import draw, row_seed
 from src.models.endings import token_settings
 from src.models.tying import base_model
 from src.rl.drawable import Drawable
@@ -232,26 +232,3 @@ class SeededSampling(LogitsProcessor):
         scores = self.warpers(input_ids, scores)  # type: ignore[arg-type]
         drawn = draw(scores.softmax(dim=-1), self.generators)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn.unsqueeze(-1), 0.0)
-
-
-def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw one token per row with the row's own generator, as `torch.multinomial` would for each row.
-
-    Args:
-        probabilities: (rows, vocabulary).
-        generators: One per row, on the same device.
-
-    Returns:
-        The drawn tokens, (rows,).
-    """
-    noise = torch.empty_like(probabilities)
-    for row, generator in zip(noise, generators, strict=True):
-        row.exponential_(1, generator=generator)
-    return (probabilities / noise).argmax(dim=-1)
-
-
-def row_seed(seed: int, number: int, answer: int) -> int:
-    """The seed for one answer to one prompt; the seed itself for the first answer to prompt 0."""
-    if number == answer == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {number} {answer}".encode()).digest()[:7], "big")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from transformers import (
 from src.errors import ParleyError
 from src.models.autocast import cast_once
 from src.models.decoder import Decoder, keeps_all_positions
-from src.models.logits import draw, row_seed
+from src.models.draws import RowDraws, row_seed
 from src.models.lora import merged
 from src.models.responses import Model
 from src.models.static_decoder import StaticDecoder
@@ -180,6 +179,7 @@ def sample_responses(
     eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
     banned, processors = LogitsProcessorList(banned or ()), options.processors()
     steps: list[tuple[Tensor, Drawable] | None] = []
+    draws = RowDraws.on(query_ids.device, streams)
     rows = torch.arange(batch, device=ids.device)
     with merged(model), cast_once(model, spare_head=True):
         decoder = options.decoder(model, query_ids, query_mask, encoder_hidden, longest=longest)
@@ -192,7 +192,7 @@ def sample_responses(
                 logits[:, eos] = -torch.inf
             logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]
             probabilities = logits.float().softmax(-1)
-            tokens = draw(probabilities, streams)
+            tokens = draws(probabilities)
             is_restricted = step < options.min_new_tokens or banned or processors
             steps.append((rows, Drawable.of(logits > -torch.inf)) if is_restricted else None)
             ids[rows, step], mask[rows, step] = tokens, 1
@@ -209,7 +209,8 @@ def sample_responses(
             if not any(going):
                 break
             alive = torch.nonzero_static(goes_on, size=sum(going)).flatten()
-            rows, streams = rows[alive], list(compress(streams, going))
+            rows = rows[alive]
+            draws.keep(going, alive)
             decoder.advance(tokens[alive], alive)
     time = len(steps)
     drawable = Drawable.assemble(steps, batch, logits.shape[-1], ids.device)

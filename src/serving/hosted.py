@@ -18,9 +18,10 @@ from src.errors import ParleyError
 from src.files import refuse_surrogates
 from src.inference.loading import FinishedModel
 from src.inference.prompts import PromptEncoder, Style, resolve_style, text_prompt_ids, turn_ids
+from src.models.draws import row_seed
 from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions, ModelOptions
-from src.models.logits import BannedTexts, row_seed, token_rules
+from src.models.logits import BannedTexts, token_rules
 from src.models.tying import base_model, embedding_matrix
 from src.serving.rows import Penalties, Row, new_row
 

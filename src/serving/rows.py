@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from src.inference.streaming import TextStream
+from src.models.draws import draw
 from src.models.generation import GenerationOptions
-from src.models.logits import draw, sampling_limits
+from src.models.logits import sampling_limits
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from tokenizers import SentencePieceBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from src.errors import ParleyError
+from src.models.draws import row_seed
 from src.models.generation import GenerationOptions, generate_ids, generate_text
 from src.models.loading import load_model, load_tokenizer
-from src.models.logits import BannedTexts, Recorder, SeededSampling, row_seed
+from src.models.logits import BannedTexts, Recorder, SeededSampling
 
 ARCHITECTURES = ("t5", "bart", "gpt2", "llama")
 PROMPT = "Anna: Are you coming at 7:30? 안녕"
