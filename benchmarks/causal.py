@@ -37,14 +37,7 @@ ON_GPU = {
     "rounds": 1,
     "pack_length": 2048,
     "packed_rows": 4,
-    "methods": [
-        "a plain loop",
-        "parley fit",
-        "parley fit, packed",
-        "TRL, packed",
-        "TRL, wrapped",
-        "TRL, packed, Liger",
-    ],
+    "methods": ["parley fit, packed", "TRL, packed", "TRL, packed, Liger"],
     **LLAMA_1B,
 }
 

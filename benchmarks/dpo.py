@@ -107,7 +107,7 @@ def theirs(folder: Path, args: argparse.Namespace, *, bf16: bool, lora: bool) ->
             **args.device.transformers_options,
             bf16=bf16,
             model_init_kwargs={"dtype": "float32"},
-            activation_checkpointing=False,
+            gradient_checkpointing=False,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
             per_device_train_batch_size=args.batch_size,

@@ -31,16 +31,17 @@ from src.models.rollout import Engine, RolloutOptions, sample_responses
 
 ON_GPU = {
     "architecture": "t5",
-    "prompts": 240,
+    "prompts": 128,
     "batch_size": [16, 128],
     "decoding": ["greedy", "sampled"],
-    "methods": ["batches as they come", "parley generate", "rollout", "rollout, static"],
+    "methods": ["batches as they come", "parley generate", "rollout, static"],
     "new_tokens": 64,
-    "rounds": 2,
+    "rounds": 1,
     "weights": "bfloat16",
     **FLAN_T5_BASE,
 }
 Method = Callable[[FinishedModel, list[list[int]], GenerationOptions, int], list[str]]
+Bound = Callable[[list[list[int]]], list[str]]
 
 
 def one_at_a_time(
@@ -148,8 +149,8 @@ def main(argv: Sequence[str] = ()) -> None:
             max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens, do_sample=decoding == "sampled"
         )
         for batch_size in args.batch_size:
-            bound = {name: partial(METHODS[name], finished, prompts, options, batch_size) for name in args.methods}
-            found, missing = measure(bound, args.device, args.rounds, same=decoding == "greedy")
+            bound = {name: bind(METHODS[name], finished, options, batch_size) for name in args.methods}
+            found, missing = measure(bound, prompts, batch_size, args.device, args.rounds, same=decoding == "greedy")
             given = {"decoding": decoding, "batch": batch_size}
             rows += [
                 {"method": row.pop("method"), **given, "new tokens/s": row["answers/s"] * args.new_tokens, **row}
@@ -159,13 +160,26 @@ def main(argv: Sequence[str] = ()) -> None:
     report(args, rows, title=f"{len(prompts)} prompts, {args.new_tokens} new tokens each", left_out=left_out)
 
 
+def bind(method: Method, finished: FinishedModel, options: GenerationOptions, batch_size: int) -> Bound:
+    """A method that wants the prompts alone."""
+    return lambda prompts: method(finished, prompts, options, batch_size)
+
+
 def measure(
-    methods: dict[str, Callable[[], list[str]]], device: Device, rounds: int, *, same: bool
+    methods: dict[str, Bound],
+    prompts: list[list[int]],
+    brief: int,
+    device: Device,
+    rounds: int,
+    *,
+    same: bool,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Time every method in every round and summarise.
 
     Args:
         methods: Each gives its answers; the ratios are to the first.
+        prompts: What to answer.
+        brief: How many of them each method answers first, untimed.
         device: Whose clock to read.
         rounds: How often they take turns.
         same: Count the answers that are the first method's; random ones are not.
@@ -174,15 +188,18 @@ def measure(
         A row a method, and the methods that cannot run here.
     """
 
-    def timed(method: Callable[[], list[str]]) -> tuple[float, list[str]]:
+    def timed(method: Bound, asked: list[list[int]]) -> tuple[float, list[str]]:
         start = device.now()
-        answers = method()
+        answers = method(asked)
         return device.now() - start, answers
 
-    turns = Turns(
-        {name: partial(timed, method) for name, method in methods.items()}, lambda name: not name.startswith("parley")
-    )
-    played = turns.play(rounds + 1)[1:]  # the first round warms up
+    def is_peer(name: str) -> bool:
+        return not name.startswith("parley")
+
+    warmed = Turns({name: partial(timed, method, prompts[:brief]) for name, method in methods.items()}, is_peer)
+    warmed.play(1)
+    turns = Turns({name: partial(timed, methods[name], prompts) for name in warmed.methods}, is_peer, warmed.left_out)
+    played = turns.play(rounds)
     first = next(iter(turns.methods))
     rows = []
     for name in turns.methods:

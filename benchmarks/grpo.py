@@ -23,7 +23,7 @@ from benchmarks.options import parse, report
 from benchmarks.prompts import SAMPLE, Prompts, dialogues
 from benchmarks.seq2seq import quieten
 from benchmarks.shapes import DECODER_OF_T5_BASE, make_shaped, shape_of
-from benchmarks.turns import Turns
+from benchmarks.turns import Turns, chosen
 from src.contracts import Example
 from src.models.corpus import read_corpus
 from src.models.rollout import Engine, RolloutOptions
@@ -34,11 +34,11 @@ from src.rewards import LengthReward
 BETA = 0.04
 ON_GPU = {
     "iterations": 2,
-    "rounds": 2,
+    "rounds": 1,
     "prompts": 64,
     "minibatch_size": 32,
     "tokens": 48,
-    "static": True,
+    "methods": ["Parley, static", "Parley", "TRL, bf16"],
     **DECODER_OF_T5_BASE,
 }
 
@@ -144,6 +144,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--minibatch-size", type=int, default=8, help="answers in a forward and backward pass")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of every answer")
     parser.add_argument("--static", action="store_true", help="also rollout.engine: static")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="these alone, by their names in the table")
     add_options(parser)
     args = parse(parser, argv, on_gpu=ON_GPU)
     texts = dialogues(args.prompts * (args.iterations + 1))
@@ -160,18 +161,19 @@ def main(argv: Sequence[str]) -> None:
             "TRL, bf16": partial(theirs, base, prompts, args, bf16=True),
             "TRL, float32": partial(theirs, base, prompts, args, bf16=False),
         }
-        if not args.static:
+        if not args.static and args.methods is None:
             methods = {name: run for name, run in methods.items() if "static" not in name}
         if args.float32:
             methods = {name: run for name, run in methods.items() if name.endswith("float32")}
+        methods = chosen(methods, args.methods)
         turns = Turns(methods, lambda name: name.startswith("TRL"))
         played = turns.play(args.rounds)
     medians = {
         name: statistics.median(seconds for found in played for seconds in found[name][1:]) for name in turns.methods
     }
-    ours_first = medians[next(iter(methods))]
+    first = next(iter(methods))
     rows = [
-        {"method": name, "iteration s": seconds, "Parley is faster by": seconds / ours_first}
+        {"method": name, "iteration s": seconds, f"{first} is faster by": seconds / medians[first]}
         for name, seconds in medians.items()
     ]
     title = f"GRPO, {args.prompts} prompts, {args.num_generations} answers each of {args.tokens} tokens"

@@ -28,9 +28,14 @@ def main() -> None:
         learning_rate=1.41e-5, ppo_epochs=1, mini_batch_size=setting["minibatch_size"], batch_size=batch, **precision
     )
     trainer = PPOTrainer(config=config, model=policy, ref_model=create_reference_model(policy), tokenizer=tokenizer)
+
+    def ids_of(prompts: list[str]) -> list[torch.Tensor]:
+        return [tokenizer(prompt, return_tensors="pt").input_ids[0].to(device.torch) for prompt in prompts]
+
     figures = []
-    for prompts, lengths in zip(setting["prompts"], setting["lengths"], strict=True):
-        queries = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(device.torch) for prompt in prompts]
+    generate(trainer, ids_of(setting["prompts"][0][:2]), setting["lengths"][0][:2], batched=setting["batched"])
+    for prompts, lengths in zip(setting["prompts"], setting["lengths"], strict=False):
+        queries = ids_of(prompts)
         start = device.now()
         responses = generate(trainer, queries, lengths, batched=setting["batched"])
         generated = device.now()

@@ -5,10 +5,10 @@ what the machine does meanwhile falls on all of them; the ratios are medians ove
 token. Start-up does not count as time: the clock runs from the first batch of the first epoch to the last batch of
 the last, on a fresh model and optimiser, after every method has trained a few batches that nobody timed.
 
-On a GPU whose peak is known, model FLOP/s utilisation (MFU) is 6 × parameters × tokens a second, over that peak: two
-operations a parameter and token forward, four backward (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; MFU is from
-Chowdhery et al. 2022, arXiv:2204.02311, appendix B). As a token passes one of an encoder-decoder's two sides only, it
-says about twice what the matrix products do; it serves to compare.
+On a GPU whose peak is known, model FLOP/s utilisation (MFU) is the operations of the model's own matrix products, over
+what the GPU could do in that time: two a weight and token forward, four backward (Kaplan et al. 2020, arXiv:2001.08361,
+section 2.1; MFU is from Chowdhery et al. 2022, arXiv:2204.02311, appendix B). A token counts on the side of the
+encoder-decoder that it passes, padding and attention's scores count nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ from benchmarks.turns import Turns
 
 RECIPE = ROOT / "configs/dialogsum_seq2seq.yaml"
 TARGETS = {"padded": 5.0, "grouped+bf16": 1.2}  # how much faster Parley is to be
-ON_GPU = {"examples": 480, "epochs": 2, "batch_size": 32, "rounds": 2, "budget": 12_800, **FLAN_T5_BASE}
+ON_CPU = ["padded", "dynamic", "grouped", "grouped+bf16", "parley", "parley+options"]
+ON_GPU = {
+    "examples": 480,
+    "epochs": 8,
+    "batch_size": 128,
+    "rounds": 2,
+    "budget": 32_768,
+    "methods": ["grouped+bf16", "grouped+bf16+compiled", "parley", "parley+options", "parley+compiled"],
+    **FLAN_T5_BASE,
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,9 @@ def parley(*words: str) -> Method:
     return run
 
 
-def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: bool = False) -> Method:
+def transformers_trainer(
+    *, padded: bool = False, grouped: bool = False, bf16: bool = False, compiled: bool = False
+) -> Method:
     """The Trainer of transformers with everything padded to 512 (the published recipe), or Seq2SeqTrainer."""
 
     def run(setting: Setting) -> Clock:
@@ -128,6 +139,7 @@ def transformers_trainer(*, padded: bool = False, grouped: bool = False, bf16: b
             "num_train_epochs": setting.epochs,
             "per_device_train_batch_size": setting.batch_size,
             "bf16": bf16,
+            "torch_compile": compiled,
             **setting.device.transformers_options,
             "report_to": "none",
             "save_strategy": "no",
@@ -161,10 +173,18 @@ METHODS: dict[str, tuple[str, Method]] = {
     "dynamic": ("Seq2SeqTrainer, dynamic padding", transformers_trainer()),
     "grouped": ("Seq2SeqTrainer, + length grouping", transformers_trainer(grouped=True)),
     "grouped+bf16": ("Seq2SeqTrainer, + length grouping, bf16", transformers_trainer(grouped=True, bf16=True)),
+    "grouped+bf16+compiled": (
+        "Seq2SeqTrainer, + length grouping, bf16, torch_compile",
+        transformers_trainer(grouped=True, bf16=True, compiled=True),
+    ),
     "parley": ("parley fit, recipe as it stands (bf16)", parley()),
     "parley+options": (
         "parley fit, max_tokens_per_batch",
         parley("--data.init_args.max_tokens_per_batch={budget}"),
+    ),
+    "parley+compiled": (
+        "parley fit, max_tokens_per_batch, torch_compile",
+        parley("--data.init_args.max_tokens_per_batch={budget}", "--model.init_args.torch_compile=true"),
     ),
 }
 
@@ -228,14 +248,14 @@ def is_peer(name: str) -> bool:
 
 
 def summarise(
-    timed: list[dict[str, Clock]], tokens: int, *, parameters: int = 0, peak_flops: float | None = None
+    timed: list[dict[str, Clock]], tokens: int, *, operations: float = 0.0, peak_flops: float | None = None
 ) -> list[dict[str, Any]]:
     """One row a method: medians over rounds, of figures and of ratios within a round.
 
     Args:
         timed: By round and method.
         tokens: Of a method in a round.
-        parameters: Of the model, for MFU.
+        operations: Of the model's matrix products in a round, for MFU.
         peak_flops: What the device is made for, in operations a second; no MFU when None.
     """
     rows = []
@@ -252,10 +272,30 @@ def summarise(
         if None not in peaks:
             row["peak MiB"] = round(statistics.median(peaks))
         if peak_flops is not None:
-            rate = statistics.median(tokens / clocks[name].wall for clocks in timed)
-            row["MFU"] = f"{6 * parameters * rate / peak_flops:.1%}"
+            rate = statistics.median(operations / clocks[name].wall for clocks in timed)
+            row["MFU"] = f"{rate / peak_flops:.1%}"
         rows.append(row)
     return rows
+
+
+def operations_of(base: Path, read: int, written: int) -> float:
+    """Operations of a model's matrix products in training, forward and backward.
+
+    Args:
+        base: The directory of an encoder-decoder.
+        read: Tokens that its encoder has read.
+        written: Tokens that its decoder has written.
+    """
+    from src.models.loading import load_config, model_from_config
+
+    with torch.device("meta"):
+        model = model_from_config(load_config(base))
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            crosses = "EncDecAttention" in name and name.endswith((".k", ".v"))  # keys and values of what was read
+            total += module.weight.numel() * (read if crosses or name.startswith("encoder.") else written)
+    return 6.0 * total
 
 
 def quieten() -> None:
@@ -284,7 +324,7 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--budget", type=int, default=3200, help="max_tokens_per_batch, where that is used")
     parser.add_argument("--threads", type=int, help="threads of torch; as torch likes when left out")
     add_shape(parser, hidden_size=256, layers=4, heads=4, vocab_size=4000)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=ON_CPU, metavar="METHOD")
     options = parse(parser, argv, on_gpu=ON_GPU)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -296,12 +336,15 @@ def main(argv: Sequence[str] = ()) -> None:
             scratch / "base", data, options.examples, options.batch_size, options.epochs, options.budget, scratch,
             options.device,
         )  # fmt: skip
-        tokens = sum(len(ids) for row in encoded(setting) for ids in row.values()) * options.epochs
+        rows = encoded(setting)
+        read, written = (sum(len(row[side]) for row in rows) * options.epochs for side in ("input_ids", "labels"))
+        tokens = read + written
         title = (
             f"T5 of {size / 1e6:.1f} M parameters; {options.examples} dialogues of {data.name}, {tokens:,} tokens that "
             f"are not padding; batch size {options.batch_size}; torch {torch.__version__} with "
             f"{torch.get_num_threads()} threads"
         )
         timed, left_out = measure(setting, options.methods, options.rounds)
-        rows = summarise(timed, tokens, parameters=size, peak_flops=options.device.peak_flops)
-    report(options, rows, title=title, left_out=left_out)
+        operations = operations_of(setting.base, read, written)
+        table = summarise(timed, tokens, operations=operations, peak_flops=options.device.peak_flops)
+    report(options, table, title=title, left_out=left_out)

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from src.errors import ParleyError
+
 T = TypeVar("T")
+
+
+def chosen(methods: dict[str, Callable[[], T]], names: Sequence[str] | None) -> dict[str, Callable[[], T]]:
+    """The methods of some names, in their order; all of them where None is given.
+
+    Raises:
+        ParleyError: There is no method of a name.
+    """
+    if names is None:
+        return methods
+    for name in names:
+        if name not in methods:
+            raise ParleyError(f"there is no method {name!r}; choose among: {'; '.join(methods)}.")
+    return {name: methods[name] for name in names}
 
 
 @dataclass
