@@ -15,9 +15,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
+
+from src.models.fused import fuse_gelu
 
 ATTENTION = "parley_cpu"
 MODEL_TYPES = frozenset({"t5", "mt5", "bart", "gpt2"})  # their attention has exactly the formula of `attention`
@@ -33,12 +34,11 @@ def speed_up_on_cpu(model: PreTrainedModel | PeftModel, *, with_attention: bool 
         model: Changed in place.
         with_attention: Whether attention is replaced too.
     """
+    fuse_gelu(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout and not child.inplace:
                 setattr(parent, name, Dropout(child.p).train(child.training))
-            elif type(child) is NewGELUActivation:
-                setattr(parent, name, GELUTanh().train(child.training))
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
     if with_attention and base.config.model_type in MODEL_TYPES and base.config._attn_implementation == "sdpa":
         AttentionInterface.register(ATTENTION, attention)

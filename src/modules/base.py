@@ -23,11 +23,11 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, 
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
 from src.models.compiling import compile_blocks
-from src.models.cpu import speed_up_on_cpu
 from src.models.float32_files import half_precision_directory, write_in_float32
 from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.models.low_precision import check_adapter_config, check_request
+from src.models.speed_ups import speed_up
 from src.models.tying import base_model
 from src.modules.checkpoint import describe, keep_adapter, refuse_other_base
 from src.modules.optimizers import OptimizerPlan
@@ -49,11 +49,11 @@ class ModelModule(LightningModule, ABC):
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         dropout: Every dropout probability of the model; its own configuration's when left out.
         gradient_checkpointing: Recompute activations in the backward pass, for memory.
-        cpu_speed_ups: On a CPU, compute dropout, attention and GELU by what is fast there (src/models/cpu.py); the
-            functions are the same, dropout's random numbers others.
+        speed_ups: Compute the same functions by what is fast on the device: on a CPU dropout, attention and GELU
+            (src/models/cpu.py; dropout's random numbers are others), on a GPU GELU and norms (src/models/fused.py).
         attn_implementation: transformers' name of the attention, such as `eager` or `flash_attention_2`; the fastest
             that there is when left out.
-        torch_compile: Compile the model's blocks when training, in place of `cpu_speed_ups` (docs/scaling.md).
+        torch_compile: Compile the model's blocks when training, in place of `speed_ups` (docs/scaling.md).
         dtype: Of a frozen base's weights, below an adapter in float32; float32 when left out.
         quantization: How bitsandbytes quantises a frozen base to 4 bits (docs/scaling.md).
         gguf_file: The GGUF file in the model's directory, where its weights are in one.
@@ -74,7 +74,7 @@ class ModelModule(LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
-        cpu_speed_ups: bool = True,
+        speed_ups: bool = True,
         attn_implementation: str | None = None,
         torch_compile: bool = False,
         dtype: Literal["bfloat16", "float16"] | None = None,
@@ -88,7 +88,7 @@ class ModelModule(LightningModule, ABC):
         self._plan = OptimizerPlan(optimizer, lr_scheduler)
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
-        self.cpu_speed_ups = cpu_speed_ups
+        self.speed_ups = speed_ups
         self.attn_implementation = attn_implementation
         self.torch_compile = torch_compile
         self.dtype_of_base = dtype
@@ -142,8 +142,8 @@ class ModelModule(LightningModule, ABC):
         device = self.trainer.strategy.root_device if is_attached(self) else None
         if device is not None and self.torch_compile and self.trainer.training:
             compile_blocks(model, device)
-        elif device is not None and self.cpu_speed_ups and device.type == "cpu":
-            speed_up_on_cpu(model, with_attention=self.attn_implementation is None)
+        elif device is not None and self.speed_ups:
+            speed_up(model, device, with_attention=self.attn_implementation is None)
         # An adapter's checkpoint holds the adapter alone; `on_load_checkpoint` sees to it that nothing is missing.
         self.strict_loading = not isinstance(model, PeftModel)
         self.model = model.train()

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src.errors import ParleyError
@@ -82,6 +82,7 @@ class OptimizerPlan:
             rates: Separate learning rates, by the prefix of parameters' names.
         """
         optimizer = self._make_optimizer(parameter_groups(module, rates or {}))
+        _fuse_on_gpu(optimizer)
         schedule = self._schedule = None if self._make_schedule is None else self._make_schedule(optimizer)
         if isinstance(schedule, WarmupSchedule) and schedule.num_training_steps is None:
             schedule.plan(int(module.trainer.estimated_stepping_batches))
@@ -170,6 +171,16 @@ class OptimizerPlan:
         for group, configured, saved_rate in zip(groups, self._saved["groups"], self._saved_rates, strict=False):
             group["lr"] = group["lr"] * (saved_rate / configured["lr"])
         schedule._last_lr = [group["lr"] for group in groups]
+
+
+def _fuse_on_gpu(optimizer: Optimizer) -> None:
+    """Have Adam and AdamW step by one kernel on a GPU, as in transformers' Trainer, unless the configuration says how."""
+    groups = optimizer.param_groups
+    says_how = any(group.get(option) is not None for group in groups for option in ("fused", "foreach"))
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    if type(optimizer) in (Adam, AdamW) and on_gpu and not says_how:
+        for group in groups:
+            group["fused"] = True
 
 
 def _advance(schedule: LRScheduler, position: int) -> None:

@@ -48,7 +48,7 @@ class PolicyModule(GeneratingModule):
         lr_scheduler: Makes the schedule from the optimiser; a constant rate when left out.
         generation: How validation, test and predict decode; as the model's own settings say when left out.
         metrics: Metrics of answers in validation and test, by name (docs/metrics.md); ROUGE when left out.
-        cpu_speed_ups: As in `ModelModule`.
+        speed_ups: As in `ModelModule`.
         attn_implementation: As in `ModelModule`.
         torch_compile: As in `ModelModule`; for the reference, and where answers are made, nothing is compiled.
         dtype: As in `ModelModule`; the reference's too.
@@ -71,7 +71,7 @@ class PolicyModule(GeneratingModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         generation: GenerationOptions | None = None,
         metrics: dict[str, Metric] | None = None,
-        cpu_speed_ups: bool = True,
+        speed_ups: bool = True,
         attn_implementation: str | None = None,
         torch_compile: bool = False,
         dtype: Literal["bfloat16", "float16"] | None = None,
@@ -86,7 +86,7 @@ class PolicyModule(GeneratingModule):
             lr_scheduler=lr_scheduler,
             generation=generation,
             metrics=metrics,
-            cpu_speed_ups=cpu_speed_ups,
+            speed_ups=speed_ups,
             attn_implementation=attn_implementation,
             torch_compile=torch_compile,
             dtype=dtype,

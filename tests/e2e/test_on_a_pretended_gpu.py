@@ -43,7 +43,7 @@ def test_learns_on_it_what_it_learns_on_a_cpu(tiny_base, tmp_path):
     for device in ("cpu", "gpu"):
         file = recipe("seq2seq", tiny_base, tmp_path / device, accelerator=device, callbacks=keeping(2))
         words = ("fit", "-c", file, "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0")
-        words += ("--model.init_args.dropout", "0", "--model.init_args.cpu_speed_ups", "false")
+        words += ("--model.init_args.dropout", "0", "--model.init_args.speed_ups", "false")
         if device == "gpu":
             with PretendedGPU():
                 parley(*words)

@@ -154,7 +154,7 @@ def test_the_generator_decides():
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_module_leaves_them_off_where_they_are_not_wanted(tiny_base, wanted):
-    module = Seq2SeqModule(str(tiny_base("t5")), cpu_speed_ups=wanted)
+    module = Seq2SeqModule(str(tiny_base("t5")), speed_ups=wanted)
     module.trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
     module.configure_model()
     dropouts = {type(part) for part in module.model.modules() if isinstance(part, nn.Dropout)}

@@ -108,7 +108,7 @@ def run(half, tiny_base, sample, tmp_path, quiet_trainer):
     def train(method, kind: str, strategy, steps: int, given: Path | None = None):
         base = str(half("t5") if kind == "half" else tiny_base("t5"))
         torch.manual_seed(0)
-        options = {"generation": GenerationOptions(max_new_tokens=2), "cpu_speed_ups": False}
+        options = {"generation": GenerationOptions(max_new_tokens=2), "speed_ups": False}
         options["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
         if method is WatchedPPO:
             rollout = RolloutOptions(min_new_tokens=2, output_min_length=4, output_max_length=8)

@@ -173,7 +173,7 @@ class DPOModule(PolicyModule):
             str(model.config),
             self.trainer.precision,
             self.trainer.strategy.root_device.type,
-            self.cpu_speed_ups,
+            self.speed_ups,
             self.attn_implementation,
             self.torch_compile,
         ]

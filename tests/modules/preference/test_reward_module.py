@@ -64,7 +64,7 @@ def test_rewards_and_training_loss_are_brute_force_s(base, loader_of, tmp_path, 
     path = base(kind)
     lora = LoraConfig(r=2, init_lora_weights=False) if adapted else None
     options = {"lora": lora, "label_smoothing": 0.1, "center_rewards_coefficient": 0.01}
-    module = configured(path, cpu_speed_ups=False, optimizer=sgd(0.5), **options)
+    module = configured(path, speed_ups=False, optimizer=sgd(0.5), **options)
     before = {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
     reader = load_reader(path)
     sides = [reader.ids(texts(side)) for side in (1, 2)]
@@ -96,7 +96,7 @@ def test_rewards_and_training_loss_are_brute_force_s(base, loader_of, tmp_path, 
 def test_loss_rewards_and_gradients_are_trl_s(base, batch_of, tmp_path, kind, coefficient):
     trl = pytest.importorskip("trl")
     path = base(kind)
-    module = configured(path, cpu_speed_ups=False, center_rewards_coefficient=coefficient)
+    module = configured(path, speed_ups=False, center_rewards_coefficient=coefficient)
     batch = batch_of(path, [0, 1, 2, 3, 4, 5])
     peer = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     peer.load_state_dict(module.model.state_dict())

@@ -1,0 +1,58 @@
+"""Operations that transformers spells out and PyTorch has as one: the same functions, up to rounding.
+
+A GPU spends much of a small model's step in reading and writing activations between such operations, and in launching
+them: "gelu_new", which FLAN-T5 and GPT-2 use, is eight of them, and a root mean square norm is five.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.activations import GELUTanh, NewGELUActivation
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """Replace a model's "gelu_new" by PyTorch's GELU with tanh."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is NewGELUActivation:
+                setattr(parent, name, GELUTanh().train(child.training))
+
+
+def fuse_norms(model: nn.Module) -> None:
+    """Replace a model's root mean square norms by PyTorch's (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    Their parameters, and the parameters' names, stay. Which classes are such norms is found out by trying: T5's,
+    Llama's and those that are copies of it are; Gemma's, which adds 1 to the weights, is not.
+    """
+    equal: dict[type[nn.Module], bool] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            kind = type(child)
+            if kind not in equal:
+                equal[kind] = _is_rms_norm(child)
+            if equal[kind]:
+                setattr(parent, name, _as_torch_has_it(child))
+
+
+def _as_torch_has_it(norm: nn.Module) -> nn.RMSNorm:
+    with torch.device("meta"):
+        fused = nn.RMSNorm(tuple(norm.weight.shape), eps=norm.variance_epsilon)  # type: ignore[arg-type]
+    fused.weight = norm.weight  # type: ignore[assignment]
+    return fused.train(norm.training)
+
+
+@torch.no_grad()
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether a module of transformers computes what `torch.nn.RMSNorm` does."""
+    own = dict(module.named_parameters())
+    if not (own.keys() == {"weight"} and own["weight"].dim() == 1 and hasattr(module, "variance_epsilon")):
+        return False
+    weight = own["weight"]
+    if weight.is_meta:
+        return False
+    chance = torch.Generator().manual_seed(0)
+    hidden = (3 * torch.randn(4, len(weight), generator=chance)).to(weight)
+    with torch.autocast(weight.device.type, enabled=False):
+        expected, found = module(hidden), _as_torch_has_it(module)(hidden)
+    return expected.dtype == found.dtype and torch.allclose(expected.float(), found.float(), rtol=0.02, atol=1e-3)
