@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -134,14 +136,22 @@ def plain_loop(setting: Setting) -> Clock:
     return clock
 
 
+@contextmanager
+def unchanged(module: ModuleType) -> Iterator[None]:
+    """Give a Python module's names their values back at the end: Liger exchanges functions of the whole process."""
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
 def sft_trainer(setting: Setting, *, strategy: str, liger: bool = False) -> Clock:
     """TRL's SFTTrainer over packed rows."""
     import datasets
     from transformers import AutoModelForCausalLM, PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    if liger:
-        import liger_kernel  # noqa: F401  # TRL says so much later, and of more than that it is not there
     clock = Clock(device=setting.device)
     datasets.disable_progress_bars()
 
@@ -176,13 +186,22 @@ def sft_trainer(setting: Setting, *, strategy: str, liger: bool = False) -> Cloc
     return clock
 
 
+def with_liger(setting: Setting) -> Clock:
+    """TRL's SFTTrainer over packed rows, with Liger's kernels, which it puts in the place of a Llama's functions."""
+    import liger_kernel  # noqa: F401  # TRL says so much later, and of more than that it is not there
+    from transformers.models.llama import modeling_llama
+
+    with unchanged(modeling_llama):
+        return sft_trainer(setting, strategy="bfd", liger=True)
+
+
 METHODS: dict[str, Callable[[Setting], Clock]] = {
     "a plain loop": plain_loop,
     "parley fit": parley,
     "parley fit, packed": partial(parley, packed=True),
     "TRL, packed": partial(sft_trainer, strategy="bfd"),
     "TRL, wrapped": partial(sft_trainer, strategy="wrapped"),
-    "TRL, packed, Liger": partial(sft_trainer, strategy="bfd", liger=True),
+    "TRL, packed, Liger": with_liger,
 }
 
 

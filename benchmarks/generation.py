@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,15 @@ from src.inference.prompts import PromptEncoder, resolve_style
 from src.models.corpus import read_corpus
 from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions
-from src.models.rollout import Engine, RolloutOptions, sample_responses
+from src.models.rollout import RolloutOptions, sample_responses
+from src.models.static_decoder import Engine
 
 ON_GPU = {
     "architecture": "t5",
     "prompts": 128,
     "batch_size": [16, 128],
     "decoding": ["greedy", "sampled"],
-    "methods": ["batches as they come", "parley generate", "rollout, static"],
+    "methods": ["batches as they come", "parley generate, static", "rollout, static"],
     "new_tokens": 64,
     "rounds": 1,
     "weights": "bfloat16",
@@ -76,9 +78,14 @@ def in_order(
 
 
 def by_length(
-    finished: FinishedModel, prompts: list[list[int]], options: GenerationOptions, batch_size: int
+    finished: FinishedModel,
+    prompts: list[list[int]],
+    options: GenerationOptions,
+    batch_size: int,
+    engine: Engine = "plain",
 ) -> list[str]:
     """What `parley generate` does."""
+    options = replace(options, engine=engine)
     return [texts[0] for texts in answer_all(finished, prompts, options, batch_size=batch_size)]
 
 
@@ -114,6 +121,7 @@ METHODS: dict[str, Method] = {
     "one at a time": one_at_a_time,
     "batches as they come": in_order,
     "parley generate": by_length,
+    "parley generate, static": partial(by_length, engine="static"),
     "rollout": partial(rollouts, engine="plain"),
     "rollout, static": partial(rollouts, engine="static"),
 }

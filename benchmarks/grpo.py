@@ -26,7 +26,8 @@ from benchmarks.shapes import DECODER_OF_T5_BASE, make_shaped, shape_of
 from benchmarks.turns import Turns, chosen
 from src.contracts import Example
 from src.models.corpus import read_corpus
-from src.models.rollout import Engine, RolloutOptions
+from src.models.rollout import RolloutOptions
+from src.models.static_decoder import Engine
 from src.modules import GRPOModule
 from src.modules.online.grpo import GRPOConfig
 from src.rewards import LengthReward

@@ -35,7 +35,8 @@ from benchmarks.shapes import FLAN_T5_BASE, add_shape, make_shaped, shape_of
 from benchmarks.turns import Turns, chosen
 from src.contracts import Example
 from src.models.corpus import read_corpus
-from src.models.rollout import Engine, RolloutOptions
+from src.models.rollout import RolloutOptions
+from src.models.static_decoder import Engine
 from src.modules import PPOModule
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig

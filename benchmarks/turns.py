@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -54,12 +55,16 @@ class Turns(Generic[T]):
             found: dict[str, T] = {}
             for name in names[start:] + names[:start]:
                 gc.collect()  # models of the one before, whose parts refer to each other
+                began = time.perf_counter()
                 try:
                     found[name] = self.methods[name]()
                 except Exception as error:
                     if not self.is_peer(name):
                         raise
                     self.leave_out(name, error)
+                else:
+                    seconds = time.perf_counter() - began
+                    print(f"{name}, turn {number + 1} of {rounds}: {seconds:.1f} s", file=sys.stderr, flush=True)
             played.append(found)
         return [{name: found[name] for name in self.methods} for found in played]
 

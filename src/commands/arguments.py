@@ -95,8 +95,13 @@ def add_style_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--system", metavar="TEXT", help="the system prompt, for conversations and chat templates")
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the decoding options; one that is not given leaves no attribute in the namespace."""
+def add_decoding_arguments(parser: argparse.ArgumentParser, *, engine: bool = False) -> None:
+    """Add the decoding options; one that is not given leaves no attribute in the namespace.
+
+    Args:
+        parser: Of a command.
+        engine: Offer a choice of engines; not for a command whose answers are shown token by token.
+    """
     group = parser.add_argument_group(
         "decoding",
         "the model's own settings if no option is given; otherwise defaults (greedy, 64 new tokens) for the rest",
@@ -120,6 +125,13 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
         help=r"ends an answer; \n is a line end; repeatable",
         **unset,
     )
+    if engine:
+        group.add_argument(
+            "--engine",
+            choices=("plain", "static"),
+            help="static: a cache of fixed size, and steps that a GPU replays as graphs; without beams and --stop",
+            **unset,
+        )
 
 
 def load(args: argparse.Namespace, name: str) -> FinishedModel:
@@ -152,7 +164,7 @@ def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = 
     from src.inference.decoding import OWN, describe, with_changes, with_preset
     from src.models.generation import GenerationOptions, ModelOptions
 
-    names = ("do_sample", *_NUMBERS, "bad_words", "stop_strings")
+    names = ("do_sample", *_NUMBERS, "bad_words", "stop_strings", "engine")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "stop_strings" in given:
         given["stop_strings"] = [unescaped(text) for text in given["stop_strings"]]

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
     asking.add_data_arguments(parser)
     arguments.add_style_arguments(parser)
-    arguments.add_decoding_arguments(parser)
+    arguments.add_decoding_arguments(parser, engine=True)
     arguments.add_model_arguments(parser)
 
 

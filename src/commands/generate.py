@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--echo", action="store_true", help="give prompt and answer as one text (decoder-only models)")
     asking.add_data_arguments(parser)
     arguments.add_style_arguments(parser)
-    arguments.add_decoding_arguments(parser)
+    arguments.add_decoding_arguments(parser, engine=True)
     arguments.add_model_arguments(parser)
 
 

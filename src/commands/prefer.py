@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asking.add_data_arguments(parser, split="train")
     arguments.add_style_arguments(parser)
-    arguments.add_decoding_arguments(parser)
+    arguments.add_decoding_arguments(parser, engine=True)
     arguments.add_model_arguments(parser)
 
 

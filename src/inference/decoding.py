@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from src.errors import ParleyError
 from src.models.generation import GenerationOptions, ModelOptions
@@ -82,6 +82,10 @@ def check_option(name: str, value: Any, place: str = "") -> None:
     hints = get_type_hints(GenerationOptions)
     if name not in hints:
         raise ParleyError(f"{place}there is no decoding option {name!r}; there are: {', '.join(hints)}.")
+    if get_origin(hints[name]) is Literal:
+        if value not in get_args(hints[name]):
+            raise ParleyError(f"{place}{name} is {value!r}; it must be {' or '.join(get_args(hints[name]))}.")
+        return
     kinds = get_args(hints[name]) if type(None) in get_args(hints[name]) else (hints[name],)
     if list[str] in kinds:
         right = isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -23,12 +23,19 @@ class Decoder:
         query_ids: (rows, query time); left-padded for a decoder-only model.
         query_mask: (rows, query time).
         encoder_hidden: What `encode` returned for these queries; computed when left out.
+        own_head: Have the model compute its head itself, in its own precision, as in `generate`; in float32 otherwise.
     """
 
     def __init__(
-        self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None = None
+        self,
+        model: Model,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        encoder_hidden: Tensor | None = None,
+        *,
+        own_head: bool = False,
     ) -> None:
-        self.base, self.head = base_model(model), output_head(model)
+        self.base, self.head, self.own_head = base_model(model), output_head(model), own_head
         self.is_encoder_decoder = bool(self.base.config.is_encoder_decoder)
         self.query_mask = query_mask
         self.positions: dict[str, Tensor] = {}
@@ -48,14 +55,12 @@ class Decoder:
 
     def next_logits(self) -> Tensor:
         """Logits of each row's next token, (rows, vocabulary), float32; the caller may change them in place."""
+        if self.own_head:
+            one = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.base.forward).parameters else {}
+            return self.base(**self._inputs(), **one).logits[:, -1].to(torch.float32, copy=True)
         with states_caught(self.base) as caught:
             self.base(**self._inputs())
         return self.head(caught["head_input"][:, -1])
-
-    def own_logits(self) -> Tensor:
-        """As `next_logits`, but with the head computed by the model itself, in its own precision, as in `generate`."""
-        one = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.base.forward).parameters else {}
-        return self.base(**self._inputs(), **one).logits[:, -1].float()
 
     def _inputs(self) -> dict[str, Any]:
         if self.is_encoder_decoder:

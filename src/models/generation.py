@@ -20,6 +20,8 @@ from src.models.decoder import Decoder, takes_cache
 from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token_settings, until_end
 from src.models.logits import BannedTexts, Recorder, SeededSampling
 from src.models.lora import merged
+from src.models.replayed import replayed
+from src.models.static_decoder import Engine, refuse_engine
 from src.models.tying import base_model, positions
 from src.ranges import ANY, COUNT, NOT_NEGATIVE, POSITIVE, SEED, Range, refuse_outside
 
@@ -55,6 +57,9 @@ class GenerationOptions:
         stop_strings: Texts that end an answer and are not part of it.
         seed: Makes sampling repeatable, independent of other random numbers in the process. Without beams each prompt
             has its own random stream, so that its answers do not depend on the rest of the batch.
+        engine: How tokens are computed: "plain", as transformers does; or "static", with a cache of fixed size, whose
+            steps a GPU replays as graphs (see `StaticDecoder`). Both take the same tokens, up to rounding. Answers that
+            are shown token by token are computed plainly.
     """
 
     max_new_tokens: int = 64
@@ -71,6 +76,7 @@ class GenerationOptions:
     bad_words: list[str] = field(default_factory=list)
     stop_strings: list[str] = field(default_factory=list)
     seed: int | None = None
+    engine: Engine = "plain"
 
     def __post_init__(self) -> None:
         refuse_outside(self, RANGES)
@@ -86,6 +92,8 @@ class GenerationOptions:
                 f"num_return_sequences is {self.num_return_sequences} with num_beams {self.num_beams}{sampling}; "
                 "raise num_beams, or sample without beams (do_sample)."
             )
+        if self.engine == "static" and (self.num_beams > 1 or self.stop_strings):
+            raise ParleyError("engine is static, which takes neither num_beams nor stop_strings; use plain for these.")
         if not all(text for text in (*self.bad_words, *self.stop_strings)):
             raise ParleyError("bad_words and stop_strings must not hold an empty text; leave it out.")
 
@@ -287,7 +295,7 @@ def generate_ids(
                 logits_processor=processors,
                 synced_gpus=False,  # also with sharding, since the weights have been gathered
                 **({"tokenizer": tokenizer} if options.stop_strings else {}),
-                **_read_once(model, prompt_ids, prompt_attention_mask, config),
+                **_how(model, prompt_ids, prompt_attention_mask, config, options, is_streamed="streamer" in kwargs),
                 **kwargs,
             )
     except (RuntimeError, ValueError) as error:
@@ -302,6 +310,22 @@ def generate_ids(
     return ids
 
 
+def _how(
+    model: PreTrainedModel | PeftModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    config: GenerationConfig,
+    options: GenerationOptions,
+    *,
+    is_streamed: bool,
+) -> dict[str, Any]:
+    """For `generate`: the engine's loop in place of its own, or what spares its own reading prompts several times."""
+    if options.engine == "plain" or is_streamed:
+        return _read_once(model, prompt_ids, prompt_mask, config)
+    refuse_engine("engine", model)
+    return {"custom_generate": replayed}
+
+
 def _read_once(
     model: PreTrainedModel | PeftModel, prompt_ids: Tensor, prompt_mask: Tensor, config: GenerationConfig
 ) -> dict[str, Any]:
@@ -313,8 +337,9 @@ def _read_once(
     is_shared = config.num_return_sequences > 1 and config.num_beams == 1 and prompt_ids.shape[1] > 1
     if not is_shared or model.config.is_encoder_decoder or config.cache_implementation or not takes_cache(model):
         return {}
-    decoder = Decoder(model, prompt_ids[:, :-1], prompt_mask[:, :-1])  # `generate` reads the last token itself
-    decoder.own_logits()
+    # `generate` reads the last token itself
+    decoder = Decoder(model, prompt_ids[:, :-1], prompt_mask[:, :-1], own_head=True)
+    decoder.next_logits()
     decoder.multiply(config.num_return_sequences)
     return {"past_key_values": decoder.cache}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +22,15 @@ from transformers import (
 
 from src.errors import ParleyError
 from src.models.autocast import cast_once
-from src.models.decoder import Decoder, keeps_all_positions
+from src.models.decoder import Decoder
 from src.models.draws import RowDraws, row_seed
 from src.models.lora import merged
 from src.models.responses import Model
-from src.models.static_decoder import StaticDecoder
+from src.models.static_decoder import Engine, StaticDecoder, refuse_engine
 from src.models.tying import base_model, positions
 from src.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, refuse_outside
 from src.rl.drawable import Drawable
 
-Engine = Literal["plain", "static"]
 RANGES = {
     "temperature": POSITIVE,
     "top_p": PROBABILITY,
@@ -88,11 +87,8 @@ class RolloutOptions:
         Raises:
             ParleyError: It is the static one, and the model does not keep the keys and values of all positions.
         """
-        if self.engine == "static" and not keeps_all_positions(model):
-            raise ParleyError(
-                f"rollout.engine is static, and {base_model(model).config.model_type} does not attend to all positions "
-                "(it has a sliding window or a state); use plain."
-            )
+        if self.engine == "static":
+            refuse_engine("rollout.engine", model)
 
     def decoder(
         self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None, *, longest: int

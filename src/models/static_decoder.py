@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache, StaticCache
 
-from src.models.decoder import Decoder
+from src.errors import ParleyError
+from src.models.decoder import Decoder, keeps_all_positions
 from src.models.responses import Model
-from src.models.tying import positions
+from src.models.tying import base_model, positions
+
+Engine = Literal["plain", "static"]
+"""What computes tokens: a `Decoder` or a `StaticDecoder`."""
+
+
+def refuse_engine(name: str, model: Model) -> None:
+    """Refuse a model for which there is no `StaticDecoder`.
+
+    Args:
+        name: Of the setting.
+        model: Any model.
+
+    Raises:
+        ParleyError: The model does not keep the keys and values of all positions.
+    """
+    if not keeps_all_positions(model):
+        raise ParleyError(
+            f"{name} is static, and {base_model(model).config.model_type} does not attend to all positions "
+            "(it has a sliding window or a state); use plain."
+        )
 
 
 class StaticDecoder(Decoder):
@@ -28,6 +50,7 @@ class StaticDecoder(Decoder):
         query_mask: (rows, query time).
         encoder_hidden: What `encode` returned for these queries; computed when left out.
         longest: The tokens of the longest answer.
+        own_head: As in `Decoder`.
     """
 
     def __init__(
@@ -38,8 +61,9 @@ class StaticDecoder(Decoder):
         encoder_hidden: Tensor | None = None,
         *,
         longest: int,
+        own_head: bool = False,
     ) -> None:
-        super().__init__(model, query_ids, query_mask, encoder_hidden)
+        super().__init__(model, query_ids, query_mask, encoder_hidden, own_head=own_head)
         self._length = (1 if self.is_encoder_decoder else query_ids.shape[1]) + longest  # of the cache
         self._tokens = 0  # in the cache
         self._last_position = (positions(self.base) or self._length) - 1

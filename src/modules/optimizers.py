@@ -174,7 +174,7 @@ class OptimizerPlan:
 
 
 def _fuse_on_gpu(optimizer: Optimizer) -> None:
-    """Have Adam and AdamW step by one kernel on a GPU, as in transformers' Trainer, unless the configuration says how."""
+    """Have Adam and AdamW step by one kernel on a GPU, as transformers' Trainer does, unless their options say how."""
     groups = optimizer.param_groups
     says_how = any(group.get(option) is not None for group in groups for option in ("fused", "foreach"))
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])

@@ -219,7 +219,7 @@ class Engine:
             left=not hosted.finished.is_encoder_decoder,
         )
         hosted.activate()
-        decoder = Decoder(hosted.finished.model, ids.to(device), mask.to(device))
+        decoder = Decoder(hosted.finished.model, ids.to(device), mask.to(device), own_head=True)
         batch = _Batch(hosted, decoder, rows)
         self._step(batch)
         if not batch.rows:
@@ -238,7 +238,7 @@ class Engine:
             batch.rows = []
             return
         batch.hosted.activate()
-        logits = batch.decoder.own_logits()
+        logits = batch.decoder.next_logits()
         finite = logits.isfinite().any(dim=-1).tolist()
         tokens, logprobs = choose([row for _, row in batch.rows], logits)
         alive: list[int] = []

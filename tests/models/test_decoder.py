@@ -19,7 +19,7 @@ def ids(kind, base):
 
 
 def begun(model, prompts: list[list[int]]) -> Decoder:
-    return Decoder(model, *pad(prompts, 0, left=not model.config.is_encoder_decoder))
+    return Decoder(model, *pad(prompts, 0, left=not model.config.is_encoder_decoder), own_head=True)
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def test_rows_join_leave_and_are_trimmed(model, ids, shake):
     together, members, done = begun(model, [ids[0]]), [0], [0] * len(ids)
     waiting, widths = [1, 2, 3], []
     while members:
-        logits = together.own_logits()
+        logits = together.next_logits()
         for place, row in enumerate(members):
             torch.testing.assert_close(logits[place], wanted[row][done[row]], atol=2e-4, rtol=1e-3)
             done[row] += 1
@@ -64,7 +64,7 @@ def test_rows_join_leave_and_are_trimmed(model, ids, shake):
         if waiting and together.can_join:
             row = waiting.pop(0)
             other = begun(model, [ids[row]])
-            first = other.own_logits()
+            first = other.next_logits()
             torch.testing.assert_close(first[0], wanted[row][0], atol=2e-4, rtol=1e-3)
             other.advance(first.argmax(-1), torch.tensor([0]))
             together.join(other)
@@ -86,15 +86,15 @@ def test_several_rows_join_several(model, ids, shake):
     first, second = begun(model, ids[:2]), begun(model, ids[2:])
     wanted = [alone(model, prompt, 6) for prompt in ids]
     for step in range(3):
-        logits = first.own_logits()
+        logits = first.next_logits()
         for place in range(2):
             torch.testing.assert_close(logits[place], wanted[place][step], atol=2e-4, rtol=1e-3)
         first.advance(logits.argmax(-1), torch.arange(2))
-    logits = second.own_logits()
+    logits = second.next_logits()
     second.advance(logits.argmax(-1), torch.arange(2))
     if not first.can_join:
         return
     first.join(second)
-    logits = first.own_logits()
+    logits = first.next_logits()
     for place, step in enumerate((3, 3, 1, 1)):
         torch.testing.assert_close(logits[place], wanted[place][step], atol=2e-4, rtol=1e-3)
