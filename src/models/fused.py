@@ -51,8 +51,8 @@ def _is_rms_norm(module: nn.Module) -> bool:
     weight = own["weight"]
     if weight.is_meta:
         return False
-    chance = torch.Generator().manual_seed(0)
-    hidden = (3 * torch.randn(4, len(weight), generator=chance)).to(weight)
+    chance = torch.Generator("cpu").manual_seed(0)
+    hidden = (3 * torch.randn(4, len(weight), generator=chance, device="cpu")).to(weight)
     with torch.autocast(weight.device.type, enabled=False):
         expected, found = module(hidden), _as_torch_has_it(module)(hidden)
     return expected.dtype == found.dtype and torch.allclose(expected.float(), found.float(), rtol=0.02, atol=1e-3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -126,7 +127,9 @@ class CapturedStep:
 
     It must read and write tensors at addresses that do not change, in shapes that do not change, and must not wait for
     the GPU. The first call runs it on a stream of its own, as a capture demands
-    (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); the second captures it.
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs); the second captures it. All captures of a
+    process take their memory from one pool, and are to be replayed on one stream. `torch.cuda.graph` is not used: it
+    gives all memory that torch has in reserve back to the GPU, and training, which is next, has to ask for it again.
 
     Args:
         compute: The computation.
@@ -143,21 +146,50 @@ class CapturedStep:
             self._is_warm = True
             return self._on_a_stream_of_its_own()
         if self._graph is None:
+            stream, keeper = _captures(torch.cuda.current_device())
             graph = torch.cuda.CUDAGraph()
-            # Other threads may use CUDA meanwhile, as the one that pins batches does.
-            with _uncached_autocast(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _uncached_autocast(), _on(stream), _capturing(graph, pool=keeper.pool()):
                 self._result = self._compute()
             self._graph = graph
         self._graph.replay()
         return self._result
 
     def _on_a_stream_of_its_own(self) -> Tensor:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = self._compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        return result
+        stream, _ = _captures(torch.cuda.current_device())
+        with _on(stream):
+            return self._compute()
+
+
+@cache
+def _captures(device: int) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """The stream of a GPU's captures, and a graph of next to nothing: as long as it is there, so is its memory pool.
+
+    Args:
+        device: The GPU's number.
+    """
+    stream, keeper = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with _on(stream), _capturing(keeper):
+        torch.zeros(1, device=f"cuda:{device}")
+    return stream, keeper
+
+
+@contextmanager
+def _on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Within the block work is put on a stream, behind what is on the current one, which then goes on behind it."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, **kwargs: Any) -> Iterator[None]:
+    """Within the block work is captured, while other threads may use CUDA, as the one that pins batches does."""
+    graph.capture_begin(capture_error_mode="thread_local", **kwargs)
+    try:
+        yield
+    finally:
+        graph.capture_end()
 
 
 @contextmanager

@@ -76,6 +76,15 @@ def test_which_norms_are_fused_is_found_by_trying(model, fused):
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_norms_are_recognised_whatever_device_new_tensors_go_to(tiny_base):
+    """Lightning sets a model up with the GPU as torch's default device."""
+    model = load_model(tiny_base("t5"))
+    with torch.device("meta"):
+        fuse_norms(model)
+    assert norms(model)
+    assert all(isinstance(norm, nn.RMSNorm) and not norm.weight.is_meta for norm in norms(model))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_trains_weights_of_its_own_in_the_same_groups(tiny_base, dtype):
     model = load_model(tiny_base("t5"), dtype=dtype)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import MistralConfig, MistralForCausalLM
 
 from src.errors import ParleyError
+from src.models import static_decoder
 from src.models.rollout import RolloutOptions, sample_responses
 from src.models.static_decoder import CapturedStep, StaticDecoder
 
@@ -108,36 +109,97 @@ def test_a_step_that_is_written_down_once_and_replayed_gives_the_same_tokens(mod
 
 
 class FakeGraph:
-    """Counts what is done with it."""
+    """Writes down what is done with it."""
+
+    capturing: FakeGraph | None = None  # the one that is
 
     def __init__(self) -> None:
-        self.replays = 0
+        self.replays, self.given = 0, {}
+
+    def capture_begin(self, **given: Any) -> None:
+        assert FakeGraph.capturing is None
+        self.given, FakeGraph.capturing = given, self
+
+    def capture_end(self) -> None:
+        assert FakeGraph.capturing is self
+        FakeGraph.capturing = None
+
+    def pool(self) -> FakeGraph:
+        return self.given.get("pool", self)
 
     def replay(self) -> None:
+        assert FakeGraph.capturing is None
         self.replays += 1
 
 
-def test_a_captured_step_computes_twice_and_is_replayed_from_then_on(monkeypatch):
-    """The third call on CUDA, and its capture without autocast's cache."""
-    calls: list[bool] = []
+class FakeStream:
+    """The current one is that of the innermost block."""
+
+    current: ClassVar[list[Any]] = [None]
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def wait_stream(self, _other: Any) -> None: ...
+
+
+@contextmanager
+def fake_stream(stream: FakeStream) -> Iterator[None]:
+    FakeStream.current.append(stream)
+    yield
+    FakeStream.current.pop()
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch) -> Iterator[None]:
+    zeros = torch.zeros
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", fake_stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch, "zeros", lambda *args, device=None: zeros(*args))
+    static_decoder._captures.cache_clear()
+    yield
+    static_decoder._captures.cache_clear()
+
+
+def test_a_captured_step_computes_twice_and_is_replayed_from_then_on(fake_cuda):
+    """From the third call on CUDA; it is captured without autocast's cache."""
+    calls: list[tuple[bool, bool, Any]] = []
 
     def compute() -> Tensor:
-        calls.append(torch.is_autocast_cache_enabled())
+        calls.append((torch.is_autocast_cache_enabled(), FakeGraph.capturing is not None, FakeStream.current[-1]))
         return torch.zeros(1)
 
-    class Stream:
-        def wait_stream(self, _other: Any) -> None: ...
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _graph, capture_error_mode: nullcontext())
     step = CapturedStep(compute)
     results = [step() for _ in range(4)]
-    assert calls == [True, False]
+    assert [call[:2] for call in calls] == [(True, False), (False, True)]
+    assert calls[0][2] is calls[1][2] is not None  # one stream for both, so that what the first set up is there
     assert results[1] is results[2] is results[3]
     assert step._graph.replays == 3  # a capture alone computes nothing
+    assert torch.is_autocast_cache_enabled()
+
+
+def test_all_captures_share_one_pool_that_none_of_them_owns(fake_cuda):
+    steps = [CapturedStep(lambda: torch.zeros(1)) for _ in range(3)]
+    for step in steps:
+        step(), step()
+    _, keeper = static_decoder._captures(0)
+    assert {step._graph.pool() for step in steps} == {keeper}
+    assert keeper.replays == 0
+
+
+def test_a_capture_that_fails_is_ended(fake_cuda):
+    def compute() -> Tensor:
+        if FakeGraph.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    step = CapturedStep(compute)
+    step()
+    with pytest.raises(RuntimeError, match="not permitted"):
+        step()
+    assert FakeGraph.capturing is None
     assert torch.is_autocast_cache_enabled()
 
 
