@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def logits_at(model: nn.Module, rows: Tensor, columns: Tensor, time: int) -> Iterator[None]:
+def logits_at(
+    model: nn.Module, rows: Tensor, columns: Tensor, time: int, *, only_states: bool = False
+) -> Iterator[list[Tensor]]:
     """Within the block the model returns logits for the selected positions only: (selected, vocabulary).
 
     A language model's head is its widest layer, and its logits at prompt and padding positions are not needed. Since
@@ -21,15 +23,21 @@ def logits_at(model: nn.Module, rows: Tensor, columns: Tensor, time: int) -> Ite
         rows: (selected,) where logits are needed: the texts in the batch, and
         columns: (selected,) the tokens in these. A mask would be turned into them, which stalls a GPU each time.
         time: The length of the texts.
+        only_states: Have the model return no logits at all, for a head that is applied later.
+
+    Yields:
+        The head's inputs at the selected positions, (selected, hidden), one tensor a call of the model.
     """
+    states: list[Tensor] = []
 
     def choose(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         virtual = inputs[0].shape[1] - time  # virtual tokens of prompt tuning
-        return (inputs[0][rows, columns + virtual], *inputs[1:])
+        states.append(inputs[0][rows, columns + virtual])
+        return (states[-1][:0] if only_states else states[-1], *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(choose)  # type: ignore[operator]
     try:
-        yield
+        yield states
     finally:
         handle.remove()
 

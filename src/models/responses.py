@@ -119,14 +119,19 @@ def states_caught(base: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def output_head(model: Model) -> Callable[[Tensor], Tensor]:
-    """A function from the head's input, (tokens, hidden), to the model's logits, (tokens, vocabulary), float32."""
+def output_head(model: Model, *, in_own_precision: bool = False) -> Callable[[Tensor], Tensor]:
+    """A function from the head's input, (tokens, hidden), to the model's logits, (tokens, vocabulary), float32.
+
+    Args:
+        model: Any model that `check_output_head` takes.
+        in_own_precision: Multiply as the model would, under autocast too; in float32 otherwise.
+    """
     base = base_model(model)
     head, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)  # BART has the bias
     cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2 has it
 
     def apply(hidden: Tensor) -> Tensor:
-        logits = in_float32(head, hidden)
+        logits = head(hidden).float() if in_own_precision else in_float32(head, hidden)
         logits = logits if bias is None else logits + bias
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -8,7 +8,7 @@ each slice is passed as (1, tokens, vocabulary).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,13 +94,32 @@ def token_logprobs(hidden: Tensor, labels: Tensor, head: Head, *, chunk_size: in
     wanted = labels >= 0
     places = torch.nonzero(wanted, as_tuple=True)
     slices = list(zip(hidden[places].split(chunk_size), labels[places].split(chunk_size), strict=True))
-    again = torch.is_grad_enabled() and len(slices) > 1
-    scored = [
-        checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
-        for each in slices
-    ]
+    scored = _each(slices, score)
     empty = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
     return empty.masked_scatter(wanted, torch.cat(scored))
+
+
+def cross_entropy_sum(
+    hidden: Tensor, targets: Tensor, head: Head, *, label_smoothing: float = 0.0, chunk_size: int = CHUNK_SIZE
+) -> Tensor:
+    """Cross-entropy summed over tokens, a slice of them at a time; backward computes a slice's logits again.
+
+    Args:
+        hidden: Shape (tokens, hidden), what predicts each target.
+        targets: Shape (tokens,), token ids.
+        head: From hidden states to logits.
+        label_smoothing: As in `torch.nn.functional.cross_entropy`.
+        chunk_size: Tokens in a slice.
+
+    Returns:
+        A scalar, float32, in nats.
+    """
+
+    def score(rows: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(head(rows).float(), wanted, reduction="sum", label_smoothing=label_smoothing)
+
+    slices = list(zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True))
+    return torch.stack(_each(slices, score)).sum()
 
 
 @torch.no_grad()
@@ -164,10 +183,14 @@ def _score_slices(
         )
         return logprobs[0], entropy[0]
 
+    logprobs, entropy = zip(*_each(slices, score), strict=True)
+    return torch.cat(logprobs), torch.cat(entropy)
+
+
+def _each(slices: Sequence[Sequence[Any]], score: Callable[..., Any]) -> list[Any]:
+    """Score every slice; with gradients and several slices, backward computes each anew instead of storing logits."""
     again = torch.is_grad_enabled() and len(slices) > 1
-    scored = [
+    return [
         checkpoint(score, *each, use_reentrant=False, preserve_rng_state=False) if again else score(*each)
         for each in slices
     ]
-    logprobs, entropy = zip(*scored, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)

@@ -204,14 +204,17 @@ def test_end_is_learned_where_padding_is_the_same_token(configured):
     end = 1
     losses = [module.loss_sum(Collator(pad, is_encoder_decoder=False)(rows())) for pad in (end, 2)]
     torch.testing.assert_close(*losses)
-    _, labels = module.token_logits(Collator(end, is_encoder_decoder=False)(rows()))
-    assert int((labels == end).sum()) == len(rows())
+    batch = Collator(end, is_encoder_decoder=False)(rows())
+    assert int((batch["labels"] == end).sum()) == len(rows())
+    assert int(module.loss_sum(batch)[1]) == int((batch["labels"] >= 0).sum())
 
 
 def test_smoothing_is_of_training_only(configured):
     module = configured("gpt2", label_smoothing=0.2, dropout=0.0)
     batch = Collator(2, is_encoder_decoder=False)(rows())
-    logits, labels = module.token_logits(batch)
+    targets = module.aligned_labels(batch)
+    learned = targets >= 0
+    logits, labels = module.model_logits(batch)[learned], targets[learned]
     smoothed = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.2)
     plain = F.cross_entropy(logits, labels, reduction="sum")
     torch.testing.assert_close(module.loss_sum(batch)[0], smoothed)

@@ -11,11 +11,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from src.contracts import IGNORE_INDEX, Batch
+from src.errors import ParleyError
 from src.internals import shows_progress
+from src.models.head import logits_at
+from src.models.responses import check_output_head, output_head
 from src.modules.breakdown import Breakdown
 from src.modules.generating import GeneratingModule
 from src.modules.supervised.metrics import EvaluationMetrics
 from src.modules.token_mean import TokenMean
+from src.parallel.gathering import gathered
+from src.rl.logprobs import cross_entropy_sum
+
+LOGITS_AT_ONCE = 2**27
+"""Logits that a loss holds at once: 512 MiB in float32. With more, it is computed in slices of tokens."""
 
 
 class SupervisedModule(GeneratingModule):
@@ -38,12 +46,13 @@ class SupervisedModule(GeneratingModule):
         self.evaluation = EvaluationMetrics(self.metrics)
         self._token_mean = TokenMean()
         self._breakdown = Breakdown()
+        self._knows_head: bool | None = None  # until `_try_head`
 
     # Loss
 
     @abstractmethod
-    def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits and labels of the tokens to learn from: (tokens, vocabulary) and (tokens,)."""
+    def model_logits(self, batch: Batch) -> Tensor:
+        """Run the model over a batch; what its output head gives, (batch, time, vocabulary)."""
 
     def aligned_labels(self, batch: Batch) -> Tensor:
         """The labels at the positions whose logits predict them, (batch, time); -100 where nothing is learned."""
@@ -59,10 +68,42 @@ class SupervisedModule(GeneratingModule):
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over the tokens to learn from, and their number; smoothed in training only."""
-        logits, labels = self.token_logits(batch)
+        labels, places = self.aligned_labels(batch), self.learned(batch)
+        targets, time = labels[places], labels.shape[1]
+        rows = max(1, LOGITS_AT_ONCE // self.policy.config.vocab_size)  # of logits, a token each
+        in_slices = self._knows_head is True and len(targets) > rows
+        with logits_at(self.policy, *places, time, only_states=in_slices) as states:
+            logits = self.model_logits(batch)
         smoothing = self.label_smoothing if self.training else 0.0
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        return loss, torch.full((), labels.numel(), device=labels.device)
+        if in_slices:
+            head = output_head(self.policy, in_own_precision=True)
+            loss = cross_entropy_sum(states[0], targets, head, label_smoothing=smoothing, chunk_size=rows)
+        else:
+            loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+        return loss, torch.full((), targets.numel(), device=targets.device)
+
+    def on_fit_start(self) -> None:
+        """Find out whether the loss may be computed in slices."""
+        self._try_head()
+
+    def on_validation_start(self) -> None:
+        """As when training starts."""
+        self._try_head()
+
+    def on_test_start(self) -> None:
+        """As when training starts."""
+        self._try_head()
+
+    def _try_head(self) -> None:
+        """Find out, on all processes at once, whether Parley knows what the model does after its output head."""
+        if self._knows_head is not None:
+            return
+        try:
+            with gathered(self), self.trainer.strategy.precision_plugin.forward_context():
+                check_output_head(self.policy, int(self.tokenizer.pad_token_id))
+            self._knows_head = True
+        except ParleyError:
+            self._knows_head = False  # its logits are computed at once
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, so scaled that a step's gradient is of the mean over the tokens of all processes and batches."""

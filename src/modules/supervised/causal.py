@@ -10,7 +10,6 @@ from torch import Tensor
 
 from src.contracts import IGNORE_INDEX, Batch
 from src.errors import ParleyError
-from src.models.head import logits_at
 from src.models.tying import base_model
 from src.modules.supervised.base import SupervisedModule
 from src.parallel.gathering import gathered
@@ -29,23 +28,21 @@ class CausalLMModule(SupervisedModule):
 
     def on_fit_start(self) -> None:
         """Have packing tested again at the first packed batch."""
+        super().on_fit_start()
         self._keeps_packed_apart = False
 
     def aligned_labels(self, batch: Batch) -> Tensor:
         """The next token of each position."""
         return F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
 
-    def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of the positions whose next token is to be learned; the output head runs over these only."""
-        labels, learned = self.aligned_labels(batch), self.learned(batch)
+    def model_logits(self, batch: Batch) -> Tensor:
+        """The logits along the texts."""
         if "position_ids" in batch:  # packed: without a mask transformers derives one from the position ids
             self._require_packing()
             context = {"attention_mask": None, "position_ids": batch["position_ids"]}
         else:
             context = {"attention_mask": batch["attention_mask"]}
-        with logits_at(self.policy, *learned, labels.shape[1]):
-            logits = self.policy(input_ids=batch["input_ids"], use_cache=False, **context).logits
-        return logits, labels[learned]
+        return self.policy(input_ids=batch["input_ids"], use_cache=False, **context).logits
 
     def _require_packing(self) -> None:
         """Test once whether the model's attention keeps packed examples apart, which not every architecture does.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.contracts import Batch
-from src.models.head import logits_at
 from src.modules.supervised.base import SupervisedModule
 
 
@@ -17,15 +16,12 @@ class Seq2SeqModule(SupervisedModule):
 
     is_encoder_decoder = True
 
-    def token_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of the target's tokens, padding left out."""
-        labels = batch["labels"]
-        learned = self.learned(batch)
-        with logits_at(self.policy, *learned, labels.shape[1]):
-            logits = self.policy(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                decoder_input_ids=self.policy.prepare_decoder_input_ids_from_labels(labels=labels),  # type: ignore[operator]
-                use_cache=False,
-            ).logits
-        return logits, labels[learned]
+    def model_logits(self, batch: Batch) -> Tensor:
+        """The decoder's logits along the target."""
+        start = self.policy.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # type: ignore[operator]
+        return self.policy(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=start,
+            use_cache=False,
+        ).logits
