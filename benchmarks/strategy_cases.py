@@ -43,6 +43,7 @@ from src.rl.config import PPOConfig
 
 TARGETS = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 GLOBAL_BATCH = 8
+VOCABULARY = 400
 SHORT = RolloutOptions(min_new_tokens=2, output_min_length=4, output_max_length=8)
 
 
@@ -58,6 +59,7 @@ class Case:
         data: Of the DataModule.
         learns: From what.
         quantized: Keep the frozen base in 4 bits, which shards refuse.
+        sliced: Compute the loss in slices of eight tokens.
     """
 
     module: Callable[..., ModelModule]
@@ -67,6 +69,7 @@ class Case:
     data: dict[str, Any] = field(default_factory=dict)
     learns: str = "answers"
     quantized: bool = False
+    sliced: bool = False
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -105,6 +108,8 @@ CASES: dict[str, Case] = {
     **_of("dpo", DPOModule, "t5", "llama", learns="pairs"),
     # Centred, for of two rewards' difference a head's bias has no gradient but rounding, which AdamW would follow.
     **_of("reward", RewardModule, "gpt2", "t5", options={"center_rewards_coefficient": 0.1}, learns="pairs"),
+    "seq2seq+sliced": Case(Seq2SeqModule, "t5", options={"dropout": 0.0}, sliced=True),
+    "causal+lora+sliced": Case(CausalLMModule, "llama", lora=True, options={"dropout": 0.0}, sliced=True),
     "causal+compiled": Case(CausalLMModule, "gpt2", options={"dropout": 0.0, "torch_compile": True}),
     "grpo+lora+compiled": Case(
         GRPOModule, "gpt2", lora=True, options={"grpo": SMALL_GRPO, "torch_compile": True}, **SAMPLED
@@ -163,7 +168,7 @@ class Measured:
 def make_bases(cases: list[Case], directory: Path) -> None:
     """Small models from scratch, and pairs to learn from."""
     texts = [json.loads(line)["dialogue"] for line in (SAMPLE / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    sizes = Sizes(hidden_size=32, layers=2, heads=2, feed_forward_size=64, vocab_size=400)
+    sizes = Sizes(hidden_size=32, layers=2, heads=2, feed_forward_size=64, vocab_size=VOCABULARY)
     for architecture in {case.architecture for case in cases}:
         make_base_model(architecture, texts, directory / architecture, sizes)
     write_pairs(directory / "pairs.jsonl")
@@ -230,6 +235,8 @@ def train(name: str, strategy: str, plan: Plan) -> Measured:
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1),
         **options,
     )
+    if case.sliced:
+        module.logits_at_once = 8 * VOCABULARY
     shared: dict[str, Any] = {
         "batch_size": GLOBAL_BATCH // (plan.world if case.learns == "rollouts" else plan.most),
         "cache_dir": str(directory / f"cache-{name}"),

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import CohereConfig, CohereForCausalLM
 
 from src.modules import CausalLMModule, Seq2SeqModule
-from src.modules.supervised import base
 from src.rl.logprobs import cross_entropy_sum
 
 ROWS = 5  # of logits at once
@@ -75,13 +74,11 @@ def loss_and_gradients(module: Any, batch: dict[str, torch.Tensor]) -> tuple[tor
     ],
     ids=["t5", "bart, smoothed", "gpt2", "lora", "lora, head trained"],
 )
-def test_loss_and_gradients_are_those_of_all_logits_at_once(
-    tiny_base, monkeypatch, module_class, architecture, options
-):
+def test_loss_and_gradients_are_those_of_all_logits_at_once(tiny_base, module_class, architecture, options):
     module = made(module_class, tiny_base(architecture), **options)
     batch, vocabulary = batch_of(module), module.policy.config.vocab_size
     expected, gradients = loss_and_gradients(module, batch)
-    monkeypatch.setattr(base, "LOGITS_AT_ONCE", ROWS * vocabulary)
+    module.logits_at_once = ROWS * vocabulary
     module._try_head()
     with Largest(vocabulary) as largest:
         loss, found = loss_and_gradients(module, batch)
@@ -92,18 +89,18 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_evaluation_holds_no_more_than_a_slice_either(tiny_base, monkeypatch):
+def test_evaluation_holds_no_more_than_a_slice_either(tiny_base):
     module = made(CausalLMModule, tiny_base("gpt2")).eval()
     batch, vocabulary = batch_of(module), module.policy.config.vocab_size
     expected, _ = module.loss_sum(batch)
-    monkeypatch.setattr(base, "LOGITS_AT_ONCE", ROWS * vocabulary)
+    module.logits_at_once = ROWS * vocabulary
     module._try_head()
     with torch.no_grad(), Largest(vocabulary) as largest:
         torch.testing.assert_close(module.loss_sum(batch)[0], expected.detach())
     assert largest.rows == ROWS
 
 
-def test_a_head_that_is_not_known_computes_all_logits_at_once(tiny_base, tmp_path, monkeypatch):
+def test_a_head_that_is_not_known_computes_all_logits_at_once(tiny_base, tmp_path):
     """Cohere scales its logits after the head."""
     tokens = tiny_base("llama")
     config = CohereConfig(
@@ -116,7 +113,7 @@ def test_a_head_that_is_not_known_computes_all_logits_at_once(tiny_base, tmp_pat
     module = made(CausalLMModule, tmp_path)
     batch = batch_of(module)
     expected, _ = loss_and_gradients(module, batch)
-    monkeypatch.setattr(base, "LOGITS_AT_ONCE", ROWS * 400)
+    module.logits_at_once = ROWS * 400
     module._try_head()
     torch.testing.assert_close(loss_and_gradients(module, batch)[0], expected)
 

@@ -22,9 +22,6 @@ from src.modules.token_mean import TokenMean
 from src.parallel.gathering import gathered
 from src.rl.logprobs import cross_entropy_sum
 
-LOGITS_AT_ONCE = 2**27
-"""Logits that a loss holds at once: 512 MiB in float32. With more, it is computed in slices of tokens."""
-
 
 class SupervisedModule(GeneratingModule):
     """Base of the Modules that learn to answer prompts: `Seq2SeqModule` and `CausalLMModule`.
@@ -33,7 +30,12 @@ class SupervisedModule(GeneratingModule):
         model_name_or_path: A hub name or a directory that `from_pretrained` takes.
         label_smoothing: Share of the target's probability that is spread over the vocabulary.
         **kwargs: The arguments of every generating Module (`GeneratingModule`).
+
+    Attributes:
+        logits_at_once: Those that a loss holds, 512 MiB in float32; with more, it is computed in slices of tokens.
     """
+
+    logits_at_once = 2**27
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class SupervisedModule(GeneratingModule):
         """Cross-entropy summed over the tokens to learn from, and their number; smoothed in training only."""
         labels, places = self.aligned_labels(batch), self.learned(batch)
         targets, time = labels[places], labels.shape[1]
-        rows = max(1, LOGITS_AT_ONCE // self.policy.config.vocab_size)  # of logits, a token each
+        rows = max(1, self.logits_at_once // self.policy.config.vocab_size)  # of logits, a token each
         in_slices = self._knows_head is True and len(targets) > rows
         with logits_at(self.policy, *places, time, only_states=in_slices) as states:
             logits = self.model_logits(batch)
