@@ -182,12 +182,17 @@ def test_prompt_tuning_learns_the_wanted_tokens_of_a_decoder_only_model(kind, me
     labels[1, 9:] = -100
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": labels}
     module.eval()
-    chosen, targets = module.token_logits(batch)
     everything = module.model(input_ids=IDS, attention_mask=batch["attention_mask"]).logits[:, -12:]
     wanted = [(row, place) for row in range(2) for place in range(11) if labels[row, place + 1] != -100]
-    expected = torch.stack([everything[row, place] for row, place in wanted])
-    torch.testing.assert_close(chosen, expected)
-    assert targets.tolist() == [int(labels[row, place + 1]) for row, place in wanted]
+    logits = torch.stack([everything[row, place] for row, place in wanted])
+    targets = torch.stack([labels[row, place + 1] for row, place in wanted])
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    module._knows_head = True
+    for at_once in (module.logits_at_once, 5 * logits.shape[-1]):
+        module.logits_at_once = at_once
+        loss, count = module.loss_sum(batch)
+        torch.testing.assert_close(loss, expected)
+        assert int(count) == len(wanted)
 
 
 def test_adalora_is_refused_before_training(tiny_base):

@@ -52,6 +52,9 @@ class SupervisedModule(GeneratingModule):
 
     # Loss
 
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that the model cannot learn from; here there is none."""
+
     @abstractmethod
     def model_logits(self, batch: Batch) -> Tensor:
         """Run the model over a batch; what its output head gives, (batch, time, vocabulary)."""
@@ -70,6 +73,7 @@ class SupervisedModule(GeneratingModule):
 
     def loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over the tokens to learn from, and their number; smoothed in training only."""
+        self.check(batch)
         labels, places = self.aligned_labels(batch), self.learned(batch)
         targets, time = labels[places], labels.shape[1]
         rows = max(1, self.logits_at_once // self.policy.config.vocab_size)  # of logits, a token each

@@ -35,10 +35,14 @@ class CausalLMModule(SupervisedModule):
         """The next token of each position."""
         return F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
 
+    def check(self, batch: Batch) -> None:
+        """Refuse a packed batch if the model does not keep its examples apart."""
+        if "position_ids" in batch:
+            self._require_packing()
+
     def model_logits(self, batch: Batch) -> Tensor:
         """The logits along the texts."""
         if "position_ids" in batch:  # packed: without a mask transformers derives one from the position ids
-            self._require_packing()
             context = {"attention_mask": None, "position_ids": batch["position_ids"]}
         else:
             context = {"attention_mask": batch["attention_mask"]}
