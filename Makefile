@@ -55,11 +55,11 @@ chitchat: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# Needs neither the network nor .venv: $(PYTHON) must have torch for CUDA and the libraries of pyproject.toml, pytest too.
+# Needs neither the network nor .venv: $(PYTHON) must have torch for CUDA, the libraries of pyproject.toml, pytest and xdist.
 # Only files with such tests are read, for the others want more; the benchmarks run though a test has failed.
 gpu:
 	status=0; \
-	PYTHONPATH=. $(PYTHON) -m pytest -m gpu $$(grep -rl 'pytest\.mark\.gpu' tests --include='test_*.py') || status=$$?; \
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist worksteal -m gpu $$(grep -rl 'pytest\.mark\.gpu' tests --include='test_*.py') || status=$$?; \
 	PYTHONPATH=. $(PYTHON) -m benchmarks --device cuda || status=$$?; \
 	exit $$status
 
