@@ -168,7 +168,7 @@ def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = 
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "stop_strings" in given:
         given["stop_strings"] = [unescaped(text) for text in given["stop_strings"]]
-    preset = args.preset or (None if given else OWN)
+    preset = args.preset or (None if given.keys() - {"engine"} else OWN)  # which changes no answer
     model = finished.model if finished else None
     options = with_preset(GenerationOptions(), preset, model) if preset else GenerationOptions()
     options = with_changes(options, given)

@@ -34,27 +34,34 @@ class RowDraws:
 
     Args:
         generators: One per row, on the same device.
+        vocabulary: Tokens to draw among.
         ahead: Tokens to draw noise for at once.
     """
 
-    def __init__(self, generators: Sequence[torch.Generator], ahead: int) -> None:
-        self._generators, self._ahead = list(generators), ahead
+    def __init__(self, generators: Sequence[torch.Generator], vocabulary: int, ahead: int) -> None:
+        self._generators, self._vocabulary, self._ahead = list(generators), vocabulary, ahead
         self._drawn = 0
+        self._noise: Tensor | None = None  # (rows, ahead, vocabulary)
 
     @classmethod
-    def on(cls, device: torch.device, generators: Sequence[torch.Generator]) -> RowDraws:
-        """With as much noise at once as suits the device: (rows, 8, vocabulary) in float32 on a GPU."""
-        return cls(generators, ahead=8 if device.type == "cuda" else 1)
+    def on(cls, device: torch.device, generators: Sequence[torch.Generator], vocabulary: int) -> RowDraws:
+        """On a GPU with noise for eight tokens at once, or as many as are a MiB a row in float32.
+
+        How many depends on nothing that differs from batch to batch, for a row's tokens depend on it.
+        """
+        return cls(generators, vocabulary, max(1, min(8, 2**18 // vocabulary)) if device.type == "cuda" else 1)
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """Draw a token for every row that is left, (rows,), from probabilities (rows, vocabulary)."""
         step = self._drawn % self._ahead
         if step == 0:
-            self._noise = probabilities.new_empty(len(probabilities), self._ahead, probabilities.shape[-1])
+            self._noise = None  # before there is more
+            self._noise = probabilities.new_empty(len(probabilities), self._ahead, self._vocabulary)
             for row, generator in zip(self._noise, self._generators, strict=True):
                 row.exponential_(1, generator=generator)
             self._places: Tensor | None = None  # of the rows in the noise; None while it has no others
         self._drawn += 1
+        assert self._noise is not None
         noise = self._noise[:, step] if self._places is None else self._noise[self._places, step]
         return (probabilities / noise).argmax(dim=-1)
 

@@ -81,14 +81,10 @@ class RolloutOptions:
                 "response could ever end by itself; lower the one or raise the other."
             )
 
-    def refuse(self, model: Model) -> None:
-        """Refuse a model that the engine cannot run.
-
-        Raises:
-            ParleyError: It is the static one, and the model does not keep the keys and values of all positions.
-        """
+    def refuse(self, model: Model, *, in_shards: bool = False) -> None:
+        """Refuse a model that the engine cannot run; the arguments and errors are `refuse_engine`'s."""
         if self.engine == "static":
-            refuse_engine("rollout.engine", model)
+            refuse_engine("rollout.engine", model, in_shards=in_shards)
 
     def decoder(
         self, model: Model, query_ids: Tensor, query_mask: Tensor, encoder_hidden: Tensor | None, *, longest: int
@@ -175,7 +171,7 @@ def sample_responses(
     eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
     banned, processors = LogitsProcessorList(banned or ()), options.processors()
     steps: list[tuple[Tensor, Drawable] | None] = []
-    draws = RowDraws.on(query_ids.device, streams)
+    draws: RowDraws | None = None
     rows = torch.arange(batch, device=ids.device)
     with merged(model), cast_once(model, spare_head=True):
         decoder = options.decoder(model, query_ids, query_mask, encoder_hidden, longest=longest)
@@ -188,6 +184,7 @@ def sample_responses(
                 logits[:, eos] = -torch.inf
             logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]
             probabilities = logits.float().softmax(-1)
+            draws = draws or RowDraws.on(query_ids.device, streams, probabilities.shape[-1])
             tokens = draws(probabilities)
             is_restricted = step < options.min_new_tokens or banned or processors
             steps.append((rows, Drawable.of(logits > -torch.inf)) if is_restricted else None)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import EncoderDecoderCache, StaticCache
 
@@ -20,16 +21,25 @@ Engine = Literal["plain", "static"]
 """What computes tokens: a `Decoder` or a `StaticDecoder`."""
 
 
-def refuse_engine(name: str, model: Model) -> None:
+def refuse_engine(name: str, model: Model, *, in_shards: bool = False) -> None:
     """Refuse a model for which there is no `StaticDecoder`.
 
     Args:
         name: Of the setting.
         model: Any model.
+        in_shards: Whether its weights are shared out over processes, whose exchange of them is in no graph.
 
     Raises:
-        ParleyError: The model does not keep the keys and values of all positions.
+        ParleyError: The model does not keep the keys and values of all positions, has virtual tokens, or attends by
+            kernels that do not take masks; or it is in shards.
     """
+    if in_shards:
+        raise ParleyError(f"{name} is static, which is not for shards; use plain.")
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ParleyError(f"{name} is static, which does not read an adapter's virtual tokens; use plain.")
+    attention = base_model(model).config._attn_implementation
+    if "flash" in str(attention):
+        raise ParleyError(f"{name} is static, which {attention} does not serve; use plain, or attention by sdpa.")
     if not keeps_all_positions(model):
         raise ParleyError(
             f"{name} is static, and {base_model(model).config.model_type} does not attend to all positions "
@@ -69,11 +79,12 @@ class StaticDecoder(Decoder):
         self._tokens = 0  # in the cache
         self._last_position = (positions(self.base) or self._length) - 1
         self._places: Tensor | None = None  # (alive,) of the unfinished rows in the batch, from the second token on
-        self._step: Callable[[], Tensor] = super().next_logits
+        self._captured: CapturedStep | None = None
 
     def next_logits(self) -> Tensor:
         """Logits of each unfinished row's next token, (rows, vocabulary), float32; the caller may change them."""
-        logits = self._step()
+        compute = super().next_logits
+        logits = compute() if self._captured is None else self._captured(compute)
         return logits if self._places is None else logits[self._places]
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
@@ -115,15 +126,15 @@ class StaticDecoder(Decoder):
             self.positions = {name: ids[rows] for name, ids in self.positions.items()}
             to_come = self.query_mask.new_ones(len(rows), self._length - self.query_mask.shape[1])
             self.query_mask = torch.cat([self.query_mask, to_come], dim=1)
-        self._step = self._replayed(super().next_logits)
+        self._captured = self._new_capture()
 
-    def _replayed(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """A step as it is run several times over the same tensors."""
-        return CapturedStep(compute) if self.next_ids.is_cuda else compute
+    def _new_capture(self) -> CapturedStep | None:
+        """What computes a step several times over the same tensors; None to compute it as it is."""
+        return CapturedStep(self.next_ids.device) if self.next_ids.is_cuda else None
 
 
 class CapturedStep:
-    """A computation that CUDA replays from its third call on: `torch.cuda.CUDAGraph`.
+    """A computation, the same at every call, that CUDA replays from the third call on: `torch.cuda.CUDAGraph`.
 
     It must read and write tensors at addresses that do not change, in shapes that do not change, and must not wait for
     the GPU. The first call runs it on a stream of its own, as a capture demands
@@ -132,44 +143,45 @@ class CapturedStep:
     gives all memory that torch has in reserve back to the GPU, and training, which is next, has to ask for it again.
 
     Args:
-        compute: The computation.
+        device: The GPU.
     """
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute = compute
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._is_warm = False
 
-    def __call__(self) -> Tensor:
-        """Its result; in the same memory at every call from the second on."""
-        if not self._is_warm:
-            self._is_warm = True
-            return self._on_a_stream_of_its_own()
-        if self._graph is None:
-            stream, keeper = _captures(torch.cuda.current_device())
-            graph = torch.cuda.CUDAGraph()
-            with _uncached_autocast(), _on(stream), _capturing(graph, pool=keeper.pool()):
-                self._result = self._compute()
-            self._graph = graph
-        self._graph.replay()
-        return self._result
+    def __call__(self, compute: Callable[[], Tensor]) -> Tensor:
+        """The computation's result; in the same memory at every call from the second on.
 
-    def _on_a_stream_of_its_own(self) -> Tensor:
-        stream, _ = _captures(torch.cuda.current_device())
-        with _on(stream):
-            return self._compute()
+        Args:
+            compute: The computation. It is not kept, for it may hold what holds this.
+        """
+        with torch.cuda.device(self._device):
+            if not self._is_warm:
+                self._is_warm = True
+                with _on(_captures(self._device)[0]):
+                    return compute()
+            if self._graph is None:
+                stream, keeper = _captures(self._device)
+                graph = torch.cuda.CUDAGraph()
+                with _uncached_autocast(), _on(stream), _capturing(graph, pool=keeper.pool()):
+                    self._result = compute()
+                self._graph = graph
+            self._graph.replay()
+            return self._result
 
 
 @cache
-def _captures(device: int) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+def _captures(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
     """The stream of a GPU's captures, and a graph of next to nothing: as long as it is there, so is its memory pool.
 
     Args:
-        device: The GPU's number.
+        device: The GPU, which is the current one.
     """
-    stream, keeper = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    stream, keeper = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with _on(stream), _capturing(keeper):
-        torch.zeros(1, device=f"cuda:{device}")
+        torch.zeros(1, device=device)
     return stream, keeper
 
 

@@ -149,6 +149,11 @@ class ModelModule(LightningModule, ABC):
         self.model = model.train()
 
     @property
+    def in_shards(self) -> bool:
+        """Whether the strategy shares the weights out over processes."""
+        return is_attached(self) and isinstance(self.trainer.strategy, ShardedStrategy)
+
+    @property
     def _low_precision(self) -> str | None:
         """Which setting has the base in less than float32."""
         return "quantization" if self.quantization is not None else "dtype" if self.dtype_of_base else None

@@ -14,6 +14,7 @@ from src.metrics.answers import AnswerMetric
 from src.metrics.rouge import Rouge
 from src.models.generation import GenerationOptions, ModelOptions, generate_text
 from src.models.loading import is_encoder_only
+from src.models.static_decoder import refuse_engine
 from src.modules.base import ModelModule
 
 
@@ -48,6 +49,8 @@ class GeneratingModule(ModelModule):
         super().configure_model()
         if self._decodes_as_the_model_says:
             self.generation = replace(ModelOptions.of(self.policy), num_return_sequences=1)
+        if self.generation.engine == "static":
+            refuse_engine("generation.engine", self.policy, in_shards=self.in_shards)
 
     def setup(self, stage: str) -> None:
         """Call every metric without answers, so that a missing package or classifier fails before training."""

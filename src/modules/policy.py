@@ -16,7 +16,6 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from src.contracts import Batch, PreferenceBatch
 from src.errors import ParleyError
-from src.internals import is_attached
 from src.models.generation import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.policy import encode_prompts
@@ -120,8 +119,7 @@ class PolicyModule(GeneratingModule):
 
     def make_reference(self) -> Reference | None:
         """Make the reference from the policy before training; None if none is to be kept in memory."""
-        in_shards = is_attached(self) and isinstance(self.trainer.strategy, ShardedStrategy)
-        return Reference(self.policy, is_continued=self.lora is None, until_followed=in_shards)
+        return Reference(self.policy, is_continued=self.lora is None, until_followed=self.in_shards)
 
     def on_fit_start(self) -> None:
         """Refuse unsupported strategies and architectures."""

@@ -60,8 +60,8 @@ def test_captures_keep_what_torch_has_in_reserve_and_do_not_add_to_it_without_en
     del held  # now in reserve
     reserved = []
     for _ in range(8):
-        step = CapturedStep(lambda: (weight @ weight).relu())
-        results = [step().clone() for _ in range(4)]
+        step = CapturedStep(weight.device)
+        results = [step(lambda: (weight @ weight).relu()).clone() for _ in range(4)]
         assert all(torch.equal(result, results[0]) for result in results)
         reserved.append(torch.cuda.memory_reserved())
     assert min(reserved) >= 256 * 2**20

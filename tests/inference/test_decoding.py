@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from src.commands import arguments
 from src.errors import ParleyError
 from src.inference.decoding import (
     TOUR,
+    check_option,
     describe,
     parse_option,
     preset_names,
@@ -16,6 +20,7 @@ from src.inference.decoding import (
     with_changes,
     with_preset,
 )
+from src.inference.loading import FinishedModel
 from src.models.generation import GenerationOptions
 
 # What the published notebook hands to `generate`, lengths aside.
@@ -98,3 +103,21 @@ def test_values_as_typed() -> None:
 def test_options_in_words() -> None:
     assert describe(GenerationOptions()) == "greedy"
     assert describe(GenerationOptions(do_sample=True, top_k=5)) == "do_sample True, top_k 5"
+
+
+def test_an_engine_alone_leaves_the_models_own_settings(finished: Callable[[str], FinishedModel]) -> None:
+    model = finished("gpt2")
+    model.model.generation_config.update(do_sample=True, top_k=7)
+    parser = argparse.ArgumentParser()
+    arguments.add_decoding_arguments(parser, engine=True)
+    options = arguments.decoding_options(parser.parse_args(["--engine", "static"]), model)
+    assert (options.engine, options.do_sample, options.top_k) == ("static", True, 7)
+    given = arguments.decoding_options(parser.parse_args(["--engine", "static", "--max-new-tokens", "3"]), model)
+    assert (given.engine, given.do_sample, given.max_new_tokens) == ("static", False, 3)
+
+
+@pytest.mark.parametrize("value", ["statik", 3, None])
+def test_an_engine_is_one_of_two(value: object) -> None:
+    with pytest.raises(ParleyError, match=r"^here: engine is .*; it must be plain or static\.$"):
+        check_option("engine", value, "here: ")
+    check_option("engine", "static")

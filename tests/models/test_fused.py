@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GemmaConfig, GemmaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.activations import NewGELUActivation
 
-from src.models.fused import fuse_gelu, fuse_norms
+from src.models.fused import FusedNorm, fuse_gelu, fuse_norms
 from src.models.loading import load_model
 from src.modules import Seq2SeqModule
 from src.modules.optimizers import parameter_groups
@@ -83,6 +83,53 @@ def test_norms_are_recognised_whatever_device_new_tensors_go_to(tiny_base):
         fuse_norms(model)
     assert norms(model)
     assert all(isinstance(norm, nn.RMSNorm) and not norm.weight.is_meta for norm in norms(model))
+
+
+class Norm(nn.Module):
+    """What transformers has, with variations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8))
+        self.variance_epsilon = 1e-6
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.weight * nn.functional.rms_norm(hidden, (8,), eps=self.variance_epsilon)
+
+
+class Offset(Norm):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden) + nn.functional.rms_norm(hidden, (8,), eps=self.variance_epsilon)
+
+
+class Gated(Norm):
+    def forward(self, hidden: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(hidden if gate is None else hidden * gate)
+
+
+class GateWanted(Norm):
+    def forward(self, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden * gate)
+
+
+@pytest.mark.parametrize(("kind", "fused"), [(Norm, True), (Offset, False), (Gated, False), (GateWanted, False)])
+def test_norms_that_compute_something_else_are_left_as_they_are(kind, fused):
+    model = nn.Sequential(kind())
+    fuse_norms(model)
+    assert isinstance(model[0], nn.RMSNorm) == fused
+
+
+@pytest.mark.parametrize(("weight", "hidden"), [("float32", "bfloat16"), ("float16", "float32"), ("bfloat16",) * 2])
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("architecture", ["t5", "llama"])
+def test_dtypes_are_those_that_the_models_own_norms_give(tiny_base, architecture, weight, hidden, is_autocast):
+    model = load_model(tiny_base(architecture), dtype=getattr(torch, weight))
+    own = next(norm for norm in norms(model) if not isinstance(norm, nn.RMSNorm))
+    values = torch.randn(3, len(own.weight)).to(getattr(torch, hidden))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+        expected, found = own(values), FusedNorm(own)(values)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,10 +19,12 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from src.errors import ParleyError
 from src.models import static_decoder
+from src.models.loading import load_model
 from src.models.rollout import RolloutOptions, sample_responses
-from src.models.static_decoder import CapturedStep, StaticDecoder
+from src.models.static_decoder import CapturedStep, StaticDecoder, refuse_engine
 
 PLAIN = RolloutOptions(min_new_tokens=1, output_min_length=1, output_max_length=40, top_k=40)
+GPU = torch.device("cuda:1")
 TEXTS = [f"{name}: Are you coming{' to dinner' * length}?" for length, name in enumerate(["Anna", "Ben"] * 6)]
 
 
@@ -76,18 +81,18 @@ class Recorded(TorchDispatchMode):
 class Replayed:
     """What `CapturedStep` does, without a GPU."""
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self.compute, self.recorded, self.calls = compute, Recorded(), 0
+    def __init__(self) -> None:
+        self.recorded, self.calls = Recorded(), 0
 
-    def __call__(self) -> Tensor:
+    def __call__(self, compute: Callable[[], Tensor]) -> Tensor:
         self.calls += 1
         if self.calls == 1:
-            return self.compute()
+            return compute()
         if self.calls > 2:
             self.recorded.replay()
             return self.result
         with self.recorded:
-            self.result = self.compute()
+            self.result = compute()
         return self.result
 
 
@@ -95,13 +100,13 @@ def test_a_step_that_is_written_down_once_and_replayed_gives_the_same_tokens(mod
     shake(model)
     steps: list[Replayed] = []
 
-    def replayed(_decoder: StaticDecoder, compute: Callable[[], Tensor]) -> Replayed:
-        steps.append(Replayed(compute))
+    def replayed(_decoder: StaticDecoder) -> Replayed:
+        steps.append(Replayed())
         return steps[-1]
 
     monkeypatch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
     plain = sample(model, tokenizer, replace(PLAIN, engine="static"))
-    monkeypatch.setattr(StaticDecoder, "_replayed", replayed)
+    monkeypatch.setattr(StaticDecoder, "_new_capture", replayed)
     assert_same(sample(model, tokenizer, replace(PLAIN, engine="static")), plain)
     assert sum(step.calls for step in steps) == plain.ids.shape[1] - 1  # all tokens but the first
     assert max(step.calls for step in steps) > 3
@@ -136,6 +141,7 @@ class FakeStream:
     """The current one is that of the innermost block."""
 
     current: ClassVar[list[Any]] = [None]
+    devices: ClassVar[list[torch.device]] = []  # that have been made the current one
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -149,13 +155,19 @@ def fake_stream(stream: FakeStream) -> Iterator[None]:
     FakeStream.current.pop()
 
 
+@contextmanager
+def fake_device(device: torch.device) -> Iterator[None]:
+    FakeStream.devices.append(device)
+    yield
+
+
 @pytest.fixture
 def fake_cuda(monkeypatch) -> Iterator[None]:
     zeros = torch.zeros
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", fake_stream)
     monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", fake_device)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch, "zeros", lambda *args, device=None: zeros(*args))
     static_decoder._captures.cache_clear()
@@ -171,8 +183,9 @@ def test_a_captured_step_computes_twice_and_is_replayed_from_then_on(fake_cuda):
         calls.append((torch.is_autocast_cache_enabled(), FakeGraph.capturing is not None, FakeStream.current[-1]))
         return torch.zeros(1)
 
-    step = CapturedStep(compute)
-    results = [step() for _ in range(4)]
+    step = CapturedStep(GPU)
+    results = [step(compute) for _ in range(4)]
+    assert FakeStream.devices[-4:] == [GPU] * 4
     assert [call[:2] for call in calls] == [(True, False), (False, True)]
     assert calls[0][2] is calls[1][2] is not None  # one stream for both, so that what the first set up is there
     assert results[1] is results[2] is results[3]
@@ -181,10 +194,11 @@ def test_a_captured_step_computes_twice_and_is_replayed_from_then_on(fake_cuda):
 
 
 def test_all_captures_share_one_pool_that_none_of_them_owns(fake_cuda):
-    steps = [CapturedStep(lambda: torch.zeros(1)) for _ in range(3)]
+    steps = [CapturedStep(GPU) for _ in range(3)]
     for step in steps:
-        step(), step()
-    _, keeper = static_decoder._captures(0)
+        for _ in range(2):
+            step(lambda: torch.zeros(1))
+    _, keeper = static_decoder._captures(GPU)
     assert {step._graph.pool() for step in steps} == {keeper}
     assert keeper.replays == 0
 
@@ -195,10 +209,10 @@ def test_a_capture_that_fails_is_ended(fake_cuda):
             raise RuntimeError("operation not permitted when stream is capturing")
         return torch.zeros(1)
 
-    step = CapturedStep(compute)
-    step()
+    step = CapturedStep(GPU)
+    step(compute)
     with pytest.raises(RuntimeError, match="not permitted"):
-        step()
+        step(compute)
     assert FakeGraph.capturing is None
     assert torch.is_autocast_cache_enabled()
 
@@ -229,3 +243,32 @@ def test_a_row_that_ended_at_the_window_does_not_leave_it(monkeypatch, model, to
     model.config.max_position_embeddings = window = 100
     sample(model, tokenizer, replace(PLAIN, output_min_length=40, engine="static"))
     assert max(seen) == window - 1
+
+
+def test_a_decoder_that_is_not_needed_any_more_is_gone_with_its_cache(model, tokenizer):
+    """Without waiting for the garbage collector: on a GPU the cache is gigabytes that training wants next."""
+    asked = tokenizer(TEXTS[:2], return_tensors="pt", padding=True)
+    gc.collect()
+    gc.disable()
+    try:
+        decoder = StaticDecoder(model.eval(), asked["input_ids"], asked["attention_mask"], longest=4)
+        with torch.no_grad():
+            for _ in range(3):
+                decoder.advance(decoder.next_logits().argmax(-1), torch.arange(2))
+        left = weakref.ref(decoder)
+        del decoder
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_what_the_engine_cannot_serve_is_refused(base):
+    model = load_model(base("gpt2"))
+    with pytest.raises(ParleyError, match=r"^x is static, which is not for shards; use plain\.$"):
+        refuse_engine("x", model, in_shards=True)
+    tuned = get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    with pytest.raises(ParleyError, match="an adapter's virtual tokens; use plain"):
+        refuse_engine("x", tuned)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ParleyError, match="which flash_attention_2 does not serve; use plain, or attention by sdpa"):
+        refuse_engine("x", model)

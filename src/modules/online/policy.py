@@ -44,7 +44,7 @@ class SamplingModule(PolicyModule):
         if self.model is not None:
             return
         super().configure_model()
-        self.rollout.refuse(self.policy)
+        self.rollout.refuse(self.policy, in_shards=self.in_shards)
         self.add_heads()
         self.collector = Collector(
             self.policy,

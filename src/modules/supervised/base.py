@@ -11,15 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from src.contracts import IGNORE_INDEX, Batch
-from src.errors import ParleyError
 from src.internals import shows_progress
 from src.models.head import logits_at
-from src.models.responses import check_output_head, output_head
+from src.models.responses import output_head
+from src.models.tying import base_model
 from src.modules.breakdown import Breakdown
 from src.modules.generating import GeneratingModule
 from src.modules.supervised.metrics import EvaluationMetrics
 from src.modules.token_mean import TokenMean
-from src.parallel.gathering import gathered
 from src.rl.logprobs import cross_entropy_sum
 
 
@@ -32,7 +31,7 @@ class SupervisedModule(GeneratingModule):
         **kwargs: The arguments of every generating Module (`GeneratingModule`).
 
     Attributes:
-        logits_at_once: Those that a loss holds, 512 MiB in float32; with more, it is computed in slices of tokens.
+        logits_at_once: With more than these, 512 MiB in float32, a loss is computed in slices of tokens.
     """
 
     logits_at_once = 2**27
@@ -76,8 +75,11 @@ class SupervisedModule(GeneratingModule):
         self.check(batch)
         labels, places = self.aligned_labels(batch), self.learned(batch)
         targets, time = labels[places], labels.shape[1]
-        rows = max(1, self.logits_at_once // self.policy.config.vocab_size)  # of logits, a token each
-        in_slices = self._knows_head is True and len(targets) > rows
+        if self._knows_head is None:
+            self._knows_head = self._try_head(batch, time)
+        vocabulary = base_model(self.policy).config.get_text_config(decoder=True).vocab_size
+        rows = max(1, self.logits_at_once // vocabulary)  # of logits, a token each
+        in_slices = self._knows_head and len(targets) > rows
         with logits_at(self.policy, *places, time, only_states=in_slices) as states:
             logits = self.model_logits(batch)
         smoothing = self.label_smoothing if self.training else 0.0
@@ -88,28 +90,22 @@ class SupervisedModule(GeneratingModule):
             loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
         return loss, torch.full((), targets.numel(), device=targets.device)
 
-    def on_fit_start(self) -> None:
-        """Find out whether the loss may be computed in slices."""
-        self._try_head()
+    @torch.no_grad()
+    def _try_head(self, batch: Batch, time: int) -> bool:
+        """Whether Parley knows what the model does after its output head, so that a loss may be computed in slices.
 
-    def on_validation_start(self) -> None:
-        """As when training starts."""
-        self._try_head()
-
-    def on_test_start(self) -> None:
-        """As when training starts."""
-        self._try_head()
-
-    def _try_head(self) -> None:
-        """Find out, on all processes at once, whether Parley knows what the model does after its output head."""
-        if self._knows_head is not None:
-            return
+        Tried on the first batch, which all processes have at once, and on one of its positions.
+        """
+        model, training = self.policy, self.policy.training
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        model.eval()  # no dropout, and so no random numbers
         try:
-            with gathered(self), self.trainer.strategy.precision_plugin.forward_context():
-                check_output_head(self.policy, int(self.tokenizer.pad_token_id))
-            self._knows_head = True
-        except ParleyError:
-            self._knows_head = False  # its logits are computed at once
+            with logits_at(model, first, first, time) as states:
+                logits = self.model_logits(batch).float()
+            found = output_head(model, in_own_precision=True)(states[0])
+        finally:
+            model.train(training)
+        return torch.allclose(found, logits, rtol=0, atol=1e-2 * float(logits.abs().max()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, so scaled that a step's gradient is of the mean over the tokens of all processes and batches."""

@@ -28,7 +28,6 @@ class CausalLMModule(SupervisedModule):
 
     def on_fit_start(self) -> None:
         """Have packing tested again at the first packed batch."""
-        super().on_fit_start()
         self._keeps_packed_apart = False
 
     def aligned_labels(self, batch: Batch) -> Tensor:
