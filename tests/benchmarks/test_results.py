@@ -151,6 +151,9 @@ def test_methods_take_turns_and_a_peer_that_cannot_run_is_left_out(capsys):
     assert turns.play(3) == [{"ours": 1, "plain": 2}] * 3
     assert said == ["ours", "plain", "plain", "ours", "ours", "plain"]
     assert turns.left_out == ["TRL: ImportError: No module named 'trl'"]
-    assert capsys.readouterr().err == "left out: TRL: ImportError: No module named 'trl'\n"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "turn" not in line] == ["left out: TRL: ImportError: No module named 'trl'"]
+    turns_said = [line.partition(" of 3: ")[0] for line in lines if "turn" in line]
+    assert turns_said == [f"{name}, turn {1 + place // 2}" for place, name in enumerate(said)]
     with pytest.raises(ImportError):
         Turns({"ours": absent}, lambda name: False).play(1)

@@ -67,8 +67,8 @@ def test_a_static_step_waits_for_nothing(model, tokenizer, monkeypatch):
     waits: list[list[Wait]] = []
     expected = sampled(model, tokenizer, "cpu", engine="static")
 
-    def replayed(_decoder: StaticDecoder, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def step() -> Tensor:
+    def watched(_decoder: StaticDecoder) -> Callable[[Callable[[], Tensor]], Tensor]:
+        def step(compute: Callable[[], Tensor]) -> Tensor:
             before = len(gpu.waits)
             logits = compute()
             waits.append(gpu.waits[before:])
@@ -76,7 +76,7 @@ def test_a_static_step_waits_for_nothing(model, tokenizer, monkeypatch):
 
         return step
 
-    monkeypatch.setattr(StaticDecoder, "_replayed", replayed)
+    monkeypatch.setattr(StaticDecoder, "_new_capture", watched)
     with PretendedGPU() as gpu:
         found = sampled(model, tokenizer, "cuda", engine="static")
         assert torch.equal(found.ids.to("cpu"), expected.ids)
