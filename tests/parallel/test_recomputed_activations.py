@@ -79,7 +79,7 @@ SAME = {
     "moved": True,
     "equal": True,
     "calls": (3, 5),
-}  # a block computes once more; once to try the head
+}  # a block once more, and one to try the head
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
