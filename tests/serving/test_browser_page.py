@@ -97,21 +97,30 @@ def test_everything_has_a_name_and_is_reached_by_keyboard(site: Site, browse: Ca
     presets = tab.page.locator("#presets")
     expect(presets.get_by_role("combobox", name="The prompt is", exact=True)).to_be_visible()
     expect(presets.get_by_role("spinbutton", name="Row, 0 to 1", exact=True)).to_be_visible()
-    tab.open(site.server)
-    tab.page.reload()
-    reached = []
-    for _ in range(12):
-        tab.page.keyboard.press("Tab")
-        reached.append(tab.page.evaluate("document.activeElement.textContent || document.activeElement.tagName"))
-        ring = tab.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert ring == "solid", reached
-        if reached[-1] == "TEXTAREA":
-            break
-    assert reached[:4] == ["Talk", "Summarise", "Side by side", "Presets"]
+    tab = browse(360)
+    tab.page.goto(site.server.url)
+    expect(tab.page.locator("#talk")).to_be_visible()
+    assert tabbed_to_the_text(tab)[:4] == ["Talk", "Summarise", "Side by side", "Presets"]
     tab.page.keyboard.type("Hello")
     tab.page.keyboard.press("Enter")
     settled(tab.page.locator("#talk"), 1)
     assert tab.page.locator("#talk .answer").get_attribute("aria-live") == "polite"
+
+
+def test_a_part_s_address_leads_the_keyboard_past_what_is_above_it(site: Site, browse: Callable[..., Browsed]) -> None:
+    tab = browse()
+    tab.open(site.server)
+    assert tabbed_to_the_text(tab) == ["TEXTAREA"]
+
+
+def tabbed_to_the_text(tab: Browsed) -> list[str]:
+    """What the key Tab reaches, one after another, up to the text to write; each is seen to have the focus."""
+    reached: list[str] = []
+    while "TEXTAREA" not in reached and len(reached) < 12:
+        tab.page.keyboard.press("Tab")
+        reached.append(tab.page.evaluate("document.activeElement.textContent || document.activeElement.tagName"))
+        assert tab.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", reached
+    return reached
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
