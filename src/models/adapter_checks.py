@@ -94,6 +94,20 @@ def check_adapter(model: PeftModel) -> None:
         )
 
 
+def acts_in_layers(config: PeftConfig) -> bool:
+    """Whether an adapter of this configuration acts inside the base's layers alone, at every token.
+
+    The base called by itself then computes all of it. Otherwise PEFT's model does part of it around the base: it adds
+    virtual tokens (prompt learning), or finds the text in a prompt from which on the adapter acts (aLoRA).
+    """
+    return not (config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))
+
+
+def base_is_whole(model: nn.Module) -> bool:
+    """Whether `base_model(model)`, called by itself, computes what the model does: see `acts_in_layers`."""
+    return not isinstance(model, PeftModel) or acts_in_layers(model.active_peft_config)
+
+
 def _check_targets(model: nn.Module, config: PeftConfig) -> None:
     targets = getattr(config, "target_modules", None)
     if not targets or targets == ALL_LINEAR:

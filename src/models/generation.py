@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import ParleyError
+from src.models.adapter_checks import base_is_whole
 from src.models.autocast import cast_once
 from src.models.decoder import Decoder, takes_cache
 from src.models.endings import TOKEN_SETTINGS, decode_answers, ending_ids, token_settings, until_end
@@ -284,6 +285,11 @@ def generate_ids(
     processors = options.to_logits_processors(tokenizer, start, numbers)
     if recorder is not None:  # before `SeededSampling`, which leaves only the drawn token
         processors.insert(len(processors) - int(options._has_streams), recorder)
+    if config.num_beams == 1 and not base_is_whole(model):  # of which PEFT must see a row for each answer
+        prompt_ids, prompt_attention_mask = (
+            rows.repeat_interleave(config.num_return_sequences, dim=0) for rows in (prompt_ids, prompt_attention_mask)
+        )
+        config.num_return_sequences = 1
     model.eval()
     try:
         seeded = _seeded(options.seed if options.do_sample else None, prompt_ids.device)

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from src.errors import ParleyError
-from src.models.adapter_checks import check_adapter, check_config
+from src.models.adapter_checks import acts_in_layers, check_adapter, check_config
 from src.models.classifiers import head_name, is_classifier
 from src.models.fingerprint import base_record
 from src.models.low_precision import elements, is_finer_than_base, train_in_float32
@@ -175,12 +175,7 @@ def _fold_obstacle(model: PeftModel) -> str | None:
     """Why the adapter cannot be expressed as a change of the weights; None if it can."""
     config = model.active_peft_config
     kind = config.peft_type.value
-    if (
-        config.is_prompt_learning
-        or not hasattr(model.base_model, "merge_adapter")
-        or config.peft_type in NEVER_MERGED
-        or getattr(config, "alora_invocation_tokens", None)
-    ):
+    if not acts_in_layers(config) or not hasattr(model.base_model, "merge_adapter") or config.peft_type in NEVER_MERGED:
         return f"an adapter of type {kind} cannot be merged"
     if any(map(is_finer_than_base, _tuned_layers(model))):
         return "an adapter cannot be merged into a base that is quantised or rounded"

@@ -8,11 +8,11 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import EncoderDecoderCache, StaticCache
 
 from src.errors import ParleyError
+from src.models.adapter_checks import base_is_whole
 from src.models.decoder import Decoder, keeps_all_positions
 from src.models.responses import Model
 from src.models.tying import base_model, positions
@@ -30,13 +30,13 @@ def refuse_engine(name: str, model: Model, *, in_shards: bool = False) -> None:
         in_shards: Whether its weights are shared out over processes, whose exchange of them is in no graph.
 
     Raises:
-        ParleyError: The model does not keep the keys and values of all positions, has virtual tokens, or attends by
-            kernels that do not take masks; or it is in shards.
+        ParleyError: The model does not keep the keys and values of all positions, has an adapter that does not act in
+            its layers alone, or attends by kernels that do not take masks; or it is in shards.
     """
     if in_shards:
         raise ParleyError(f"{name} is static, which is not for shards; use plain.")
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        raise ParleyError(f"{name} is static, which does not read an adapter's virtual tokens; use plain.")
+    if not base_is_whole(model):
+        raise ParleyError(f"{name} is static, which knows neither an adapter's virtual tokens nor aLoRA; use plain.")
     attention = base_model(model).config._attn_implementation
     if "flash" in str(attention):
         raise ParleyError(f"{name} is static, which {attention} does not serve; use plain, or attention by sdpa.")

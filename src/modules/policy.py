@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig
 from torch import nn
 from torch.optim import AdamW
 from torchmetrics import Metric
@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 
 from src.contracts import Batch, PreferenceBatch
 from src.errors import ParleyError
+from src.models.adapter_checks import base_is_whole
 from src.models.generation import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.policy import encode_prompts
@@ -109,13 +110,13 @@ class PolicyModule(GeneratingModule):
         if self.model is not None:
             return
         super().configure_model()
-        model = self.policy
-        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        if not base_is_whole(self.policy):
             raise ParleyError(
-                f"{type(self).__name__} trains adapters that change weights (LoRA and its like), not prompts; use LoRA."
+                f"{type(self).__name__} trains adapters that change weights at every token (LoRA and its like), "
+                "neither prompts nor aLoRA; use LoRA."
             )
         self.reference = self.make_reference()
-        model.eval()  # dropout is off
+        self.policy.eval()  # dropout is off
 
     def make_reference(self) -> Reference | None:
         """Make the reference from the policy before training; None if none is to be kept in memory."""

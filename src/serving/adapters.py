@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from src.errors import ParleyError
 from src.inference.loading import FinishedModel
+from src.models.adapter_checks import acts_in_layers
 from src.models.adapters import load_adapter, refuse_code
 from src.models.loading import identify
 from src.models.sources import BASE_FILE, is_adapter, read_json, reading
@@ -96,8 +97,13 @@ def _check_switchable(config: PeftConfig, place: str, rows: int) -> None:
     trains_biases = getattr(config, "bias", "none") != "none"
     record = read_json(Path(place) / BASE_FILE) if (Path(place) / BASE_FILE).is_file() else {}
     has_grown = record.get("rows", rows) > rows
-    if config.is_prompt_learning or changes_base or trains_biases or has_grown:
+    if not acts_in_layers(config):
         raise ParleyError(
-            f"the adapter {place} cannot be switched on and off beside others (prompt tuning, biases, more tokens, or "
-            "a start that changes the base); serve it by itself, as a MODEL."
+            f"the adapter {place} does not act in its layers alone (prompt tuning, aLoRA), which is not served; "
+            "`parley generate` has it."
+        )
+    if changes_base or trains_biases or has_grown:
+        raise ParleyError(
+            f"the adapter {place} cannot be switched on and off beside others (biases, more tokens, or a start that "
+            "changes the base); serve it by itself, as a MODEL."
         )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import LogitsProcessorList
 
 from src.contracts import Turn
@@ -18,6 +17,7 @@ from src.errors import ParleyError
 from src.files import refuse_surrogates
 from src.inference.loading import FinishedModel
 from src.inference.prompts import PromptEncoder, Style, resolve_style, text_prompt_ids, turn_ids
+from src.models.adapter_checks import base_is_whole
 from src.models.draws import row_seed
 from src.models.endings import ending_ids
 from src.models.generation import GenerationOptions, ModelOptions
@@ -67,7 +67,7 @@ class Hosted:
         style: `format`, resolved.
 
     Raises:
-        ParleyError: It does not support this format, or its adapter is of a prompt-learning type.
+        ParleyError: It does not support this format, or its adapter does not act in its layers alone.
     """
 
     name: str
@@ -81,10 +81,10 @@ class Hosted:
 
     def __post_init__(self) -> None:
         model, tokenizer = self.finished.model, self.finished.tokenizer
-        if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-            kind = model.active_peft_config.peft_type.value
+        if not base_is_whole(model):
             raise ParleyError(
-                f"{self.name} has an adapter of type {kind}, which is not served; `parley generate` has it."
+                f"{self.name} has an adapter that does not act in its layers alone (prompt tuning, aLoRA), which is "
+                "not served; `parley generate` has it."
             )
         self.style = resolve_style(self.format, self.finished, turns=True, trained=True)
         self.endings = ending_ids(tokenizer, model)

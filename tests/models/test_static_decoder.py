@@ -267,7 +267,7 @@ def test_what_the_engine_cannot_serve_is_refused(base):
     with pytest.raises(ParleyError, match=r"^x is static, which is not for shards; use plain\.$"):
         refuse_engine("x", model, in_shards=True)
     tuned = get_peft_model(model, PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
-    with pytest.raises(ParleyError, match="an adapter's virtual tokens; use plain"):
+    with pytest.raises(ParleyError, match="an adapter's virtual tokens nor aLoRA; use plain"):
         refuse_engine("x", tuned)
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ParleyError, match="which flash_attention_2 does not serve; use plain, or attention by sdpa"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -28,13 +30,20 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from src.datamodules import DialogSumDataModule
 from src.errors import ParleyError
 from src.inference.export import export
-from src.inference.loading import load_finished
+from src.inference.loading import FinishedModel, load_finished
+from src.models.adapter_checks import base_is_whole
+from src.models.adapters import save_adapter
 from src.models.fingerprint import fingerprint
-from src.models.loading import identify, load_model
-from src.models.lora import can_merge
-from src.modules import CausalLMModule, PPOModule, Seq2SeqModule
+from src.models.generation import GenerationOptions, generate_ids
+from src.models.loading import identify, load_model, load_tokenizer
+from src.models.lora import add_lora, can_merge
+from src.models.static_decoder import refuse_engine
+from src.models.tying import base_model
+from src.modules import CausalLMModule, DPOModule, PPOModule, Seq2SeqModule
 from src.modules.checkpoint import describe, keep_adapter
 from src.rewards import LengthReward
+from src.serving.adapters import share
+from src.serving.hosted import Hosted
 
 IDS = torch.arange(10, 34).view(2, 12)
 LINEAR = {"t5": "q", "gpt2": "c_attn", "llama": "down_proj", "bart": "fc2"}
@@ -61,6 +70,7 @@ OTHERS = {
     "vblora": lambda kind: VBLoRAConfig(r=2, target_modules=[LINEAR[kind]], vector_length=8, num_vectors=16, topk=2),
     "only tokens": lambda kind: TrainableTokensConfig(token_indices=[11, 12]),
 }
+STARTED = {"alora": LoraConfig(r=4, target_modules=["down_proj"], alora_invocation_tokens=[14, 15])}
 PROMPTS = {
     "prompt tuning": PromptTuningConfig(num_virtual_tokens=4),
     "p-tuning": PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16),
@@ -76,7 +86,7 @@ PROMPTED = [(kind, method) for kind in ("gpt2", "llama", "bart", "t5") for metho
 def config(method, kind):
     if method in LORAS:
         return LoraConfig(r=4, target_modules=[LINEAR[kind]], **LORAS[method])
-    return PROMPTS[method] if method in PROMPTS else OTHERS[method](kind)
+    return (PROMPTS | STARTED)[method] if method in PROMPTS | STARTED else OTHERS[method](kind)
 
 
 @torch.no_grad()
@@ -193,6 +203,54 @@ def test_prompt_tuning_learns_the_wanted_tokens_of_a_decoder_only_model(kind, me
         loss, count = module.loss_sum(batch)
         torch.testing.assert_close(loss, expected)
         assert int(count) == len(wanted)
+
+
+def moved(base, method, kind="llama"):
+    """A model whose adapter no longer does nothing."""
+    torch.manual_seed(0)
+    model = add_lora(load_model(base), config(method, kind)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.5 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", [*LORAS, *OTHERS, *PROMPTS, *STARTED])
+def test_a_base_that_is_called_whole_computes_all_of_its_adapter(method, tiny_base):
+    model = moved(tiny_base("llama"), method)
+    is_same = torch.equal(logits(base_model(model)), logits(model))
+    assert base_is_whole(model) == is_same == (method not in PROMPTS | STARTED)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["lora", *PROMPTS, *STARTED])
+def test_several_answers_are_one_answer_several_times(method, tiny_base):
+    """With one token to draw from they cannot differ, though a prompt that is answered twice may be read once."""
+    base = tiny_base("llama")
+    model, tokenizer = moved(base, method), load_tokenizer(base)
+    once = GenerationOptions(max_new_tokens=8, do_sample=True, top_k=1, seed=1)
+    prompt = IDS[:, :6], torch.ones_like(IDS[:, :6])
+    found = generate_ids(model, tokenizer, *prompt, replace(once, num_return_sequences=2))
+    assert torch.equal(found, generate_ids(model, tokenizer, *prompt, once).repeat_interleave(2, 0))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["prompt tuning", "alora"])
+def test_what_the_base_does_not_compute_is_refused_where_the_base_is_called(method, tiny_base, tmp_path):
+    base, wanted = str(tiny_base("llama")), config(method, "llama")
+    for module in (PPOModule(base, LengthReward(5), lora=wanted), DPOModule(base, lora=wanted)):
+        with pytest.raises(ParleyError, match=r"neither prompts nor aLoRA; use LoRA\.$"):
+            module.configure_model()
+    model, tokenizer = moved(base, method), load_tokenizer(base)
+    with pytest.raises(ParleyError, match=r"neither an adapter's virtual tokens nor aLoRA; use plain\.$"):
+        refuse_engine("x", model)
+    with pytest.raises(ParleyError, match=r"^x has an adapter that does not act in its layers alone"):
+        Hosted("x", FinishedModel(model, tokenizer, "x"), GenerationOptions())
+    save_adapter(model, tokenizer, tmp_path / "adapter")
+    with pytest.raises(ParleyError, match=r"adapter does not act in its layers alone .*`parley generate` has it\.$"):
+        share(load_finished(base, device="cpu"), {"a": str(tmp_path / "adapter")})
 
 
 def test_adalora_is_refused_before_training(tiny_base):
