@@ -20,10 +20,14 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor
     Returns:
         The drawn tokens, (rows,).
     """
-    noise = torch.empty_like(probabilities)
+    return (probabilities / _fill(torch.empty_like(probabilities), generators)).argmax(dim=-1)
+
+
+def _fill(noise: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Fill each row, of any shape, with exponential noise from its own generator."""
     for row, generator in zip(noise, generators, strict=True):
         row.exponential_(1, generator=generator)
-    return (probabilities / noise).argmax(dim=-1)
+    return noise
 
 
 class RowDraws:
@@ -34,36 +38,23 @@ class RowDraws:
 
     Args:
         generators: One per row, on the same device.
-        vocabulary: Tokens to draw among.
-        ahead: Tokens to draw noise for at once.
+        ahead: Tokens to draw noise for at once; as `tokens_ahead` says when left out.
     """
 
-    def __init__(self, generators: Sequence[torch.Generator], vocabulary: int, ahead: int) -> None:
-        self._generators, self._vocabulary, self._ahead = list(generators), vocabulary, ahead
-        self._drawn = 0
-        self._noise: Tensor | None = None  # (rows, ahead, vocabulary)
-
-    @classmethod
-    def on(cls, device: torch.device, generators: Sequence[torch.Generator], vocabulary: int) -> RowDraws:
-        """On a GPU with noise for eight tokens at once, or as many as are a MiB a row in float32.
-
-        How many depends on nothing that differs from batch to batch, for a row's tokens depend on it.
-        """
-        return cls(generators, vocabulary, max(1, min(8, 2**18 // vocabulary)) if device.type == "cuda" else 1)
+    def __init__(self, generators: Sequence[torch.Generator], ahead: int | None = None) -> None:
+        self._generators, self._ahead = list(generators), ahead
+        self._left: list[Tensor] = []  # noise of the next tokens, (rows, vocabulary) each
+        self._places: Tensor | None = None  # of the rows in the noise; None while it has no others
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """Draw a token for every row that is left, (rows,), from probabilities (rows, vocabulary)."""
-        step = self._drawn % self._ahead
-        if step == 0:
-            self._noise = None  # before there is more
-            self._noise = probabilities.new_empty(len(probabilities), self._ahead, self._vocabulary)
-            for row, generator in zip(self._noise, self._generators, strict=True):
-                row.exponential_(1, generator=generator)
-            self._places: Tensor | None = None  # of the rows in the noise; None while it has no others
-        self._drawn += 1
-        assert self._noise is not None
-        noise = self._noise[:, step] if self._places is None else self._noise[self._places, step]
-        return (probabilities / noise).argmax(dim=-1)
+        if not self._left:
+            rows, vocabulary = probabilities.shape
+            ahead = self._ahead or tokens_ahead(probabilities.device, vocabulary)
+            self._left = [*_fill(probabilities.new_empty(rows, ahead, vocabulary), self._generators).unbind(1)]
+            self._places = None
+        noise = self._left.pop(0)
+        return (probabilities / (noise if self._places is None else noise[self._places])).argmax(dim=-1)
 
     def keep(self, going: Sequence[bool], alive: Tensor) -> None:
         """Go on with some rows.
@@ -74,6 +65,14 @@ class RowDraws:
         """
         self._generators = list(compress(self._generators, going))
         self._places = alive if self._places is None else self._places[alive]
+
+
+def tokens_ahead(device: torch.device, vocabulary: int) -> int:
+    """Tokens to draw noise for at once: on a GPU eight, or as many as are a MiB a row in float32; elsewhere one.
+
+    It depends on nothing that differs from batch to batch, for a row's tokens depend on it.
+    """
+    return max(1, min(8, 2**18 // vocabulary)) if device.type == "cuda" else 1
 
 
 def row_seed(seed: int, number: int, answer: int) -> int:

@@ -138,6 +138,12 @@ def output_head(model: Model, *, in_own_precision: bool = False) -> Callable[[Te
     return apply
 
 
+def same_logits(found: Tensor, wanted: Tensor) -> bool:
+    """Whether logits are a model's own, up to rounding: within a hundredth of the largest."""
+    wanted = wanted.float()
+    return torch.allclose(found, wanted, rtol=0, atol=1e-2 * float(wanted.abs().max()))
+
+
 @torch.no_grad()
 def check_output_head(model: Model, token: int) -> None:
     """Refuse an architecture that changes its head's output in a way that `output_head` does not support.
@@ -163,8 +169,7 @@ def check_output_head(model: Model, token: int) -> None:
             ours = output_head(model)(caught["head_input"][0])
     finally:
         base.train(training)
-    tolerance = 1e-2 * float(logits.abs().max())
-    if not torch.allclose(ours, logits[0].float(), rtol=0, atol=tolerance):
+    if not same_logits(ours, logits[0]):
         raise ParleyError(
             f"Parley does not know what {base.config.model_type} does to its logits after the output head; "
             "use another architecture."

@@ -171,7 +171,7 @@ def sample_responses(
     eos = torch.tensor(eos_token_ids, device=ids.device, dtype=torch.long)
     banned, processors = LogitsProcessorList(banned or ()), options.processors()
     steps: list[tuple[Tensor, Drawable] | None] = []
-    draws: RowDraws | None = None
+    draws = RowDraws(streams)
     rows = torch.arange(batch, device=ids.device)
     with merged(model), cast_once(model, spare_head=True):
         decoder = options.decoder(model, query_ids, query_mask, encoder_hidden, longest=longest)
@@ -184,7 +184,6 @@ def sample_responses(
                 logits[:, eos] = -torch.inf
             logits = processors(so_far, banned(so_far, logits))  # type: ignore[arg-type]
             probabilities = logits.float().softmax(-1)
-            draws = draws or RowDraws.on(query_ids.device, streams, probabilities.shape[-1])
             tokens = draws(probabilities)
             is_restricted = step < options.min_new_tokens or banned or processors
             steps.append((rows, Drawable.of(logits > -torch.inf)) if is_restricted else None)

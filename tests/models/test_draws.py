@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.models.draws import RowDraws, draw
+from src.models.draws import RowDraws, draw, tokens_ahead
 
 VOCABULARY = 50
 
@@ -16,7 +16,7 @@ def generators(rows: list[int]) -> list[torch.Generator]:
 
 def drawn(rows: list[int], ahead: int, leaves: dict[int, int], steps: int = 9) -> dict[int, list[int]]:
     """The tokens of each row, by its number; `leaves` says after which step a row ends."""
-    draws, found = RowDraws(generators(rows), VOCABULARY, ahead), {row: [] for row in rows}
+    draws, found = RowDraws(generators(rows), ahead), {row: [] for row in rows}
     for step in range(steps):
         chance = [torch.Generator().manual_seed(1000 * row + step) for row in rows]
         probabilities = torch.stack([torch.rand(VOCABULARY, generator=each) for each in chance]).softmax(-1)
@@ -39,14 +39,14 @@ def test_a_rows_tokens_are_its_own_whichever_rows_leave(ahead):
 
 def test_without_noise_ahead_draws_what_a_row_draws_by_itself():
     probabilities = torch.rand(3, VOCABULARY).softmax(-1)
-    mine, its = RowDraws(generators([5, 6, 7]), VOCABULARY, 1), generators([5, 6, 7])
+    mine, its = RowDraws(generators([5, 6, 7]), 1), generators([5, 6, 7])
     for _ in range(4):
         assert torch.equal(mine(probabilities), draw(probabilities, its))
 
 
 def test_tokens_drawn_ahead_follow_their_probabilities():
     probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(4000, 1)
-    draws = RowDraws(generators(list(range(4000))), 4, 8)
+    draws = RowDraws(generators(list(range(4000))), 8)
     counts = sum(torch.bincount(draws(probabilities), minlength=4) for _ in range(8))
     expected = probabilities[0] * 32_000
     assert float(((counts - expected) ** 2 / expected).sum()) < 16.3  # chi-squared, 3 degrees of freedom, p = 0.001
@@ -54,5 +54,5 @@ def test_tokens_drawn_ahead_follow_their_probabilities():
 
 @pytest.mark.parametrize(("vocabulary", "ahead"), [(300, 8), (32_128, 8), (128_256, 2), (10**6, 1)])
 def test_a_gpu_has_as_much_noise_ahead_as_the_vocabulary_allows(vocabulary, ahead):
-    assert RowDraws.on(torch.device("cuda"), [], vocabulary)._ahead == ahead
-    assert RowDraws.on(torch.device("cpu"), [], vocabulary)._ahead == 1
+    assert tokens_ahead(torch.device("cuda"), vocabulary) == ahead
+    assert tokens_ahead(torch.device("cpu"), vocabulary) == 1

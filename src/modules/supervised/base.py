@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from src.contracts import IGNORE_INDEX, Batch
 from src.internals import shows_progress
 from src.models.head import logits_at
-from src.models.responses import output_head
+from src.models.responses import output_head, same_logits
 from src.models.tying import base_model
 from src.modules.breakdown import Breakdown
 from src.modules.generating import GeneratingModule
@@ -101,11 +101,10 @@ class SupervisedModule(GeneratingModule):
         model.eval()  # no dropout, and so no random numbers
         try:
             with logits_at(model, first, first, time) as states:
-                logits = self.model_logits(batch).float()
-            found = output_head(model, in_own_precision=True)(states[0])
+                logits = self.model_logits(batch)
+            return same_logits(output_head(model, in_own_precision=True)(states[0]), logits)
         finally:
             model.train(training)
-        return torch.allclose(found, logits, rtol=0, atol=1e-2 * float(logits.abs().max()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, so scaled that a step's gradient is of the mean over the tokens of all processes and batches."""
