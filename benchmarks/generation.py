@@ -27,7 +27,7 @@ from src.inference.loading import FinishedModel, load_finished
 from src.inference.prompts import PromptEncoder, resolve_style
 from src.models.corpus import read_corpus
 from src.models.endings import ending_ids
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.rollout import RolloutOptions, sample_responses
 from src.models.static_decoder import Engine
 

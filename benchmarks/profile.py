@@ -30,7 +30,8 @@ from benchmarks.shapes import FLAN_T5_BASE, add_shape, make_shaped, shape_of
 from benchmarks.synthetic import MODULES, Plan, RandomRows, train
 from src.inference.loading import load_finished
 from src.models.corpus import read_corpus
-from src.models.generation import GenerationOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions
 
 WARM_UP = 2  # steps that are not counted
 ON_GPU = {"length": 512, "batch_size": 32, "steps": 5, "new_tokens": 32, "weights": "bfloat16", **FLAN_T5_BASE}

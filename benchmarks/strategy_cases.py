@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig
 from benchmarks.device import device_named
 from scripts.crash_tasks import SAMPLE, write_pairs
 from src.datamodules import DialogSumDataModule, PreferenceDataModule
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.rollout import RolloutOptions
 from src.models.scratch import Sizes, make_base_model
 from src.modules import (

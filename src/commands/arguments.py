@@ -13,7 +13,7 @@ from src.ranges import ANY, Range
 if TYPE_CHECKING:
     from src.inference.loading import FinishedModel
     from src.inference.rewards import Reward
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
 
 log = logging.getLogger(__name__)
 STYLES = ("auto", "plain", "published", "chat", "raw")
@@ -162,7 +162,7 @@ def decoding_options(args: argparse.Namespace, finished: FinishedModel | None = 
     """
     from src.datamodules.templates import unescaped
     from src.inference.decoding import OWN, describe, with_changes, with_preset
-    from src.models.generation import GenerationOptions, ModelOptions
+    from src.models.generation_options import GenerationOptions, ModelOptions
 
     names = ("do_sample", *_NUMBERS, "bad_words", "stop_strings", "engine")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}

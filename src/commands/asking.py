@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from src.inference.examples import ExampleSet
     from src.inference.loading import FinishedModel
     from src.inference.prompts import PromptEncoder
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
 
 DEFAULT_BATCH_SIZE = 16
 Shots = list[list["Example"]] | None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from src.inference.examples import ExampleSet
     from src.inference.loading import FinishedModel
     from src.inference.prompts import ShownPrompt
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from src.datamodules.base import RANGES as DATA
 from src.errors import ParleyError
-from src.models.generation import RANGES as DECODING
+from src.models.generation_options import RANGES as DECODING
 from src.models.rollout import RANGES as ROLLOUT
 from src.ranges import ANY, COUNT, NOT_NEGATIVE, OR_NO_LIMIT, POSITIVE, SHARE, UNIT, Range
 

@@ -16,7 +16,8 @@ from src.errors import ParleyError
 from src.inference.journal import AnswerJournal
 from src.inference.loading import FinishedModel
 from src.models.endings import ending_ids
-from src.models.generation import GenerationOptions, continued_text, generate_ids, generate_text
+from src.models.generation import continued_text, generate_ids, generate_text
+from src.models.generation_options import GenerationOptions
 from src.writing import as_text, whole_file
 
 OUTPUT_SUFFIXES = (".jsonl", ".csv")

@@ -15,7 +15,8 @@ from src.inference.loading import FinishedModel
 from src.inference.prompts import Style, turn_ids
 from src.inference.streaming import TextStream
 from src.models.endings import ending_ids
-from src.models.generation import GenerationOptions, generate_text
+from src.models.generation import generate_text
+from src.models.generation_options import GenerationOptions
 from src.writing import whole_file
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from src.errors import ParleyError
 from src.inference.chat import Talk
 from src.inference.decoding import OWN, describe, parse_option, preset_names, with_changes, with_preset
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 
 HELP = """\
 /candidates N      show N answers from now on; the talk goes on with the first, or with what /pick says

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from src.errors import ParleyError
-from src.models.generation import GenerationOptions, ModelOptions
+from src.models.generation_options import GenerationOptions, ModelOptions
 from src.models.responses import Model
 from src.yaml_files import read_yaml
 

@@ -14,7 +14,7 @@ from typing import Any
 from src.errors import ParleyError
 from src.inference.loading import FinishedModel
 from src.models.fingerprint import fingerprint
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.writing import adding_to, writing
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from src.contracts import Batch, PreferenceBatch
 from src.metrics.answers import Answer, AnswerMetric, plain, update_all
 from src.models.endings import answer_mask, decode_answers, ending_ids
-from src.models.generation import GenerationOptions, generate_ids, until_stop
+from src.models.generation import generate_ids, until_stop
+from src.models.generation_options import GenerationOptions
 from src.models.logits import Recorder, truncation
 from src.models.reference import Reference
 from src.models.responses import Model, output_head, response_states

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig
 from src.contracts import Batch, PreferenceBatch
 from src.errors import ParleyError
 from src.models.adapter_checks import base_is_whole
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.lora import ParameterCount
 from src.models.policy import encode_prompts
 from src.models.reference import Reference

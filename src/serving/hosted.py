@@ -20,7 +20,7 @@ from src.inference.prompts import PromptEncoder, Style, resolve_style, text_prom
 from src.models.adapter_checks import base_is_whole
 from src.models.draws import row_seed
 from src.models.endings import ending_ids
-from src.models.generation import GenerationOptions, ModelOptions
+from src.models.generation_options import GenerationOptions, ModelOptions
 from src.models.logits import BannedTexts, token_rules
 from src.models.tying import base_model, embedding_matrix
 from src.serving.rows import Penalties, Row, new_row

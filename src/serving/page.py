@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from src.datamodules.templates import named_templates
 from src.errors import ParleyError
 from src.inference.decoding import describe, preset_names, with_preset
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.serving.errors import ApiError, BadRequestError
 from src.serving.hosted import Hosted
 from src.serving.page_rows import PageRow

@@ -8,7 +8,7 @@ from typing import Any
 from src.datamodules.turns import parse_messages
 from src.errors import ParleyError
 from src.inference.decoding import preset_names, with_preset
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.serving.errors import BadRequestError
 from src.serving.hosted import Hosted, TooLongError
 from src.serving.rows import Penalties, Row

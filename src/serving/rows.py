@@ -18,7 +18,7 @@ from transformers import (
 
 from src.inference.streaming import TextStream
 from src.models.draws import draw
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.logits import sampling_limits
 
 

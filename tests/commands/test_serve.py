@@ -72,7 +72,7 @@ def test_the_key_comes_from_the_environment(tiny_base: Callable[..., Path]) -> N
 def test_adapters_share_a_base(beams: int, tiny_base: Callable[..., Path], tmp_path: Path) -> None:
     """Asked all at once, each answers as it does when it is loaded by itself, and the base as without adapters."""
     from src.inference.loading import load_finished
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
     from src.serving.adapters import share
     from src.serving.hosted import Hosted
     from tests.serving.ports import expected, running

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.models.generation import GenerationOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions
 from src.models.loading import load_model, load_tokenizer
 from src.models.rollout import RolloutOptions, sample_responses
 from src.models.static_decoder import CapturedStep

@@ -14,7 +14,7 @@ from src.inference.answers import answer_all, check_output, prediction_columns, 
 from src.inference.loading import FinishedModel
 from src.inference.predictions import read_predictions
 from src.inference.prompts import PromptEncoder
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 
 PROMPTS = ["Hi", "Anna: Are you coming at 7:30, or are you not?", "안녕", "What", "a b c d e f g", "Yes & <no>"]
 

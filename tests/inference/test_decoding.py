@@ -21,7 +21,7 @@ from src.inference.decoding import (
     with_preset,
 )
 from src.inference.loading import FinishedModel
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 
 # What the published notebook hands to `generate`, lengths aside.
 PUBLISHED = {

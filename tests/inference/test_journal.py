@@ -12,7 +12,7 @@ from src.errors import ParleyError
 from src.inference import answers
 from src.inference.answers import answer_all
 from src.inference.journal import AnswerJournal
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 
 PROMPTS = [[5, 6, 7], [8, 9], [5], [7, 7, 7, 7], [9, 8, 7]]
 OPTIONS = GenerationOptions(max_new_tokens=4, do_sample=True, seed=3, num_return_sequences=2)

@@ -13,7 +13,7 @@ from src.errors import ParleyError
 from src.inference.chat import Exchange, Talk
 from src.inference.loading import FinishedModel
 from src.inference.prompts import PromptEncoder, choose_shots, few_shot, resolve_style, turn_ids
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"

@@ -9,7 +9,8 @@ import torch
 
 from src.inference.loading import FinishedModel
 from src.inference.streaming import TextStream
-from src.models.generation import GenerationOptions, generate_text
+from src.models.generation import generate_text
+from src.models.generation_options import GenerationOptions
 
 TEXT = "안녕하세요, 김치찌개 어때요? 😀 <b>Yes</b>\n둘째 줄 END of it"
 

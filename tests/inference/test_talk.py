@@ -13,7 +13,7 @@ from src.contracts import Turn
 from src.errors import ParleyError
 from src.inference.chat import Talk
 from src.inference.loading import FinishedModel
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 
 
 @pytest.fixture

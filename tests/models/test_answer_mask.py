@@ -3,7 +3,8 @@
 import torch
 
 from src.models.endings import answer_mask
-from src.models.generation import GenerationOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions
 
 
 def test_an_answer_ends_with_its_end_or_with_what_stops_it(model, tokenizer):

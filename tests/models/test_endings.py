@@ -16,7 +16,8 @@ from src.inference.chat import Talk
 from src.inference.export import export
 from src.inference.loading import FinishedModel, load_finished
 from src.models.endings import close_answer, decode_answers, ending_ids, until_end
-from src.models.generation import GenerationOptions, generate_text
+from src.models.generation import generate_text
+from src.models.generation_options import GenerationOptions
 from src.models.loading import load_model, load_tokenizer
 from src.models.reference import Reference
 from src.models.rollout import RolloutOptions

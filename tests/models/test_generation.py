@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from src.errors import ParleyError
 from src.models.draws import row_seed
-from src.models.generation import GenerationOptions, generate_ids, generate_text
+from src.models.generation import generate_ids, generate_text
+from src.models.generation_options import GenerationOptions
 from src.models.loading import load_model, load_tokenizer
 from src.models.logits import BannedTexts, Recorder, SeededSampling
 

@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 from src.cli import main
 from src.errors import ParleyError
 from src.inference.decoding import describe, with_changes, with_preset
-from src.models.generation import GenerationOptions, ModelOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions, ModelOptions
 from src.models.loading import load_model, load_tokenizer
 from src.models.saving import save_model
 from src.modules import Seq2SeqModule

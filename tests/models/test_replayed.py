@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from src.errors import ParleyError
-from src.models.generation import GenerationOptions, ModelOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions, ModelOptions
 from src.models.logits import Recorder
 
 TEXTS = [f"{name}: Are you coming{' to dinner' * length}?" for length, name in enumerate(["Anna", "Ben"] * 4)]

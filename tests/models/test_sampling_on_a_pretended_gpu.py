@@ -8,7 +8,8 @@ import peft  # noqa: F401  (reads torch's devices, so it comes before one is pre
 import torch
 from torch import Tensor
 
-from src.models.generation import GenerationOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions
 from src.models.logits import Recorder
 from src.models.policy import score_tokens
 from src.models.rollout import RolloutOptions, sample_responses

@@ -34,7 +34,8 @@ from src.inference.loading import FinishedModel, load_finished
 from src.models.adapter_checks import base_is_whole
 from src.models.adapters import save_adapter
 from src.models.fingerprint import fingerprint
-from src.models.generation import GenerationOptions, generate_ids
+from src.models.generation import generate_ids
+from src.models.generation_options import GenerationOptions
 from src.models.loading import identify, load_model, load_tokenizer
 from src.models.lora import add_lora, can_merge
 from src.models.static_decoder import refuse_engine

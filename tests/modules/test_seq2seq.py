@@ -69,7 +69,7 @@ def test_a_decoder_only_model_is_refused(tiny_base):
 
 
 def test_several_answers_a_prompt_are_refused():
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
 
     with pytest.raises(ParleyError, match="num_return_sequences"):
         Seq2SeqModule("any", generation=GenerationOptions(num_beams=2, num_return_sequences=2))

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from peft import LoraConfig
 
 from src.datamodules import DialogSumDataModule
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.rollout import RolloutOptions
 from src.modules import PPOModule, Seq2SeqModule
 from src.parallel.gathering import local, whole

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from src.datamodules import DialogSumDataModule
 from src.models.fingerprint import base_record
 from src.models.float32_files import half_precision_directory, write_in_float32
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.loading import load_model
 from src.models.rollout import RolloutOptions
 from src.modules import PPOModule, Seq2SeqModule

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from src.inference.loading import FinishedModel
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.loading import load_tokenizer
 
 if TYPE_CHECKING:

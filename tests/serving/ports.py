@@ -12,7 +12,8 @@ from typing import Any
 import openai
 import torch
 
-from src.models.generation import GenerationOptions, generate_text
+from src.models.generation import generate_text
+from src.models.generation_options import GenerationOptions
 from src.serving.app import make_app
 from src.serving.engine import Engine
 from src.serving.guard import LOOPBACK_NAMES, Guard

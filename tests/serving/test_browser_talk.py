@@ -13,7 +13,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
 
 from src.datamodules import ConversationDataModule
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.serving.hosted import Hosted, Limits
 from src.serving.page import Page as ServedPage
 from tests.serving.browsing import WIDTHS, Browsed, Held, Site, answer_of, assert_fits, expect, fulfilled, say, settled

@@ -153,7 +153,8 @@ def test_logprobs_are_those_of_one_forward_pass(name: str, served: Running) -> N
 
 
 def generated(hosted: Any, prompt: list[int], **options: Any) -> list[list[int]]:
-    from src.models.generation import GenerationOptions, generate_ids
+    from src.models.generation import generate_ids
+    from src.models.generation_options import GenerationOptions
 
     ids = torch.tensor([prompt])
     decoding = GenerationOptions(max_new_tokens=6, do_sample=True, **options)
@@ -217,7 +218,7 @@ def test_a_model_that_searches_by_beams_does_so_here(served: Running) -> None:
 
 
 def test_the_servers_own_options_hold_where_nothing_is_said(served: Running) -> None:
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
     from src.serving.hosted import Hosted
     from tests.serving.ports import running
 
@@ -236,7 +237,7 @@ def test_the_servers_own_options_hold_where_nothing_is_said(served: Running) -> 
 
 
 def test_beams_search_under_the_servers_own_options(served: Running) -> None:
-    from src.models.generation import GenerationOptions
+    from src.models.generation_options import GenerationOptions
     from src.serving.hosted import Hosted
     from tests.serving.ports import running
 
@@ -251,7 +252,8 @@ def test_beams_search_under_the_servers_own_options(served: Running) -> None:
 def test_beams_search_under_all_of_the_models_own_settings(served: Running) -> None:
     from dataclasses import replace
 
-    from src.models.generation import GenerationOptions, ModelOptions, generate_text
+    from src.models.generation import generate_text
+    from src.models.generation_options import GenerationOptions, ModelOptions
     from src.serving.hosted import Hosted
     from tests.serving.ports import running
 

@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 from src.inference.loading import FinishedModel
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.serving.beams import answer_by_beams
 from src.serving.engine import Engine, Event, Failed, FullError, Job
 from src.serving.hosted import Hosted

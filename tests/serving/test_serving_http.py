@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.serving.engine import Engine
 from src.serving.hosted import Hosted, Limits
 from tests.serving.ports import Running, running

@@ -20,7 +20,7 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 from scripts.load_serve import server
 from src.cli import main
 from src.errors import ParleyError
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.serving.page import Page, page_files
 from src.serving.page_rows import PageRow, read_page_rows
 from tests.conftest import ROOT

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 
 from src.callbacks import ExactResume, RunLogger
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.models.rollout import RolloutOptions
 from src.modules import GRPOModule, PPOModule, RLOOModule
 from src.modules.online import collector

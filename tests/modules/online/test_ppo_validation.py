@@ -10,7 +10,8 @@ from src.callbacks import BeforeAfterTable
 from src.callbacks.samples import SampleTable, run_directory
 from src.metrics.diversity import Diversity
 from src.metrics.toxicity import Toxicity
-from src.models.generation import GenerationOptions, until_stop
+from src.models.generation import until_stop
+from src.models.generation_options import GenerationOptions
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
 

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from src.callbacks import BeforeAfterTable, RunLogger
 from src.datamodules import PreferenceDataModule
-from src.models.generation import GenerationOptions
+from src.models.generation_options import GenerationOptions
 from src.modules import DPOModule
 from src.rl.preferences import DPOConfig
 
