@@ -138,7 +138,11 @@ def lost_characters(
         encoded: The token ids of each, with or without special tokens.
         tokenizer: The tokenizer that made them.
     """
-    decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    else:  # at once; transformers looks at every id in Python, which takes four times as long as decoding
+        decoded = backend.decode_batch(list(encoded), skip_special_tokens=True)
     pairs = ((visible(text), visible(back)) for text, back in zip(texts, decoded, strict=True))
     return [0 if text == back else (Counter(text) - Counter(back)).total() for text, back in pairs]
 

@@ -42,6 +42,7 @@ def test_causal_trains_both_ways(capsys, monkeypatch, sample, tmp_path):
     assert all(row["examples/s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_generation_gives_the_same_answers_every_way(capsys):
     sizes = "--prompts 4 --new-tokens 3 --hidden-size 16 --layers 1 --rounds 1 --json"
     assert main(["generation", *sizes.split(), "--methods", *generation.METHODS]) == 0

@@ -92,6 +92,7 @@ def test_tables_are_printed_by_a_command(tmp_path, capsys):
     assert out.index("## A\n") < out.index("## B\n")
 
 
+@pytest.mark.slow
 def test_a_benchmark_adds_its_table(tmp_path, capsys):
     file = tmp_path / "cpu.json"
     sizes = ["--prompts", "2", "--new-tokens", "2", "--hidden-size", "16", "--layers", "1", "--rounds", "1", "--json"]
@@ -140,6 +141,7 @@ def test_one_that_takes_too_long_is_ended_with_what_it_started(monkeypatch, tmp_
     assert float(beat.read_text() or ended) <= ended
 
 
+@pytest.mark.slow
 def test_methods_take_turns_and_a_peer_that_cannot_run_is_left_out(capsys):
     said: list[str] = []
 

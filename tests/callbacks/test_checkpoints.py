@@ -53,6 +53,7 @@ def names(directory: Path) -> list[str]:
     return sorted(file.name for file in directory.glob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_best_stay_and_any_can_be_exported(fit, tiny_base, tmp_path):
     directory = fit(
         "dialogsum_lora.yaml",
@@ -82,6 +83,7 @@ def test_the_newest_and_the_best_stay_and_any_can_be_exported(fit, tiny_base, tm
         base = AutoModelForSeq2SeqLM.from_pretrained(tiny_base("t5"))
 
 
+@pytest.mark.slow
 def test_an_adapters_checkpoint_holds_no_base(fit):
     directory = fit("dialogsum_lora.yaml", "--model.init_args.lora.r", "1", "--trainer.callbacks.every_n_steps", "6")
     checkpoint = read_checkpoint(directory / "step=0000006.ckpt")

@@ -35,6 +35,7 @@ def test_what_is_written_is_read(written: Path):
     assert [file.name for file in written.parent.iterdir()] == [written.name]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path):
     """Wherever it is: in tensors, in the pickle, in the archive's headers (its directory flag empties a record)."""
     path = tmp_path / "small.ckpt"

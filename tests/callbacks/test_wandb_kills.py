@@ -97,6 +97,7 @@ def last_summary(directory: Path) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.slow
 def test_the_summary_knows_what_only_an_earlier_process_logged(tmp_path):
     log_and_finish(tmp_path, ROWS - 1)
     log_and_finish(tmp_path, ROWS)  # one row more, of a loss

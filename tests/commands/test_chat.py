@@ -221,6 +221,7 @@ def read_until(terminal: int, text: str, seconds: float = 60) -> str:
     return seen.decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 def test_it_leaves_a_terminal_cleanly(gpt2: str) -> None:
     ours, theirs = pty.openpty()
     words = [

@@ -67,6 +67,7 @@ def test_one_in_the_trainers_list_takes_the_place_of_ours(fit):
     assert {"class_path": "src.callbacks.ExactResume", "init_args": {"config": None}} in saved["default_callbacks"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_without_any_of_ours_and_is_resumed_by_lightning_alone(fit):
     own = ["--default_callbacks=[]", '--trainer.callbacks=[{"class_path": "ModelCheckpoint"}]']
     status, names = fit(*own)

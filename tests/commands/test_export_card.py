@@ -51,6 +51,7 @@ def tested(checkpoint: Path, tiny_base: Callable[..., Path], tmp_path: Path) -> 
     return max((tmp_path / "run").rglob("predictions.csv")).parent
 
 
+@pytest.mark.slow
 def test_an_adapters_card_says_what_it_is(
     checkpoint: Path, tested: Path, tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_an_adapters_card_says_what_it_is(
     assert type(made["model"]).__name__ == "PeftModelForCausalLM"
 
 
+@pytest.mark.slow
 def test_without_a_test_the_card_says_so(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = tmp_path / "whole"
     assert main(["export", "--checkpoint", str(checkpoint), "--output", str(whole), "--merge"]) == 0
@@ -142,6 +144,7 @@ def test_nothing_in_a_setting_breaks_the_card() -> None:
     assert shown_place("/somewhere/of/mine/data") == "data"
 
 
+@pytest.mark.slow
 def test_figures_are_of_the_checkpoint_that_is_exported(checkpoint: Path, tmp_path: Path) -> None:
     """Of step 2, logged as 1 since steps are counted from 0, and not of what was trained from there."""
     run = checkpoint.parent.parent
@@ -153,6 +156,7 @@ def test_figures_are_of_the_checkpoint_that_is_exported(checkpoint: Path, tmp_pa
     assert "Nothing was measured" in read(tmp_path / "none")[0]
 
 
+@pytest.mark.slow
 def test_a_test_of_what_the_file_held_before_is_passed_over(checkpoint: Path, tested: Path, tmp_path: Path) -> None:
     later = (tested / "predictions.csv").stat().st_mtime + 10
     os.utime(checkpoint, (later, later))
@@ -160,6 +164,7 @@ def test_a_test_of_what_the_file_held_before_is_passed_over(checkpoint: Path, te
     assert "It was not tested" in read(tmp_path / "x")[0]
 
 
+@pytest.mark.slow
 def test_words_of_rouge_are_those_of_the_test(
     checkpoint: Path, tested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

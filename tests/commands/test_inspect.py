@@ -53,6 +53,7 @@ def test_the_counts_are_printed_as_published(
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_an_adapter_say_what_they_hold(
     checkpoint: Path, tiny_base: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

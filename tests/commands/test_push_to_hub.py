@@ -119,6 +119,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_directory_is_on_the_hub_as_it_is_here(
     hub: Hub, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def report(*words: object) -> Page:
     return Page(Path("pages/report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_one_run(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     page = report(runs[0])

@@ -59,6 +59,7 @@ def refused(capsys, *words: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_truncated_one_is_passed_over(runs, words, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
     newest = checkpoint(runs, 3)
@@ -80,6 +81,7 @@ def test_a_damaged_one_that_is_asked_for_is_refused(runs, words, capsys):
     )
 
 
+@pytest.mark.slow
 def test_none_there(tmp_path, monkeypatch, words, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
@@ -91,6 +93,7 @@ def test_none_there(tmp_path, monkeypatch, words, capsys, caplog):
     assert "starting fresh" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [("--model.init_args.lora", "null"), ("--model.init_args.model_name_or_path", "elsewhere")],
@@ -114,6 +117,7 @@ def test_another_datamodule_is_another_recipe_for_training_alone(runs, to_train)
     assert found == (None if to_train else checkpoint(runs, 3))
 
 
+@pytest.mark.slow
 def test_last_looks_where_checkpoints_are_told_to_go(runs, words, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
     shutil.move(runs / "version_0" / "checkpoints", "kept")
@@ -139,6 +143,7 @@ def test_other_shapes_are_refused(runs, words, capsys, change, complaint):
     assert complaint in line
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(runs, words, capsys, tiny_base):
     asked = ("--ckpt_path", str(checkpoint(runs, 2)), "--model.init_args.model_name_or_path")
     assert "has other weights" in refused(capsys, *words, *asked, str(tiny_base("t5", seed=1)))
@@ -146,6 +151,7 @@ def test_another_base_is_refused(runs, words, capsys, tiny_base):
     assert "gone" in refused(capsys, *words, *asked, "gone")
 
 
+@pytest.mark.slow
 def test_other_settings_are_named(runs, words, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("src"), "propagate", True)
     change = ("--model.init_args.optimizer.init_args.lr", "0.5", "--data.init_args.num_workers", "1")
@@ -167,6 +173,7 @@ def test_a_strangers_checkpoint(runs, words, capsys):
     assert "was not written by Parley" in refused(capsys, *words, "--ckpt_path", "stranger.ckpt")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory(runs, words, capsys):
     from src.callbacks.run_directory import DirectoryLock
 
@@ -190,6 +197,7 @@ def test_two_runs_in_one_directory(runs, words, capsys):
     assert main([*words, "--ckpt_path", "last"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_cleans_up_after_one_that_was_killed_in_writing(runs, words):
     half = runs / "version_0" / "checkpoints" / ".step=0000004.ckpt.1.tmp"
     half.write_bytes(b"PK")

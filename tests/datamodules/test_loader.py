@@ -87,6 +87,7 @@ def test_torchs_generator_is_left_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_something_still_holds_its_workers() -> None:
     words = "ResumableDataLoader([{'id': n} for n in range(8)], sampler, num_workers=1, collate_fn=list)"
     code = f"""

@@ -129,6 +129,7 @@ def test_steps_are_those_of_data_in_memory_where_the_buffer_holds_all(grouped, r
             assert torch.equal(value, theirs[name]) if torch.is_tensor(value) else value == theirs[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_workers_prepare_the_same_batches_and_a_loader_goes_on_where_another_stood(
     suffix, rows, jsonl, module, tmp_path
@@ -218,6 +219,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(workers, rows, jsonl, m
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_the_log_says_what_is_known_before_training(base, rows, jsonl, module, tmp_path, caplog):
     some = [*rows(30), {"fname": "none", "dialogue": "", "summary": "Nothing."}]
     path = jsonl(tmp_path / "train.jsonl", some)

@@ -41,9 +41,9 @@ def peak(base: str, path: Path, cache: Path) -> tuple[int, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_large_file_takes_the_memory_of_a_small_one(suffix, base, rows, tmp_path):
-    """Twenty times the rows, 60 MiB of text, in Parquet in row groups of one size: 5 % more memory at most."""
+    """Ten times the rows, 30 MiB of text, in Parquet in row groups of one size: 2.5 % more memory at most."""
     peaks = {}
-    for count in (2_000, 40_000):
+    for count in (2_000, 20_000):
         file = tmp_path / f"rows{count}{suffix}"
         some = [{**row, "dialogue": row["dialogue"] + "\nAnn: " + "x" * 1_400} for row in rows(count)]
         if suffix == ".jsonl":
@@ -52,4 +52,4 @@ def test_a_large_file_takes_the_memory_of_a_small_one(suffix, base, rows, tmp_pa
             pq.write_table(pa.Table.from_pylist(some), file, row_group_size=2_000, compression="none")
         examples, peaks[count] = peak(base("t5"), file, tmp_path / "cache")
         assert examples == count - 5
-    assert peaks[40_000] < 1.05 * peaks[2_000], peaks
+    assert peaks[20_000] < 1.025 * peaks[2_000], peaks

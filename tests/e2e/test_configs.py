@@ -26,6 +26,7 @@ def settings(recipe: Path) -> dict:
     return yaml.safe_load(recipe.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", [r for r in RECIPES if not any(method in r.name for method in ("ppo", "rloo", "grpo"))], ids=name
 )
@@ -103,6 +104,7 @@ def test_lists_of_files_add_up(parley, capsys, tmp_path, order):
     assert names == ["Checkpoints", "Checkpoints", "EarlyStopping", "RunLogger", "TensorBoardLogger", "WandbRun"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1], ids=["one order", "the other"])
 def test_settings_of_one_callback_from_two_files_are_one_callback_s(parley, tiny_base, sample, tmp_path, order):
     mine = tmp_path / "mine.yaml"

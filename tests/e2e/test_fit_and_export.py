@@ -75,6 +75,7 @@ def test_whole_model(parley, tmp_path, metrics, tiny_base: Callable[..., Path], 
     assert saved_config["tie_word_embeddings"] is not untied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("untied", [False, True], ids=["tied", "untied"])
 def test_adapter(parley, tmp_path, tiny_base: Callable[..., Path], sample: Path, untied: bool):
     base = tiny_base("t5", untied=untied)
@@ -130,6 +131,7 @@ def test_bad_input_is_one_line(parley, capsys, tiny_base, sample, words, complai
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_adapter_for_another_base_is_refused_with_both_names(parley, tmp_path, capsys, tiny_base, sample):
     first, second = tiny_base("t5"), tiny_base("t5", seed=1)
     assert parley("fit", "-c", LORA, *options(first, sample)) == 0

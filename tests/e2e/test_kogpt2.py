@@ -110,6 +110,7 @@ def latest(root: Path) -> Path:
     return max((root / "runs").glob("*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "lora"), [("first", "null"), ("hub", "{r: 4, target_modules: all-linear}")])
 def test_the_whole_road(layout, lora, kogpt2, parley, metrics, tmp_path, capsys):
     """Trains, resumes from the end, exports, answers, and is read by the stock library."""

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside_csv", [True, False], ids=["beside-csv", "alone"])
 def test_tensorboard_has_the_curves(
     beside_csv: bool, tiny_base: Callable[..., Path], sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

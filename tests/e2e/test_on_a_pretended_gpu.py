@@ -37,6 +37,7 @@ def test_trains_goes_on_and_is_tested(gpu, tiny_base, tmp_path, method, precisio
     same_to_the_bit(*run_again_from_its_middle(method, tiny_base, tmp_path, **settings))
 
 
+@pytest.mark.slow
 def test_learns_on_it_what_it_learns_on_a_cpu(tiny_base, tmp_path):
     """In float32, without dropout: what the other device's kernels round differently is not pretended."""
     weights = {}

@@ -61,6 +61,7 @@ def test_trained_on_less_and_exported_onto_the_whole_base(parley, tmp_path, tiny
     assert parley("test", *words(kind, way, base, sample), "--ckpt_path", checkpoint) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -116,6 +116,7 @@ def test_bit_for_bit(parley, tmp_path, tiny_base, sample, cut_at, monkeypatch, r
     assert_same(tmp_path / "peaceful" / "version_0", tmp_path / "runs" / "version_0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", ["false", "true"], ids=["in place", "asynchronous"])
 def test_every_checkpoint_is_the_same_after_a_cut_before_a_validation(
     parley, tmp_path, tiny_base, sample, monkeypatch, asynchronous

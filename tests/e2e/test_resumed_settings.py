@@ -45,6 +45,7 @@ def rate(file: Path) -> float:
     return read_checkpoint(file)["optimizer_states"][0]["param_groups"][0]["lr"]
 
 
+@pytest.mark.slow
 def test_more_epochs(parley, words):
     """A finished run's linear decay ended at 0; the longer one's does not."""
     assert parley(*words, *epochs(1)) == 0
@@ -83,6 +84,7 @@ def test_another_rate_and_another_schedule_from_an_earlier_file(parley, words, p
     assert own["written"] == [checkpoint("runs", step).name for step in (14, 16)]
 
 
+@pytest.mark.slow
 def test_back_to_the_best(parley, words):
     assert parley(*words, *epochs(3)) == 0
     best = Path("runs/version_0/checkpoints/best.ckpt")
@@ -95,6 +97,7 @@ def test_back_to_the_best(parley, words):
     assert steps_in("runs") == [18, 20]
 
 
+@pytest.mark.slow
 def test_a_second_shorter_run_in_the_same_directory(parley, words):
     """It drops its own, and nothing of the first."""
     words += ["--trainer.callbacks.dirpath", "together"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from scripts.crash_tasks import TASKS, Dealing, words_of
 from src.callbacks.storage import is_whole, read_checkpoint
 from src.cli import main
+from tests.forks import in_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
@@ -35,12 +33,7 @@ def fit(task: str, base: Path, root: Path, strategy: str, processes: int, steps:
 
 def run(words: list[str], processes: int) -> None:
     """One process is this one; two are of their own."""
-    if processes == 1:
-        assert main(words) == 0
-        return
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "src", *words], cwd=ROOT, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert (in_processes(processes, main, words) if processes > 1 else [main(words)]) == [0] * processes
 
 
 def column(root: Path, name: str) -> list[float]:

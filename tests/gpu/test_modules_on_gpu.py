@@ -14,6 +14,7 @@ ON_GPU = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "device", "precision"), [("lora", "cpu", "bf16-mixed"), *ON_GPU])
 def test_trains_goes_on_is_tested_and_exported(tiny_base, tmp_path, method, device, precision):
     _, last = run_again_from_its_middle(method, tiny_base, tmp_path, accelerator=device, precision=precision)

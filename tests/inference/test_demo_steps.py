@@ -60,6 +60,7 @@ def test_what_contradicts_itself_is_one_line(capsys: pytest.CaptureFixture[str])
     assert "--all and --no-align contradict each other" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["fit", "test"])
 def test_every_command_of_the_trainer_s_is_understood(
     part: str, tmp_path: Path, all_installed: None, capsys: pytest.CaptureFixture[str], tiny_base

@@ -79,6 +79,7 @@ def said(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> str:
     return capsys.readouterr().out.removesuffix("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_a_pipeline_that_summarises_says_the_same(made: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     if not PEER.is_dir():

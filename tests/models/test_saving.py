@@ -98,6 +98,7 @@ def peer(base, logits, shake, tmp_path_factory):
     return {(road, kind): (expected[road, kind], found[str(root / f"{road}-{kind}")]) for road, kind in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 @pytest.mark.parametrize(("road", "kind"), CASES)
 def test_transformers_4_45_gives_the_same_logits(road, kind, peer):
@@ -139,6 +140,7 @@ def test_a_head_that_was_untied_stays_so_in_stock_transformers(model, tokenizer,
     torch.testing.assert_close(logits(load_model(tmp_path / "saved")), logits(model), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_rope_chat_template_and_extra_specials_reach_transformers_4_45(base, logits, tmp_path):
     if not PEER.is_dir():
@@ -161,6 +163,7 @@ def test_rope_chat_template_and_extra_specials_reach_transformers_4_45(base, log
     assert load_tokenizer(tmp_path / "saved").chat_template == tokenizer.chat_template
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_marian_reaches_transformers_4_45_with_its_positions(base, logits, shake, tmp_path):
     if not PEER.is_dir():

@@ -272,6 +272,7 @@ def test_replicated_layers_are_exported_whole(tiny_base, tmp_path):
     torch.testing.assert_close(logits(stock), logits(module.model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=4, target_modules=["q"])])
 def test_averaged_weights_are_refused_with_an_adapter(lora, tiny_base, sample, tmp_path):

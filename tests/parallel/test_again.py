@@ -58,6 +58,7 @@ def trained(module) -> dict[str, torch.Tensor]:
     return {name: whole(p.detach()).clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", ["whole", "shards"])
 @pytest.mark.parametrize(("method", "lora"), [(seq2seq, True), (ppo, False)])
 def test_a_second_run_in_this_process(start, tmp_path, method, lora, checkpoints):

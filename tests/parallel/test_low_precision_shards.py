@@ -18,6 +18,7 @@ from src.rl.config import PPOConfig
 SHORT = RolloutOptions(min_new_tokens=2, output_min_length=4, output_max_length=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["seq2seq", "ppo"])
 def test_it_learns_what_it_learns_whole(method, tiny_base, sample, tmp_path):
     def train(strategy):

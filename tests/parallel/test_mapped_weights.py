@@ -130,6 +130,7 @@ def run(half, tiny_base, sample, tmp_path, quiet_trainer):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), [(Watched, "half"), (WatchedPPO, "float32")])
 def test_nothing_is_copied_before_it_is_cut(run, tmp_path, monkeypatch, method, kind):
     """Nor where a run goes on from a checkpoint; the weights are those of a run without shards."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-PATIENCE = 240  # seconds
+from tests.forks import in_processes
 
 
 def on_two(work: Callable[..., Any], store: Path, *given: Any) -> dict[int, Any]:
@@ -21,22 +20,12 @@ def on_two(work: Callable[..., Any], store: Path, *given: Any) -> dict[int, Any]
         store: A file that is not there yet, by which they find each other.
         *given: What it is given.
     """
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    started = [context.Process(target=_work, args=(work, rank, store, results, given)) for rank in range(2)]
-    for process in started:
-        process.start()
-    try:
-        return dict(results.get(timeout=PATIENCE) for _ in started)
-    finally:
-        for process in started:
-            process.join(30)
-            process.kill()
+    return dict(enumerate(in_processes(2, _work, work, store, given)))
 
 
-def _work(work: Callable[..., Any], rank: int, store: Path, results: Any, given: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
+def _work(work: Callable[..., Any], store: Path, given: tuple[Any, ...]) -> Any:
+    rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2)
-    results.put((rank, work(rank, *given)))
+    found = work(rank, *given)
     dist.barrier()
-    dist.destroy_process_group()
+    return found

@@ -124,6 +124,7 @@ def test_what_all_runs_share_is_said_once(page: str):
     assert text_of(page).count("torch 2.13 · python 3.11") == 1
 
 
+@pytest.mark.slow
 def test_it_fits_a_phone_and_reads_off_by_name(page: str, tmp_path: Path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if (chromium := shutil.which("chromium")) is None:

@@ -75,6 +75,7 @@ def test_closely_is_to_float_tolerance(pair):
     assert list(differences([torch.ones(2)], [torch.ones(2, dtype=torch.int)])) == ["checkpoint[0]"]
 
 
+@pytest.mark.slow
 def test_a_row_that_wandb_lacks_is_noticed(tmp_path, monkeypatch):
     import wandb
 

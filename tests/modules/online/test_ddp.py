@@ -1,20 +1,13 @@
 """Two processes: weights, controller and whitening are those of both together, and of one process alone."""
 
 import csv
+import hashlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = """
-import hashlib, json, sys
-import torch
 from lightning.pytorch import Callback, Trainer
+
 from src.callbacks import BeforeAfterTable, RunLogger
 from src.datamodules import DialogSumDataModule
 from src.models.rollout import RolloutOptions
@@ -23,17 +16,28 @@ from src.modules.online.grpo import GRPOConfig
 from src.modules.online.rloo import RLOOConfig
 from src.rewards import LengthReward
 from src.rl.config import PPOConfig
+from tests.forks import in_processes
 
-base, sample, out, examples, devices, method, accumulate = sys.argv[1:]
-devices, accumulate = int(devices), int(accumulate)
-size = 2 // (devices * accumulate)  # minibatches hold twice as much where there are half as many
-METHODS = {
-    "ppo": (PPOModule, {"ppo": PPOConfig(ppo_epochs=2, minibatch_size=2 * size, use_score_scaling=True, horizon=50)}),
-    "rloo": (RLOOModule, {"rloo": RLOOConfig(num_iterations=2, num_generations=4, minibatch_size=8 * size, beta=0.1)}),
-    "grpo": (GRPOModule, {"grpo": GRPOConfig(num_iterations=2, num_generations=4, minibatch_size=8 * size, beta=0.1)}),
-}
+
+def module_of(method, base, size):
+    """A method's Module, with minibatches of so many responses to a prompt."""
+    rollout = RolloutOptions(min_new_tokens=2, output_min_length=4, output_max_length=8)
+    given = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.3), "rollout": rollout}
+    if method == "ppo":
+        config = PPOConfig(ppo_epochs=2, minibatch_size=2 * size, use_score_scaling=True, horizon=50)
+        return PPOModule(base, LengthReward(5), ppo=config, **given)
+    shared = {"num_iterations": 2, "num_generations": 4, "minibatch_size": 8 * size, "beta": 0.1}
+    if method == "rloo":
+        return RLOOModule(base, LengthReward(5), rloo=RLOOConfig(**shared), **given)
+    return GRPOModule(base, LengthReward(5), grpo=GRPOConfig(**shared), **given)
+
 
 class Watch(Callback):
+    """Writes down what each process has after each step."""
+
+    def __init__(self, out):
+        self.out = out
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         digest = hashlib.sha256()
         for parameter in module.parameters():
@@ -44,50 +48,43 @@ class Watch(Callback):
             "place": module.buffer.place,
             "weights": digest.hexdigest(),
             "state": module.state(),
-            "own": [index for index, filler in zip(batch["index"], batch["is_filler"]) if not filler],
+            "own": [index for index, filler in zip(batch["index"], batch["is_filler"], strict=True) if not filler],
             "fillers": sum(batch["is_filler"]),
             "index": rollout.index.tolist(),
-            "advantages": [row[mask.bool()].tolist() for row, mask in zip(rollout.advantages, rollout.response_mask)],
-            "logged": {name: float(value) for name, value in trainer.callback_metrics.items()
-                       if not name.startswith("time/")},
+            "advantages": [
+                row[mask.bool()].tolist() for row, mask in zip(rollout.advantages, rollout.response_mask, strict=True)
+            ],
+            "logged": {
+                name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("time/")
+            },
         }
-        with open(f"{out}/rank{module.global_rank}.jsonl", "a") as stream:
-            stream.write(json.dumps(record) + "\\n")
+        with (self.out / f"rank{module.global_rank}.jsonl").open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
 
 
-if __name__ == "__main__":
+def train(base, sample, out, examples, devices, method, accumulate):
+    """Train on one process of so many, which share a global batch."""
     torch.manual_seed(7)
-    kind, config = METHODS[method]
-    module = kind(
-        base, LengthReward(5), optimizer=lambda p: torch.optim.SGD(p, lr=0.3), **config,
-        rollout=RolloutOptions(min_new_tokens=2, output_min_length=4, output_max_length=8),
-    )
+    # Minibatches hold twice as much where there are half as many.
+    module = module_of(method, str(base), 2 // (devices * accumulate))
     data = DialogSumDataModule(
-        base, path=sample, train_split=f"train[:{examples}]", validation_split="validation[:3]",
-        batch_size=8 // devices, max_source_length=24, max_target_length=8, cache_dir=out,
-    )
+        str(base), path=str(sample), train_split=f"train[:{examples}]", validation_split="validation[:3]",
+        batch_size=8 // devices, max_source_length=24, max_target_length=8, cache_dir=str(out),
+    )  # fmt: skip
     Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
         accumulate_grad_batches=accumulate, enable_checkpointing=False,
-        logger=RunLogger(out, name="run"), callbacks=[BeforeAfterTable(), Watch()], log_every_n_steps=1,
+        logger=RunLogger(str(out), name="run"), callbacks=[BeforeAfterTable(), Watch(out)], log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
-    ).fit(module, data)
+    ).fit(module, data)  # fmt: skip
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    torch.save(trained, f"{out}/trained{module.global_rank}.pt")
-"""
+    torch.save(trained, out / f"trained{module.global_rank}.pt")
 
 
 def run(path, base, sample, examples, devices, method="ppo", accumulate=1):
-    """Train in processes of their own, which share a global batch; their records, by rank."""
+    """Train in processes of their own; their records, by rank."""
     path.mkdir()
-    script = path / "script.py"
-    script.write_text(SCRIPT)
-    words = [sys.executable, *map(str, (script, base, sample, path, examples, devices, method, accumulate))]
-    # A seed that another test has left in the environment is taken by DDP alone.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
-    environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(words, cwd=path, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    in_processes(devices, train, base, sample, path, examples, devices, method, accumulate)
     files = [path / f"rank{rank}.jsonl" for rank in range(devices)]
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 

@@ -72,6 +72,7 @@ def test_the_policy_is_its_reference_at_first_and_dropout_is_off(make, kind, tra
     assert abs(float(trainer.callback_metrics["objective/kl"])) < 1e-5
 
 
+@pytest.mark.slow
 @every_model
 @whole_and_lora
 def test_both_engines_learn_the_same_from_the_same_answers(make, kind, trained):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
 from src.models.rollout import RolloutOptions
@@ -41,6 +42,7 @@ class ReinforceModule(OnlineModule):
         self.baseline = state["baseline"]
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_checkpoint_has_its_state(make, tmp_path):
     config = ReinforceConfig(minibatch_size=16, num_generations=4)
     lengths = RolloutOptions(min_new_tokens=8, output_min_length=8, output_max_length=8)

@@ -126,6 +126,7 @@ class Movement(Callback):
         self.before = now
 
 
+@pytest.mark.slow
 def test_the_update_stops_at_its_target_kl(make):
     """The minibatch that goes too far is the last: what follows leaves the weights, weight decay included, alone."""
     config, movement = PPOConfig(ppo_epochs=10, target_kl=1e-2), Movement()
@@ -173,6 +174,7 @@ def test_the_controller_takes_in_every_iteration(make):
     assert module.kl_controller.value == pytest.approx(0.2 * (1 - 0.2 * 8 / 100) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["whole", "continued"])
 def test_a_run_stopped_in_the_middle_goes_on_as_if_nothing_had_happened(make, trained_state, tmp_path, trained):
     options = {
@@ -197,6 +199,7 @@ def test_a_run_stopped_in_the_middle_goes_on_as_if_nothing_had_happened(make, tr
     assert all(torch.equal(tensor, expected[name]) for name, tensor in trained_state(second).items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_start_or_of_fine_tuning_is_refused(make, tmp_path):
     module, data, trainer = make("t5", "continued", iterations=1)
     trainer.fit(module, data)

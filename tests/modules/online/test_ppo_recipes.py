@@ -44,6 +44,7 @@ def words(tiny_base, sample, tmp_path, monkeypatch):
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "architecture"),
     [
@@ -64,6 +65,7 @@ def test_recipe_trains_a_step(words, tiny_base, make_classifier, recipe, archite
     assert main(["fit", *words(recipe, architecture, classifier), "--trainer.fast_dev_run", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_the_published_recipe_measures_what_was_published(words, tiny_base, make_classifier, tmp_path, capfd):
     """Toxicity by the classifier that is named, of prompt + " " + response, before and after a training that shows."""
     classifier = make_classifier(["nothate", "hate"], positions=600, tokenizer_of=tiny_base("t5"))
@@ -107,6 +109,7 @@ def test_what_measures_toxicity_is_loaded_before_training(words, make_classifier
     assert "has no label 'rude'; choose one of: nothate, hate." in capfd.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_reward_s_complaint_is_one_line(tiny_base, sample, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     words = ["fit", "-c", str(CONFIGS / "demo" / "dialogsum_ppo.yaml"), "--data.init_args.path", str(sample)]

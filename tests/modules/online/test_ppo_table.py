@@ -89,6 +89,7 @@ def test_a_large_kl_coefficient_keeps_it_where_it_was():
     assert history[-1]["env/reward_mean"] < 0.3
 
 
+@pytest.mark.slow
 def test_the_adaptive_controller_holds_kl_near_its_target():
     config = PPOConfig(init_kl_coef=0.01, target=1.0, horizon=200.0, minibatch_size=16, ppo_epochs=2)
     history = train(config, seed=0, iterations=140)

@@ -16,6 +16,7 @@ from src.rewards import LengthReward
 from src.rl.config import PPOConfig
 
 
+@pytest.mark.slow
 def test_validation_compares_with_the_reference_and_writes_the_table(make, tmp_path):
     module, data, trainer = make(
         iterations=2,
@@ -85,6 +86,7 @@ def test_validation_s_kl_leaves_out_an_eos_that_is_forbidden(make):
     assert found[1] > 1e-3
 
 
+@pytest.mark.slow
 def test_tables_stand_at_the_step_of_their_metrics(make, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = """
-import json, sys
-import torch
 from lightning.pytorch import Trainer
+
 from src.callbacks import BeforeAfterTable, RunLogger
 from src.datamodules import PreferenceDataModule
 from src.models.generation_options import GenerationOptions
 from src.modules import DPOModule
 from src.rl.preferences import DPOConfig
+from tests.forks import in_processes
 
-if __name__ == "__main__":
-    base, pairs, out, devices, rate, config = sys.argv[1:]
-    devices = int(devices)
+
+def train(base, pairs, out, devices, rate, config):
+    """Train on one process of so many; what it has at the end."""
     torch.manual_seed(7)
     module = DPOModule(
-        base, DPOConfig(**json.loads(config)), optimizer=lambda p: torch.optim.SGD(p, lr=float(rate)),
+        str(base), DPOConfig(**config), optimizer=lambda p: torch.optim.SGD(p, lr=rate),
         generation=GenerationOptions(max_new_tokens=4),
-    )
+    )  # fmt: skip
     data = PreferenceDataModule(
-        base, path=pairs, train_split="train[:11]", validation_split="train[11:]", batch_size=8 // devices,
-        max_source_length=24, max_target_length=8, cache_dir=out + "/cache",
-    )
+        str(base), path=str(pairs), train_split="train[:11]", validation_split="train[11:]", batch_size=8 // devices,
+        max_source_length=24, max_target_length=8, cache_dir=str(out / "cache"),
+    )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2,
-        enable_checkpointing=False, logger=RunLogger(out, name="run"), callbacks=[BeforeAfterTable()],
+        enable_checkpointing=False, logger=RunLogger(str(out), name="run"), callbacks=[BeforeAfterTable()],
         log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         num_sanity_val_steps=0,
-    )
+    )  # fmt: skip
     trainer.fit(module, data)
     found = {
         "weights": {name: p.detach() for name, p in module.named_parameters()},
@@ -47,11 +41,10 @@ if __name__ == "__main__":
         "table": {} if "train" not in module._tables else dict(enumerate(module._tables["train"].tolist())),
         "answers": [(each.query, each.response_before, each.response_after) for each in module.comparisons],
     }
-    torch.save(found, f"{out}/rank{module.global_rank}.pt")
-"""
+    torch.save(found, out / f"rank{module.global_rank}.pt")
 
 
-def run(path, base, devices, rate, config):
+def run(path: Path, base, devices, rate, config):
     """Train in processes of their own; what each has at the end."""
     path.mkdir()
     pairs = path / "pairs.jsonl"
@@ -59,13 +52,7 @@ def run(path, base, devices, rate, config):
         {"prompt": f"Why {n}{' so' * (n % 5)}?", "chosen": f"{n} it is.", "rejected": "No" * n} for n in range(1, 15)
     ]
     pairs.write_text("\n".join(map(json.dumps, rows)))
-    script = path / "run.py"
-    script.write_text(SCRIPT)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
-    environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, script, base, pairs, path, str(devices), str(rate), json.dumps(config)]
-    done = subprocess.run(words, env=environment, check=False, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_processes(devices, train, base, pairs, path, devices, rate, config)
     return [torch.load(path / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
 
 

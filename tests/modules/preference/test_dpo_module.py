@@ -139,6 +139,7 @@ def test_loss_and_gradients_are_brute_force_s(kind, trained, make):
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_it_learns_and_logs_trl_s_names(make, tmp_path):
     module, data, trainer = make("t5", trainer={"max_epochs": 8, "limit_val_batches": 1.0})
     trainer.fit(module, data)
@@ -206,6 +207,7 @@ def test_fillers_count_for_nothing(make):
     assert all(p.grad is not None and not p.grad.any() for p in module.policy.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "trained", "dpo"),
     [
@@ -235,6 +237,7 @@ def test_a_run_cut_within_an_epoch_goes_on_to_the_bit(make, tmp_path, kind, trai
         assert torch.equal(trainer.callback_metrics[name], resumed.callback_metrics[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "trained"), [("t5", "whole"), ("gpt2", "whole"), ("gpt2", "lora")])
 def test_a_cached_reference_is_the_same_and_no_copy_is_held(make, tmp_path, kind, trained, caplog):
     settings = {"max_epochs": 2, "limit_val_batches": 1.0}
@@ -267,6 +270,7 @@ def test_a_cached_reference_is_the_same_and_no_copy_is_held(make, tmp_path, kind
     assert "it is made anew" in caplog.text
 
 
+@pytest.mark.slow
 def test_other_weights_make_another_cache(make, tmp_path, tiny_base):
     for seed in (0, 1, 1):
         module, data, trainer = make("gpt2", dpo=DPOConfig(reference="cached"), trainer={"max_steps": 1})
@@ -275,6 +279,7 @@ def test_other_weights_make_another_cache(make, tmp_path, tiny_base):
     assert len(list((tmp_path / "cache").glob("reference-*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_validation_writes_the_table_and_test_answers_before_and_after(make, tmp_path):
     module, data, trainer = make("t5", trainer={"limit_val_batches": 1.0, "callbacks": [BeforeAfterTable()]})
     trainer.fit(module, data)

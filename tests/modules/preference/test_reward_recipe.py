@@ -74,6 +74,7 @@ def test_two_processes_learn_what_one_does(tiny_base, pairs, tmp_path):
     assert [json.loads(line)["id"] for line in tables[0]] == [json.loads(line)["id"] for line in tables[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt2", "t5"])
 def test_ppo_learns_from_what_the_reward_model_learned(tiny_base, pairs, sample, tmp_path, architecture):
     base, root = tiny_base(architecture), tmp_path / "runs"
@@ -96,6 +97,7 @@ def test_ppo_learns_from_what_the_reward_model_learned(tiny_base, pairs, sample,
     assert main(line) == 0
 
 
+@pytest.mark.slow
 def test_an_encoder_that_no_language_model_is_made_of(tiny_base, pairs, tmp_path):
     """DistilBERT, with a second fresh layer below its head, as an adapter in bfloat16."""
     from transformers import AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
