@@ -36,7 +36,7 @@ from src.models.classifiers import check_classifiable, drawn_from, fresh_modules
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.finite import refuse_not_finite
 from src.models.low_precision import check_quantization, is_quantized, settings_for, settle_quantized
-from src.models.sources import adapter_base, first_line, is_adapter, locate, quietly, read_json, reading
+from src.models.sources import adapter_base, first_line, is_adapter, locate, modified, quietly, read_json, reading
 from src.models.stored_weights import stored_fingerprint
 from src.models.tokenizer import fit_embeddings, load_tokenizer
 from src.models.tying import base_model as base_of
@@ -84,7 +84,7 @@ def load_config(
         raise ParleyError(f"{name} has no file {gguf_file}; give the GGUF file's name within the directory.")
     with reading("the configuration", name), quietly(bars=True):
         if gguf_file:
-            config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, _modified(Path(name) / gguf_file)))
+            config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, modified(Path(name) / gguf_file)))
         else:
             config = AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=trust_remote_code)
     _auto_class(config, name, outputs)
@@ -97,10 +97,6 @@ def load_config(
 def _gguf_config(name: str, gguf_file: str, local_only: bool, _modified: float) -> PreTrainedConfig:
     """The configuration in a GGUF file, cached: transformers reads the whole file, which takes seconds."""
     return AutoConfig.from_pretrained(name, local_files_only=local_only, gguf_file=gguf_file, trust_remote_code=False)
-
-
-def _modified(file: Path) -> float:
-    return file.stat().st_mtime if file.is_file() else 0.0
 
 
 def is_encoder_decoder(

@@ -170,6 +170,11 @@ def quietly(*, bars: bool = False) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def modified(file: Path) -> float:
+    """When a file was last written, in seconds since 1970; 0 for one that is not there, as of a hub."""
+    return file.stat().st_mtime if file.is_file() else 0.0
+
+
 def first_line(error: BaseException) -> str:
     """The first informative line of an exception's message, or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

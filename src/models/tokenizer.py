@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.errors import ParleyError
-from src.models.sources import adapter_base, find_file, is_adapter, locate, quietly, read_json, reading
+from src.models.sources import adapter_base, find_file, is_adapter, locate, modified, quietly, read_json, reading
 from src.models.texts import tell_names_from_tokens
 from src.models.tying import embedding_matrix, head_is_tied
 
@@ -74,14 +76,18 @@ def read_tokenizer(
     """
     name, local_only = locate(name_or_path)
     with reading("the tokenizer", name), quietly(bars=True):
-        options = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer: PreTrainedTokenizerBase | None = None if gguf_file else _without_settings(name, local_only)
-        if tokenizer is None and not gguf_file:
-            tokenizer = _as_its_file_says(name, local_only, trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase | None
+        if gguf_file:
+            kept = _gguf_tokenizer(name, gguf_file, local_only, trust_remote_code, modified(Path(name) / gguf_file))
+            tokenizer = copy.deepcopy(kept)
+        else:
+            tokenizer = _without_settings(name, local_only)
+            if tokenizer is None:
+                tokenizer = _as_its_file_says(name, local_only, trust_remote_code)
         if tokenizer is None:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
-                    name, local_files_only=local_only, trust_remote_code=trust_remote_code, **options
+                    name, local_files_only=local_only, trust_remote_code=trust_remote_code
                 )
             except ValueError as error:
                 if "backend tokenizer" not in str(error):  # transformers then lists, over lines, what it looked for
@@ -91,6 +97,16 @@ def read_tokenizer(
     if len(words) < FEWEST_WORDS:  # if files are missing, transformers makes a nearly empty tokenizer
         raise ParleyError(f"the tokenizer of {name} has no vocabulary; its files (tokenizer.json, ...) are missing.")
     return tokenizer
+
+
+@functools.lru_cache(maxsize=4)
+def _gguf_tokenizer(
+    name: str, gguf_file: str, local_only: bool, trust_remote_code: bool, _modified: float
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a GGUF file, cached: transformers reads the whole file, which takes seconds."""
+    return AutoTokenizer.from_pretrained(
+        name, local_files_only=local_only, gguf_file=gguf_file, trust_remote_code=trust_remote_code
+    )
 
 
 def ensure_padding(tokenizer: PreTrainedTokenizerBase) -> None:

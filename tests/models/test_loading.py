@@ -200,7 +200,10 @@ def test_gguf_written_by_the_gguf_package(kind_of_weights, tolerance, base, tmp_
     save_model(again, load_tokenizer(tmp_path, "tiny.gguf"), tmp_path / "plain")
     torch.testing.assert_close(logits(load_model(tmp_path / "plain")), logits(again), rtol=0, atol=0)
     assert "gguf" not in (tmp_path / "plain" / "config.json").read_text()
-    assert load_tokenizer(tmp_path, "tiny.gguf").pad_token_id is not None
+    tokenizer = load_tokenizer(tmp_path, "tiny.gguf")
+    assert tokenizer.pad_token_id is not None
+    assert tokenizer.add_tokens(["another"]) == 1
+    assert len(load_tokenizer(tmp_path, "tiny.gguf")) == len(tokenizer) - 1  # the file is read once, and given anew
     adapted = add_lora(again, LoraConfig(r=2, target_modules=["q_proj"]))
     shake(adapted, "lora_")
     save_adapter(adapted, load_tokenizer(tmp_path, "tiny.gguf"), tmp_path / "adapter")
