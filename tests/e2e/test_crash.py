@@ -13,21 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts.crash_test import crash
 from src.callbacks.storage import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-
-
-def crash_test(*words: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "crash_test.py", *words, "--json"],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=900,
-    )  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr[-2000:]
-    (result,) = json.loads(done.stdout)
-    return result
 
 
 @pytest.mark.slow
@@ -46,9 +37,9 @@ def crash_test(*words: str) -> dict:
 )
 def test_killed_and_resumed(words):
     """A short version; `docs/resuming.md` records longer ones, also with workers and on two processes."""
-    result = crash_test(*words.split(), "--kills", "2", "--fork")
-    assert result["kills"] == 2
-    assert result["differences"] == []
+    _, result = crash([*words.split(), "--kills", "2", "--fork"])
+    assert result.kills == 2
+    assert result.differences == []
 
 
 class Training:

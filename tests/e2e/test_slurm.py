@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from src.cli import main
+from tests.forks import in_processes
 from tests.small_fit import EVERY_N_STEPS, ROOT, newest, rows_of, same_to_the_bit, words_of
 
 SCRIPT = ROOT / "scripts" / "slurm.sbatch"
@@ -123,19 +125,11 @@ def test_two_machines_are_requeued_and_go_on(job, tmp_path, tiny_base, more):
 
 
 def job_alone(words: list[str], root: Path) -> Path:
-    """The same run on two processes that one of them starts."""
+    """The same run on two processes of one machine."""
     given = ["fit", *words, "--trainer.devices", "2", "--trainer.default_root_dir", str(root)]
     if not any("fsdp" in word for word in words):
         given += ["--trainer.strategy", "ddp"]
-    done = subprocess.run(
-        [sys.executable, "-m", "src", *given],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert in_processes(2, main, given) == [0, 0]
     return root
 
 

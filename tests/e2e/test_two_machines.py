@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from src.cli import main
+from tests.forks import in_processes
 from tests.small_fit import EVERY_N_STEPS, ROOT, newest, rows_of, same_to_the_bit, words_of
 
 STEPS = 30
@@ -142,11 +144,7 @@ def left_in_peace(
 
     def find() -> Path:
         if not list(root.iterdir()):
-            words = [sys.executable, "-m", "src", *words_for(root), "--trainer.devices", "2"]
-            done = subprocess.run(
-                words, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False
-            )
-            assert done.returncode == 0, done.stderr.decode()[-3000:]
+            assert in_processes(2, main, [*words_for(root), "--trainer.devices", "2"]) == [0, 0]
         return root
 
     return find
