@@ -1,4 +1,4 @@
-"""Twenty steps of every Module, whole and LoRA, on one process, with DDP and in shards: one line of losses."""
+"""Eight steps of every Module, whole and LoRA, on one process, with DDP and in shards: one line of losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from benchmarks.strategies import ALONE, Way, difference, measure
 from benchmarks.strategy_cases import CASES, Measured
 
-STEPS = 20
+STEPS = 8
 
 
 def faults(one: Measured, other: Measured, share: float) -> list[str]:
