@@ -286,7 +286,8 @@ def operations_of(base: Path, read: int, written: int) -> float:
         read: Tokens that its encoder has read.
         written: Tokens that its decoder has written.
     """
-    from src.models.loading import load_config, model_from_config
+    from src.models.config import load_config
+    from src.models.loading import model_from_config
 
     with torch.device("meta"):
         model = model_from_config(load_config(base))

@@ -8,7 +8,8 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from src.datamodules.formats import Format, resolve_format
-from src.models.loading import load_config, load_tokenizer
+from src.models.config import load_config
+from src.models.loading import load_tokenizer
 
 
 class PreparesForModel(LightningDataModule):

@@ -19,9 +19,10 @@ from transformers import (
 from src.callbacks.storage import read_checkpoint
 from src.errors import ParleyError
 from src.models.adapters import refuse_code, save_adapter
+from src.models.config import load_config
 from src.models.fingerprint import base_record
 from src.models.finite import refuse_not_finite
-from src.models.loading import fit_embeddings, load_config, load_model, load_state, load_tokenizer, model_from_config
+from src.models.loading import fit_embeddings, load_model, load_state, load_tokenizer, model_from_config
 from src.models.lora import add_lora, merge_lora
 from src.models.saving import save_model
 from src.models.sources import FOREIGN_CODE, reading

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,29 +12,16 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from src.errors import ParleyError
 from src.models.adapters import load_adapter, refuse_code
-from src.models.classifiers import check_classifiable, drawn_from, fresh_modules, says_classifier
+from src.models.classifiers import drawn_from, fresh_modules, says_classifier
+from src.models.config import auto_class, load_config, set_dropout
 from src.models.fingerprint import BaseRecord, base_record, keep_record, record_base
 from src.models.finite import refuse_not_finite
 from src.models.low_precision import check_quantization, is_quantized, settings_for, settle_quantized
-from src.models.sources import adapter_base, first_line, is_adapter, locate, modified, quietly, read_json, reading
+from src.models.sources import adapter_base, first_line, is_adapter, locate, quietly, read_json, reading
 from src.models.stored_weights import stored_fingerprint
 from src.models.tokenizer import fit_embeddings, load_tokenizer
 from src.models.tying import base_model as base_of
@@ -47,72 +32,11 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "fit_embeddings",
     "identify",
-    "is_encoder_decoder",
-    "load_config",
     "load_model",
     "load_state",
     "load_tokenizer",
     "model_from_config",
 ]
-
-
-def load_config(
-    name_or_path: str | Path,
-    gguf_file: str | None = None,
-    *,
-    outputs: int | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedConfig:
-    """The configuration of a base model; for an adapter directory, that of its base.
-
-    Args:
-        name_or_path: A directory or hub name.
-        gguf_file: The GGUF file's name within it.
-        outputs: The number of outputs, if a sequence classifier is to be made from it; a language model when left out.
-        trust_remote_code: Allow code from the model's directory to run.
-
-    Raises:
-        ParleyError: There is none, or it is not of a generating language model (or of one that has a classifier).
-    """
-    if is_adapter(name_or_path):
-        base, base_gguf = adapter_base(name_or_path)
-        return load_config(base, gguf_file or base_gguf, outputs=outputs, trust_remote_code=trust_remote_code)
-    name, local_only = locate(name_or_path)
-    if local_only and Path(name).is_dir() and not gguf_file and not (Path(name) / "config.json").is_file():
-        raise ParleyError(f"{name} is not a model directory: it has no config.json (nor adapter_config.json).")
-    if gguf_file and Path(name).is_dir() and not (Path(name) / gguf_file).is_file():
-        raise ParleyError(f"{name} has no file {gguf_file}; give the GGUF file's name within the directory.")
-    with reading("the configuration", name), quietly(bars=True):
-        if gguf_file:
-            config = copy.deepcopy(_gguf_config(name, gguf_file, local_only, modified(Path(name) / gguf_file)))
-        else:
-            config = AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=trust_remote_code)
-    _auto_class(config, name, outputs)
-    if outputs is not None and config.num_labels != outputs:
-        config.num_labels = outputs
-    return config
-
-
-@functools.lru_cache(maxsize=4)
-def _gguf_config(name: str, gguf_file: str, local_only: bool, _modified: float) -> PreTrainedConfig:
-    """The configuration in a GGUF file, cached: transformers reads the whole file, which takes seconds."""
-    return AutoConfig.from_pretrained(name, local_files_only=local_only, gguf_file=gguf_file, trust_remote_code=False)
-
-
-def is_encoder_decoder(
-    name_or_path: str | Path, gguf_file: str | None = None, *, trust_remote_code: bool = False
-) -> bool:
-    """Whether the model has an encoder; reads the configuration only."""
-    return bool(load_config(name_or_path, gguf_file, trust_remote_code=trust_remote_code).is_encoder_decoder)
-
-
-def is_encoder_only(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is of an encoder-only model, such as BERT and RoBERTa.
-
-    transformers has a causal class for many of these, which attends to later tokens, however.
-    """
-    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or getattr(config, "causal", False)
-    return not writes and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def load_model(
@@ -171,7 +95,7 @@ def load_model(
     if outputs is None and says_classifier(config):
         raise ParleyError(f"{name_or_path} is a classifier, such as a reward model, and answers nothing; give another.")
     if dropout is not None:
-        _set_dropout(config, dropout)
+        set_dropout(config, dropout)
     name, local_only = locate(name_or_path)
     given: dict[str, Any] = {"gguf_file": gguf_file, "attn_implementation": attn_implementation}
     if gguf_file and (unpack := getattr(transformers, "GgufConfig", None)):
@@ -190,7 +114,7 @@ def load_model(
     drawing = nullcontext() if outputs is None else drawn_from(torch.initial_seed())
     reads = reading("the weights", name)
     with _attending(attn_implementation), reads, quietly(bars=not local_only), drawing:
-        loaded: Any = _auto_class(config, name, outputs).from_pretrained(
+        loaded: Any = auto_class(config, name, outputs).from_pretrained(
             str(float32_files or name),
             config=config,
             dtype=dtype or torch.float32,
@@ -261,7 +185,7 @@ def model_from_config(
     Raises:
         ParleyError: When the architecture is neither.
     """
-    model = _auto_class(config, config.model_type, outputs).from_config(
+    model = auto_class(config, config.model_type, outputs).from_config(
         config, dtype=torch.float32, trust_remote_code=trust_remote_code
     )
     if outputs is None and wants_untied_head(config):
@@ -300,45 +224,6 @@ def _load_adapter(adapter: str | Path, base: str | Path, is_trainable: bool, opt
     if not trusted:
         refuse_code(read_json(Path(directory) / "adapter_config.json"), directory)
     return load_adapter(model, identify(model), directory, tokenizer, is_trainable=is_trainable)
-
-
-def _set_dropout(config: PreTrainedConfig, probability: float) -> None:
-    """Set all dropout probabilities of a configuration, whatever their names."""
-    names = (
-        "dropout",
-        "dropout_rate",
-        "attention_dropout",
-        "activation_dropout",
-        "resid_pdrop",
-        "embd_pdrop",
-        "attn_pdrop",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "classifier_dropout",
-        "seq_classif_dropout",
-        "summary_first_dropout",
-    )
-    for name in names:
-        if hasattr(config, name):
-            setattr(config, name, probability)
-
-
-def _auto_class(config: PreTrainedConfig, name: str, outputs: int | None = None) -> Any:
-    if outputs is not None:
-        check_classifiable(config, name)
-        return AutoModelForSequenceClassification
-    own = getattr(config, "auto_map", {})  # only models with their own code have it
-    if config.is_encoder_decoder and "AutoModelForSeq2SeqLM" in own:
-        return AutoModelForSeq2SeqLM
-    if not config.is_encoder_decoder and "AutoModelForCausalLM" in own:
-        return AutoModelForCausalLM
-    if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        return AutoModelForSeq2SeqLM
-    if not config.is_encoder_decoder and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return AutoModelForCausalLM
-    raise ParleyError(
-        f"{name} is a {config.model_type} model, neither encoder-decoder nor decoder-only; give one that is."
-    )
 
 
 def _file_says_untied(name: str) -> bool:

@@ -73,7 +73,7 @@ def load_reader(
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from src.models.loading import load_config
+    from src.models.config import load_config
     from src.models.sources import reading
 
     config = load_config(name_or_path, gguf_file, outputs=1, trust_remote_code=trust_remote_code)

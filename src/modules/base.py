@@ -23,8 +23,9 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, 
 from src.errors import ParleyError
 from src.internals import epochs_so_far, is_attached
 from src.models.compiling import compile_blocks
+from src.models.config import load_config
 from src.models.float32_files import half_precision_directory, write_in_float32
-from src.models.loading import fit_embeddings, identify, load_config, load_model, load_tokenizer
+from src.models.loading import fit_embeddings, identify, load_model, load_tokenizer
 from src.models.lora import ParameterCount, add_lora, count_parameters
 from src.models.low_precision import check_adapter_config, check_request
 from src.models.speed_ups import speed_up

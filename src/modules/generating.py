@@ -12,9 +12,9 @@ from src.contracts import Batch
 from src.errors import ParleyError
 from src.metrics.answers import AnswerMetric
 from src.metrics.rouge import Rouge
+from src.models.config import is_encoder_only
 from src.models.generation import generate_text
 from src.models.generation_options import GenerationOptions, ModelOptions
-from src.models.loading import is_encoder_only
 from src.models.static_decoder import refuse_engine
 from src.modules.base import ModelModule
 

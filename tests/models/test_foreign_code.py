@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from src.cli import main
 from src.errors import ParleyError
-from src.models.loading import load_config, load_model, load_tokenizer
+from src.models.config import load_config
+from src.models.loading import load_model, load_tokenizer
 from src.rewards import ClassifierReward
 
 CODE = """

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, BertConfig, MT5Config, PreTrained
 from src.errors import ParleyError
 from src.models import sources
 from src.models.adapters import save_adapter
-from src.models.loading import is_encoder_decoder, load_config, load_model, load_tokenizer, model_from_config
+from src.models.config import is_encoder_decoder, load_config
+from src.models.loading import load_model, load_tokenizer, model_from_config
 from src.models.lora import add_lora
 from src.models.saving import save_model
 from src.models.tying import head_is_tied
