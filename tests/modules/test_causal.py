@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import (
     BloomConfig,
     GemmaConfig,
@@ -175,6 +175,22 @@ def test_an_architecture_that_cannot_pack_is_refused(configured, other, architec
     """OPT takes positions but looks across examples; BLOOM has none."""
     module = configured(other(architecture))
     with pytest.raises(ParleyError, match=f"type {architecture} does not keep packed examples apart; set .*packing"):
+        module.loss_sum(PackedCollator(2)(packed(rows(), 3)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "lora",
+    [
+        PromptTuningConfig(num_virtual_tokens=2),
+        PrefixTuningConfig(num_virtual_tokens=2),
+        LoraConfig(r=4, target_modules=["q_proj"], alora_invocation_tokens=[11, 12]),
+    ],
+)
+def test_an_adapter_that_sees_a_row_as_one_text_is_refused(configured, lora):
+    """aLoRA would act from the last place in a row on that its text is at, whichever example that belongs to."""
+    module = configured("llama", lora=lora)
+    with pytest.raises(ParleyError, match=r"type llama, with virtual tokens or aLoRA, does not keep packed examples"):
         module.loss_sum(PackedCollator(2)(packed(rows(), 3)))
 
 

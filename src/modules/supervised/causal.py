@@ -10,6 +10,7 @@ from torch import Tensor
 
 from src.contracts import IGNORE_INDEX, Batch
 from src.errors import ParleyError
+from src.models.adapter_checks import base_is_whole
 from src.models.tying import base_model
 from src.modules.supervised.base import SupervisedModule
 from src.parallel.gathering import gathered
@@ -51,15 +52,17 @@ class CausalLMModule(SupervisedModule):
         """Test once whether the model's attention keeps packed examples apart, which not every architecture does.
 
         Raises:
-            ParleyError: It takes no position ids, or attends across the border of examples.
+            ParleyError: It takes no position ids, attends across the border of examples, or has an adapter that PEFT
+                applies to a row as a whole.
         """
         if getattr(self, "_keeps_packed_apart", False):
             return
-        base = base_model(self.policy)
+        base, is_whole = base_model(self.policy), base_is_whole(self.policy)
         takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-        if not takes_positions or self._leak() > LEAK_TOLERATED:
+        if not is_whole or not takes_positions or self._leak() > LEAK_TOLERATED:
+            which = "" if is_whole else ", with virtual tokens or aLoRA,"
             raise ParleyError(
-                f"a model of type {base.config.model_type} does not keep packed examples apart; "
+                f"a model of type {base.config.model_type}{which} does not keep packed examples apart; "
                 "set data.init_args.packing: false."
             )
         self._keeps_packed_apart = True
