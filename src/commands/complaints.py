@@ -11,6 +11,7 @@ from src.commands.settings import RANGES, parameters_of
 from src.errors import ParleyError, nearest_to
 
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list", "tuple": "a list"}
+SECTIONS = ("model", "data", "trainer", "seed_everything", "ckpt_path")  # of a recipe
 _NOISE = (
     r"Does not validate|Subtypes:|Errors:|Parser key|Problem with given|Given value|"
     r"Expected a <class '(NoneType|list|tuple)'>"
@@ -110,9 +111,19 @@ def essence(message: str) -> str:
         said = _about_class(of_class[2], of_class[1])  # an optimiser or a schedule
     elif missing := re.search(r"callable class: the following arguments are required: (.+)", said):
         said = f"{missing[1]} must be given to it"
+    elif unknown := re.search(r"does not accept option '([^']+)'", said):
+        said = _about_key(unknown[1])
     elif "required" in said:
         said += "; give a recipe, such as -c configs/dialogsum_lora.yaml"
     return f"{name}: {said}" if name else said
+
+
+def _about_key(key: str) -> str:
+    """An error about a key that belongs to no class that a recipe names: the trainer's, or a section of the recipe."""
+    section, _, name = key.partition(".")
+    if section == "trainer" and name:
+        return f"the trainer has no setting {name}{nearest_to(name, parameters_of('lightning.pytorch.Trainer'))}"
+    return f"a recipe has no {key}{nearest_to(section, SECTIONS)}"
 
 
 def _about_class(class_path: str, said: str) -> str:

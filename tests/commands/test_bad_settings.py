@@ -134,6 +134,25 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(fit, setting, recipe, s
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("trainer: {max_epoch: 1}", "the trainer has no setting max_epoch; the nearest is max_epochs; `parley"),
+        ("sed_everything: 3", "a recipe has no sed_everything; the nearest is seed_everything; `parley"),
+        (
+            "modell: {init_args: {dropout: 0.1}}",
+            "a recipe has no modell.init_args.dropout; the nearest is model; `parley",
+        ),
+        ("colour: 3", "a recipe has no colour; `parley"),
+    ],
+)
+def test_a_misspelt_key_of_a_file_is_answered_with_the_nearest(fit, tmp_path, recipe, said):
+    (tmp_path / "typo.yaml").write_text(recipe)
+    status, line = fit({"config": tmp_path / "typo.yaml"})
+    assert status == 2
+    assert said in line
+
+
 @pytest.mark.parametrize("watcher", ["EarlyStopping", "Checkpoints", "ReduceLROnPlateau"])
 @pytest.mark.parametrize("monitor", ["train/loss", "train/los"])
 def test_a_metric_of_training_is_missed_after_a_step(fit, caplog, watcher, monitor):
